@@ -1,0 +1,14 @@
+/* bqcpu.h: what this CPU and operating system can run, asked once. */
+#ifndef BQCPU_H
+#define BQCPU_H
+
+enum
+{
+	BQ_CPU_AVX2 = 1,			/* AVX2 and POPCNT */
+	BQ_CPU_AVX512 = 2			/* F, BW, VL, DQ, VPOPCNTDQ */
+};
+
+/* Bit set of the instruction sets usable here. */
+extern int	bq_cpu_features(void);
+
+#endif							/* BQCPU_H */

@@ -1,0 +1,182 @@
+/* bqencode.c: float32 vectors -> packed codes, and back; float query against code. */
+#include <math.h>
+
+#include "bqencode.h"
+#include "bqkernel.h"
+
+/*
+ * The power of two nearest below 1/rms, as a float factor.  Multiplying by it is
+ * exact (but for coordinates so far below rms that no bit depends on them) and
+ * keeps the rotation away from overflow and denormals.
+ */
+static float
+unit_scale(double sum_squares, int dim)
+{
+	int			exponent;
+
+	(void) frexp(sqrt(sum_squares / dim), &exponent);
+	/* the smallest denormal has exponent -148: keep the factor a finite float */
+	return ldexpf(1.0f, exponent < -126 ? 126 : -exponent);
+}
+
+/* Norm of x, with the checks that every vector from outside must pass. */
+static BqStatus
+check_vector(const float *x, int dim, double *sum_squares, float *norm)
+{
+	double		length;
+
+	*sum_squares = bq_kernel->sum_squares(x, dim);
+	/* Squares of finite floats cannot overflow a double: this finds NaN and infinity. */
+	if (!isfinite(*sum_squares))
+		return BQ_NOT_FINITE;
+	length = sqrt(*sum_squares);
+	if (length > BQ_MAX_NORM)
+		return BQ_NORM_RANGE;
+	*norm = (float) length;
+	return BQ_OK;
+}
+
+BqStatus
+bq_encode(const float *x, int dim, BqCut cut, const BqRotation *rotation,
+		  float *scratch, uint8_t *planes, float *norm)
+{
+	double		sum_squares;
+	double		threshold;
+	BqStatus	status = check_vector(x, dim, &sum_squares, norm);
+
+	if (status != BQ_OK)
+		return status;
+	if (sum_squares == 0)
+	{
+		memset(planes, 0, bq_planes_nbytes(dim));
+		return BQ_OK;
+	}
+
+	/* The rotation keeps the length, so rms needs no second pass. */
+	threshold = BQ_THRESHOLD * sqrt(sum_squares / dim);
+	if (rotation != NULL)
+	{
+		float		factor = unit_scale(sum_squares, dim);
+
+		memcpy(scratch, x, (size_t) dim * sizeof(float));
+		bq_kernel->scale(scratch, dim, factor);
+		bq_rotate(rotation, scratch);
+		threshold *= factor;
+		x = scratch;
+	}
+	if (cut == BQ_CUT_MEAN)
+		threshold = bq_kernel->sum_absolute(x, dim) / dim;
+	bq_kernel->pack(x, dim, (float) threshold, planes);
+	return BQ_OK;
+}
+
+BqStatus
+bq_encode_rows(const float *x, size_t n, size_t stride, int dim, BqCut cut,
+			   const BqRotation *rotation, float *scratch,
+			   uint8_t *payloads, size_t *bad_row)
+{
+	BqHeader	header;
+
+	header.dim = (uint16_t) dim;
+	header.transform = (uint16_t) (rotation != NULL ? rotation->transform : 0);
+	for (size_t i = 0; i < n; i++)
+	{
+		uint8_t    *payload = payloads + i * bq_nbytes(dim);
+		BqStatus	status = bq_encode(x + i * stride, dim, cut, rotation, scratch,
+									   payload + BQ_HEADER_NBYTES, &header.norm);
+
+		if (status != BQ_OK)
+		{
+			*bad_row = i;
+			return status;
+		}
+		bq_write_header(payload, &header);
+	}
+	return BQ_OK;
+}
+
+double
+bq_decoded_norm(const uint8_t *planes, int dim)
+{
+	size_t		nbytes = bq_plane_nbytes(dim);
+	double		strong = bq_kernel->popcount(planes + nbytes, nbytes);
+
+	return sqrt((dim - strong) * (BQ_WEAK * BQ_WEAK) + strong * (BQ_STRONG * BQ_STRONG));
+}
+
+void
+bq_decode(const uint8_t *planes, int dim, float norm, const BqRotation *rotation, float *x)
+{
+	double		scale = norm / bq_decoded_norm(planes, dim);
+	float		value[BQ_LEVELS];
+
+	for (int level = 0; level < BQ_LEVELS; level++)
+		value[level] = (float) (scale * bq_level_value(level));
+	for (int i = 0; i < dim; i++)
+		x[i] = value[bq_get_level(planes, dim, i)];
+	if (rotation != NULL)
+		bq_unrotate(rotation, x);
+}
+
+BqStatus
+bq_prepare_query(const float *x, int dim, const BqRotation *rotation, float *q, float *norm)
+{
+	double		sum_squares;
+	float		factor;
+	BqStatus	status = check_vector(x, dim, &sum_squares, norm);
+
+	if (status != BQ_OK)
+		return status;
+	if (q != x)
+		memcpy(q, x, (size_t) dim * sizeof(float));
+	if (rotation == NULL || sum_squares == 0)
+		return BQ_OK;
+	factor = unit_scale(sum_squares, dim);
+	bq_kernel->scale(q, dim, factor);
+	bq_rotate(rotation, q);
+	bq_kernel->scale(q, dim, 1 / factor);
+	return BQ_OK;
+}
+
+/* Inner product of q with the unscaled level values, over their length. */
+static double
+project(const float *q, const uint8_t *planes, int dim)
+{
+	float		weak;
+	float		strong;
+
+	bq_kernel->dot(q, planes, dim, &weak, &strong);
+	return (BQ_WEAK * (double) weak + BQ_STRONG * (double) strong) /
+		bq_decoded_norm(planes, dim);
+}
+
+double
+bq_inner_product(const float *q, const uint8_t *planes, int dim, float norm)
+{
+	return norm == 0 ? 0 : norm * project(q, planes, dim);
+}
+
+double
+bq_cosine_distance(const float *q, float q_norm, const uint8_t *planes, int dim, float norm)
+{
+	double		cosine;
+
+	if (norm == 0 || q_norm == 0)
+		return 1;
+	cosine = project(q, planes, dim) / q_norm;
+	/* rounding may leave the interval by an ulp */
+	if (cosine > 1)
+		cosine = 1;
+	if (cosine < -1)
+		cosine = -1;
+	return 1 - cosine;
+}
+
+double
+bq_l2_distance(const float *q, float q_norm, const uint8_t *planes, int dim, float norm)
+{
+	double		squared = (double) q_norm * q_norm + (double) norm * norm -
+		2 * bq_inner_product(q, planes, dim, norm);
+
+	return squared > 0 ? sqrt(squared) : 0;
+}

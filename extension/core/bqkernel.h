@@ -1,0 +1,87 @@
+/*
+ * bqkernel.h: the inner loops, one table of them per instruction set.
+ *
+ * The portable kernel is the truth; every other one returns the same bits, for
+ * integers and floats alike.  Float sums have a fixed order so that a client and
+ * a server with different CPUs agree: term i goes to lane i % 16, each lane adds
+ * in order of i, and the lanes are then added pairwise (l and l + 8, + 4, + 2,
+ * + 1).  The core must be compiled with -ffp-contract=off.
+ *
+ * No kernel reads a byte outside the arrays it is given; none needs alignment.
+ */
+#ifndef BQKERNEL_H
+#define BQKERNEL_H
+
+#include "bqcode.h"
+
+#define BQ_LANES 16
+#define BQ_BLOCK 32				/* codes in one packed block, see bqlut.h */
+
+typedef struct BqKernel
+{
+	const char *name;			/* value of the setting bq.kernel */
+
+	/* Code against code; planes of nbytes bytes each, sign plane first. */
+	uint32_t	(*hamming) (const uint8_t *a, const uint8_t *b, size_t nbytes);
+	uint32_t	(*hamming_sign) (const uint8_t *a, const uint8_t *b, size_t nbytes);
+	uint32_t	(*hamming_quiver) (const uint8_t *a, const uint8_t *b, size_t nbytes);
+	/* Number of set bits in one plane. */
+	uint32_t	(*popcount) (const uint8_t *a, size_t nbytes);
+
+	/*
+	 * Sums of +q[i] (sign bit set) and -q[i] (clear), apart for weak and strong
+	 * dimensions: float32 lanes in the fixed order.
+	 */
+	void		(*dot) (const float *q, const uint8_t *planes, int dim,
+						float *weak, float *strong);
+
+	/* Sum of squares, and of absolute values, as double in the fixed order. */
+	double		(*sum_squares) (const float *x, int dim);
+	double		(*sum_absolute) (const float *x, int dim);
+
+	/* Write both planes of x: x > 0, |x| > threshold.  Padding bits are zeroed. */
+	void		(*pack) (const float *x, int dim, float threshold, uint8_t *planes);
+
+	/* The steps of the rotation, in place; see bqrotate.c. */
+	void		(*scale) (float *x, int n, float factor);
+	/* x[i] = -x[i] where bit i % 64 of flips[i / 64] is set */
+	void		(*flip) (float *x, int n, const uint64_t *flips);
+	/* Unnormalised fast Walsh-Hadamard transform; n a power of two. */
+	void		(*hadamard) (float *x, int n);
+	/* a, b = (a + b) / sqrt 2, (a - b) / sqrt 2, n elements each, not overlapping */
+	void		(*mix) (float *a, float *b, int n);
+
+	/*
+	 * One packed block against a table: out[c] = sum over rows j of
+	 * table[16 * j + nibble(j, c)].  Sums fit 16 bits by construction of the
+	 * table.  Layout: bqlut.h.
+	 */
+	void		(*lut_block) (const uint8_t *table, const uint8_t *block, int nrows,
+							  uint16_t out[BQ_BLOCK]);
+} BqKernel;
+
+extern const BqKernel bq_kernel_portable;
+#if 0 && (defined(__x86_64__) || defined(_M_X64))
+#define BQ_HAVE_X86 1
+extern const BqKernel bq_kernel_avx2;
+extern const BqKernel bq_kernel_avx512;
+#endif
+#if 0 && defined(__aarch64__)
+#define BQ_HAVE_NEON 1
+extern const BqKernel bq_kernel_neon;
+#endif
+
+/* The kernel in use; the best one this CPU can run until another is forced. */
+extern const BqKernel *bq_kernel;
+
+/*
+ * Choose by name ("auto", "portable", "avx2", "avx512", "neon").  Returns false
+ * and changes nothing if the name is unknown or the CPU cannot run it.
+ */
+extern bool bq_kernel_select(const char *name);
+
+/* Name of the i-th kernel compiled in, NULL past the end, and whether this CPU runs it. */
+extern const char *bq_kernel_name(int i);
+extern bool bq_kernel_available(const char *name);
+
+#endif							/* BQKERNEL_H */

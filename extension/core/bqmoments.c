@@ -1,0 +1,62 @@
+/* bqmoments.c: per-coordinate statistics, by Welford's update and Chan's merge. */
+#include "bqmoments.h"
+
+void
+bq_moments_add(int64_t *count, double *values, int dim, const float *x, const float *f)
+{
+	double	   *mean = values + (size_t) BQ_MOMENT_MEAN * dim;
+	double	   *m2 = values + (size_t) BQ_MOMENT_M2 * dim;
+	double	   *code_mean = values + (size_t) BQ_MOMENT_CODE_MEAN * dim;
+	double	   *code_m2 = values + (size_t) BQ_MOMENT_CODE_M2 * dim;
+	double	   *comoment = values + (size_t) BQ_MOMENT_COMOMENT * dim;
+	double	   *positive = values + (size_t) BQ_MOMENT_POSITIVE * dim;
+	double		weight;
+
+	*count += 1;
+	weight = 1.0 / (double) *count;
+	for (int j = 0; j < dim; j++)
+	{
+		double		dx = x[j] - mean[j];
+		double		df = f[j] - code_mean[j];
+
+		mean[j] += dx * weight;
+		code_mean[j] += df * weight;
+		m2[j] += dx * (x[j] - mean[j]);
+		code_m2[j] += df * (f[j] - code_mean[j]);
+		comoment[j] += dx * (f[j] - code_mean[j]);
+		positive[j] += x[j] > 0;
+	}
+}
+
+/* Chan, Golub, LeVeque, "Updating formulae ...", 1979, eq. (2.1), and the same for the comoment. */
+void
+bq_moments_merge(int64_t *count, double *values, int dim, int64_t other_count, const double *other)
+{
+	double		total = (double) *count + (double) other_count;
+	double		share;
+	double		weight;
+
+	if (other_count == 0)
+		return;
+	share = (double) other_count / total;
+	weight = (double) *count * share;
+	for (int j = 0; j < dim; j++)
+	{
+		size_t		mean = (size_t) BQ_MOMENT_MEAN * dim + j;
+		size_t		m2 = (size_t) BQ_MOMENT_M2 * dim + j;
+		size_t		code_mean = (size_t) BQ_MOMENT_CODE_MEAN * dim + j;
+		size_t		code_m2 = (size_t) BQ_MOMENT_CODE_M2 * dim + j;
+		size_t		comoment = (size_t) BQ_MOMENT_COMOMENT * dim + j;
+		size_t		positive = (size_t) BQ_MOMENT_POSITIVE * dim + j;
+		double		dx = other[mean] - values[mean];
+		double		df = other[code_mean] - values[code_mean];
+
+		values[mean] += dx * share;
+		values[code_mean] += df * share;
+		values[m2] += other[m2] + dx * dx * weight;
+		values[code_m2] += other[code_m2] + df * df * weight;
+		values[comoment] += other[comoment] + dx * df * weight;
+		values[positive] += other[positive];
+	}
+	*count += other_count;
+}
