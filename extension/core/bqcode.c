@@ -22,6 +22,10 @@ bq_status_message(BqStatus status)
 			return "NaN and infinite values are not allowed";
 		case BQ_NORM_RANGE:
 			return "norm of the vector must not exceed 2.65e36";
+		case BQ_MIXED_DIM:
+			return "dimensions of the code differ from those before it";
+		case BQ_MIXED_TRANSFORM:
+			return "transform of the code differs from those before it";
 	}
 	return "unknown error";
 }

@@ -130,7 +130,9 @@ typedef enum BqStatus
 	BQ_BAD_PADDING,				/* bits beyond dim are set */
 	BQ_BAD_ZERO,				/* norm 0 but bits set */
 	BQ_NOT_FINITE,				/* NaN or infinity in a vector */
-	BQ_NORM_RANGE				/* norm of a vector above BQ_MAX_NORM */
+	BQ_NORM_RANGE,				/* norm of a vector above BQ_MAX_NORM */
+	BQ_MIXED_DIM,				/* codes of different dim in one array */
+	BQ_MIXED_TRANSFORM			/* codes of different transforms in one array */
 } BqStatus;
 
 typedef struct BqHeader
