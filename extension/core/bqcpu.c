@@ -1,7 +1,7 @@
 /* bqcpu.c: what this CPU and operating system can run. */
 #include "bqcpu.h"
 
-#if defined(__x86_64__) || defined(_M_X64)
+#ifdef __x86_64__
 #include <cpuid.h>
 #include <stdint.h>
 
@@ -45,6 +45,8 @@ ask_cpu(void)
 		(b & (1u << 17)) &&		/* AVX512DQ */
 		(b & (1u << 30)) &&		/* AVX512BW */
 		(b & (1u << 31)) &&		/* AVX512VL */
+		(c & (1u << 1)) &&		/* AVX512_VBMI */
+		(c & (1u << 11)) &&		/* AVX512_VNNI */
 		(c & (1u << 14)))		/* AVX512_VPOPCNTDQ */
 		features |= BQ_CPU_AVX512;
 	return features;

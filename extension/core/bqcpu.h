@@ -5,7 +5,7 @@
 enum
 {
 	BQ_CPU_AVX2 = 1,			/* AVX2 and POPCNT */
-	BQ_CPU_AVX512 = 2			/* F, BW, VL, DQ, VPOPCNTDQ */
+	BQ_CPU_AVX512 = 2			/* F, BW, VL, DQ, VBMI, VNNI, VPOPCNTDQ: Ice Lake, Zen 4 */
 };
 
 /* Bit set of the instruction sets usable here. */

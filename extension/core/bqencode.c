@@ -58,8 +58,7 @@ bq_encode(const float *x, int dim, BqCut cut, const BqRotation *rotation,
 	{
 		float		factor = unit_scale(sum_squares, dim);
 
-		memcpy(scratch, x, (size_t) dim * sizeof(float));
-		bq_kernel->scale(scratch, dim, factor);
+		bq_kernel->scale(scratch, x, dim, factor);
 		bq_rotate(rotation, scratch);
 		threshold *= factor;
 		x = scratch;
@@ -108,12 +107,8 @@ void
 bq_decode(const uint8_t *planes, int dim, float norm, const BqRotation *rotation, float *x)
 {
 	double		scale = norm / bq_decoded_norm(planes, dim);
-	float		value[BQ_LEVELS];
 
-	for (int level = 0; level < BQ_LEVELS; level++)
-		value[level] = (float) (scale * bq_level_value(level));
-	for (int i = 0; i < dim; i++)
-		x[i] = value[bq_get_level(planes, dim, i)];
+	bq_kernel->unpack(planes, dim, (float) (scale * BQ_WEAK), (float) (scale * BQ_STRONG), x);
 	if (rotation != NULL)
 		bq_unrotate(rotation, x);
 }
@@ -127,14 +122,16 @@ bq_prepare_query(const float *x, int dim, const BqRotation *rotation, float *q, 
 
 	if (status != BQ_OK)
 		return status;
-	if (q != x)
-		memcpy(q, x, (size_t) dim * sizeof(float));
 	if (rotation == NULL || sum_squares == 0)
+	{
+		if (q != x)
+			memcpy(q, x, (size_t) dim * sizeof(float));
 		return BQ_OK;
+	}
 	factor = unit_scale(sum_squares, dim);
-	bq_kernel->scale(q, dim, factor);
+	bq_kernel->scale(q, x, dim, factor);
 	bq_rotate(rotation, q);
-	bq_kernel->scale(q, dim, 1 / factor);
+	bq_kernel->scale(q, q, dim, 1 / factor);
 	return BQ_OK;
 }
 

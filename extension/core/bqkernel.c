@@ -27,6 +27,7 @@ runs_here(const BqKernel *kernel)
 	if (kernel == &bq_kernel_avx2)
 		return (bq_cpu_features() & BQ_CPU_AVX2) != 0;
 #endif
+	(void) kernel;
 	return true;				/* portable; NEON is part of the ARM64 base */
 }
 

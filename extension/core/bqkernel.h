@@ -17,6 +17,9 @@
 #define BQ_LANES 16
 #define BQ_BLOCK 32				/* codes in one packed block, see bqlut.h */
 
+/* Words of a string of n flips, with one to spare for kernels that read 32 bits at any byte. */
+#define BQ_FLIP_WORDS(n) (((n) + 63) / 64 + 1)
+
 typedef struct BqKernel
 {
 	const char *name;			/* value of the setting bq.kernel */
@@ -41,13 +44,24 @@ typedef struct BqKernel
 
 	/* Write both planes of x: x > 0, |x| > threshold.  Padding bits are zeroed. */
 	void		(*pack) (const float *x, int dim, float threshold, uint8_t *planes);
+	/* The other way: x[i] = +-weak or +-strong by the two bits of dimension i. */
+	void		(*unpack) (const uint8_t *planes, int dim, float weak, float strong, float *x);
 
-	/* The steps of the rotation, in place; see bqrotate.c. */
-	void		(*scale) (float *x, int n, float factor);
-	/* x[i] = -x[i] where bit i % 64 of flips[i / 64] is set */
-	void		(*flip) (float *x, int n, const uint64_t *flips);
-	/* Unnormalised fast Walsh-Hadamard transform; n a power of two. */
-	void		(*hadamard) (float *x, int n);
+	/* y = x * factor, n elements; y may be x. */
+	void		(*scale) (float *y, const float *x, int n, float factor);
+
+	/*
+	 * The steps of the rotation, in place; see bqrotate.c.  Flips are a string of
+	 * bits, bit i being bit i % 64 of flips[i / 64]; element i of x belongs to bit
+	 * first + i and is negated where that is set.  One word past the last bit used
+	 * must be readable (BQ_FLIP_WORDS).
+	 */
+	void		(*flip) (float *x, int n, const uint64_t *flips, int first);
+	/*
+	 * Flip (unless flips is NULL), fast Walsh-Hadamard transform with steps 1, 2,
+	 * 4, ... in this order, then times factor.  n is a power of two.
+	 */
+	void		(*hadamard) (float *x, int n, const uint64_t *flips, int first, float factor);
 	/* a, b = (a + b) / sqrt 2, (a - b) / sqrt 2, n elements each, not overlapping */
 	void		(*mix) (float *a, float *b, int n);
 
@@ -61,7 +75,7 @@ typedef struct BqKernel
 } BqKernel;
 
 extern const BqKernel bq_kernel_portable;
-#if 0 && (defined(__x86_64__) || defined(_M_X64))
+#ifdef __x86_64__
 #define BQ_HAVE_X86 1
 extern const BqKernel bq_kernel_avx2;
 extern const BqKernel bq_kernel_avx512;

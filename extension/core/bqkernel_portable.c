@@ -22,6 +22,11 @@ count_bits(uint64_t x)
 	return (uint32_t) ((x * UINT64_C(0x0101010101010101)) >> 56);
 }
 
+/*
+ * The sum of level differences.  In binary, a difference of 0 to 3 has the low bit
+ * sa ^ ma ^ sb ^ mb (level & 1 is ~(s ^ m), see bqcode.h) and the high bit
+ * (sa ^ sb) & (ma | mb): signs differ, and not both are weak.
+ */
 static uint32_t
 bq_hamming_portable(const uint8_t *a, const uint8_t *b, size_t nbytes)
 {
@@ -29,14 +34,11 @@ bq_hamming_portable(const uint8_t *a, const uint8_t *b, size_t nbytes)
 
 	for (size_t i = 0; i < nbytes; i += 8)
 	{
-		uint64_t	sa = load_word(a + i, nbytes - i);
+		uint64_t	differ = load_word(a + i, nbytes - i) ^ load_word(b + i, nbytes - i);
 		uint64_t	ma = load_word(a + nbytes + i, nbytes - i);
-		uint64_t	sb = load_word(b + i, nbytes - i);
 		uint64_t	mb = load_word(b + nbytes + i, nbytes - i);
 
-		distance += count_bits((sa | ~ma) ^ (sb | ~mb)) +
-			count_bits(sa ^ sb) +
-			count_bits((sa & ma) ^ (sb & mb));
+		distance += count_bits(differ ^ ma ^ mb) + 2 * count_bits(differ & (ma | mb));
 	}
 	return distance;
 }
@@ -148,23 +150,40 @@ bq_pack_portable(const float *x, int dim, float threshold, uint8_t *planes)
 }
 
 static void
-bq_scale_portable(float *x, int n, float factor)
+bq_unpack_portable(const uint8_t *planes, int dim, float weak, float strong, float *x)
 {
-	for (int i = 0; i < n; i++)
-		x[i] *= factor;
+	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
+	const float value[4] = {-weak, weak, -strong, strong};
+
+	for (int i = 0; i < dim; i++)
+	{
+		int			s = (planes[i / 8] >> (i % 8)) & 1;
+		int			m = (magnitude[i / 8] >> (i % 8)) & 1;
+
+		x[i] = value[s + 2 * m];
+	}
 }
 
 static void
-bq_flip_portable(float *x, int n, const uint64_t *flips)
+bq_scale_portable(float *y, const float *x, int n, float factor)
 {
 	for (int i = 0; i < n; i++)
-		if ((flips[i / 64] >> (i % 64)) & 1)
+		y[i] = x[i] * factor;
+}
+
+static void
+bq_flip_portable(float *x, int n, const uint64_t *flips, int first)
+{
+	for (int i = 0; i < n; i++)
+		if ((flips[(first + i) / 64] >> ((first + i) % 64)) & 1)
 			x[i] = -x[i];
 }
 
 static void
-bq_hadamard_portable(float *x, int n)
+bq_hadamard_portable(float *x, int n, const uint64_t *flips, int first, float factor)
 {
+	if (flips != NULL)
+		bq_flip_portable(x, n, flips, first);
 	for (int h = 1; h < n; h *= 2)
 	{
 		for (int i = 0; i < n; i += 2 * h)
@@ -179,6 +198,7 @@ bq_hadamard_portable(float *x, int n)
 			}
 		}
 	}
+	bq_scale_portable(x, x, n, factor);
 }
 
 static void
@@ -220,6 +240,7 @@ const BqKernel bq_kernel_portable = {
 	.sum_squares = bq_sum_squares_portable,
 	.sum_absolute = bq_sum_absolute_portable,
 	.pack = bq_pack_portable,
+	.unpack = bq_unpack_portable,
 	.scale = bq_scale_portable,
 	.flip = bq_flip_portable,
 	.hadamard = bq_hadamard_portable,

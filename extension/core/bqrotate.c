@@ -51,23 +51,44 @@ largest_power_of_two(int dim)
 	return n;
 }
 
+/* The layout of one round. */
+typedef struct Round
+{
+	int			n;				/* length of the transformed block */
+	int			block;			/* its first element */
+	int			rest;			/* first element of what is outside it */
+	float		factor;			/* 1 / sqrt n */
+} Round;
+
+static Round
+get_round(int dim, int round)
+{
+	Round		r;
+
+	r.n = largest_power_of_two(dim);
+	r.block = round % 2 == 0 ? 0 : dim - r.n;
+	r.rest = round % 2 == 0 ? r.n : 0;
+	r.factor = (float) (1.0 / sqrt((double) r.n));
+	return r;
+}
+
 void
 bq_rotate(const BqRotation *rotation, float *x)
 {
 	int			dim = rotation->dim;
-	int			n = largest_power_of_two(dim);
 	int			half = dim / 2;
-	float		factor = (float) (1.0 / sqrt((double) n));
 
 	for (int round = 0; round < BQ_ROTATION_ROUNDS; round++)
 	{
-		float	   *block = round % 2 == 0 ? x : x + dim - n;
+		Round		r = get_round(dim, round);
+		const uint64_t *flips = rotation->flips[round];
 
-		bq_kernel->flip(x, dim, rotation->flips[round]);
-		bq_kernel->hadamard(block, n);
-		bq_kernel->scale(block, n, factor);
-		if (n != dim)
+		bq_kernel->hadamard(x + r.block, r.n, flips, r.block, r.factor);
+		if (r.n != dim)
+		{
+			bq_kernel->flip(x + r.rest, dim - r.n, flips, r.rest);
 			bq_kernel->mix(x, x + dim - half, half);
+		}
 	}
 }
 
@@ -76,18 +97,15 @@ void
 bq_unrotate(const BqRotation *rotation, float *x)
 {
 	int			dim = rotation->dim;
-	int			n = largest_power_of_two(dim);
 	int			half = dim / 2;
-	float		factor = (float) (1.0 / sqrt((double) n));
 
 	for (int round = BQ_ROTATION_ROUNDS - 1; round >= 0; round--)
 	{
-		float	   *block = round % 2 == 0 ? x : x + dim - n;
+		Round		r = get_round(dim, round);
 
-		if (n != dim)
+		if (r.n != dim)
 			bq_kernel->mix(x, x + dim - half, half);
-		bq_kernel->hadamard(block, n);
-		bq_kernel->scale(block, n, factor);
-		bq_kernel->flip(x, dim, rotation->flips[round]);
+		bq_kernel->hadamard(x + r.block, r.n, NULL, 0, r.factor);
+		bq_kernel->flip(x, dim, rotation->flips[round], 0);
 	}
 }

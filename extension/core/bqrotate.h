@@ -2,7 +2,7 @@
 #ifndef BQROTATE_H
 #define BQROTATE_H
 
-#include "bqcode.h"
+#include "bqkernel.h"
 
 #define BQ_ROTATION_ROUNDS 4
 
@@ -14,7 +14,7 @@ typedef struct BqRotation
 {
 	int			dim;
 	int			transform;		/* 1 to BQ_MAX_TRANSFORM */
-	uint64_t	flips[BQ_ROTATION_ROUNDS][(BQ_MAX_DIM + 63) / 64];
+	uint64_t	flips[BQ_ROTATION_ROUNDS][BQ_FLIP_WORDS(BQ_MAX_DIM)];
 } BqRotation;
 
 extern void bq_rotation_init(BqRotation *rotation, int dim, int transform);

@@ -1,0 +1,592 @@
+/* bqkernel_avx2.c: the kernels for x86-64 with AVX2 and POPCNT. */
+#include "bqkernel.h"
+
+#ifdef BQ_HAVE_X86
+#include <immintrin.h>
+
+#define AVX2 __attribute__((target("avx2,popcnt")))
+#define INLINE static inline __attribute__((always_inline)) AVX2
+
+/* Loops over arrays of registers must be unrolled for the registers to be such. */
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+INLINE __m256i
+load(const void *p)
+{
+	return _mm256_loadu_si256((const __m256i *) p);
+}
+
+INLINE uint64_t
+load_word(const uint8_t *p, size_t nbytes)
+{
+	uint64_t	word = 0;
+
+	memcpy(&word, p, nbytes < 8 ? nbytes : 8);
+	return word;
+}
+
+/*
+ * Bits set in each byte, by a table of nibbles (Mula, Kurz, Lemire, "Faster
+ * population counts using AVX2 instructions", Computer Journal 61, 2018, section 4).
+ */
+INLINE __m256i
+count_bytes(__m256i v)
+{
+	const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
+										   0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+	const __m256i nibble = _mm256_set1_epi8(15);
+	__m256i		low = _mm256_and_si256(v, nibble);
+	__m256i		high = _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble);
+
+	return _mm256_add_epi8(_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(table, high));
+}
+
+/* Add bytes to a sum of four 64-bit lanes. */
+INLINE __m256i
+add_bytes(__m256i sum, __m256i bytes)
+{
+	return _mm256_add_epi64(sum, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
+}
+
+INLINE uint32_t
+sum_words(__m256i v)
+{
+	__m128i		half = _mm_add_epi64(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+
+	return (uint32_t) (_mm_cvtsi128_si64(half) + _mm_extract_epi64(half, 1));
+}
+
+INLINE uint32_t
+count_bits(uint64_t word)
+{
+	return (uint32_t) _mm_popcnt_u64(word);
+}
+
+static AVX2 uint32_t
+bq_hamming_avx2(const uint8_t *a, const uint8_t *b, size_t nbytes)
+{
+	__m256i		sum = _mm256_setzero_si256();
+	uint32_t	distance = 0;
+	size_t		i = 0;
+
+	for (; i + 32 <= nbytes; i += 32)
+	{
+		__m256i		differ = _mm256_xor_si256(load(a + i), load(b + i));
+		__m256i		ma = load(a + nbytes + i);
+		__m256i		mb = load(b + nbytes + i);
+		__m256i		low = _mm256_xor_si256(differ, _mm256_xor_si256(ma, mb));
+		__m256i		high = _mm256_and_si256(differ, _mm256_or_si256(ma, mb));
+		__m256i		twice = count_bytes(high);
+
+		twice = _mm256_add_epi8(twice, twice);
+		sum = add_bytes(sum, _mm256_add_epi8(count_bytes(low), twice));
+	}
+	for (; i < nbytes; i += 8)
+	{
+		uint64_t	differ = load_word(a + i, nbytes - i) ^ load_word(b + i, nbytes - i);
+		uint64_t	ma = load_word(a + nbytes + i, nbytes - i);
+		uint64_t	mb = load_word(b + nbytes + i, nbytes - i);
+
+		distance += count_bits(differ ^ ma ^ mb) + 2 * count_bits(differ & (ma | mb));
+	}
+	return distance + sum_words(sum);
+}
+
+static AVX2 uint32_t
+bq_hamming_sign_avx2(const uint8_t *a, const uint8_t *b, size_t nbytes)
+{
+	__m256i		sum = _mm256_setzero_si256();
+	uint32_t	distance = 0;
+	size_t		i = 0;
+
+	for (; i + 32 <= nbytes; i += 32)
+		sum = add_bytes(sum, count_bytes(_mm256_xor_si256(load(a + i), load(b + i))));
+	for (; i < nbytes; i += 8)
+		distance += count_bits(load_word(a + i, nbytes - i) ^ load_word(b + i, nbytes - i));
+	return distance + sum_words(sum);
+}
+
+static AVX2 uint32_t
+bq_hamming_quiver_avx2(const uint8_t *a, const uint8_t *b, size_t nbytes)
+{
+	__m256i		sum = _mm256_setzero_si256();
+	uint32_t	distance = 0;
+	size_t		i = 0;
+
+	/* 1, 2, 4 = 1 + [one is strong] + 2 [both are] */
+	for (; i + 32 <= nbytes; i += 32)
+	{
+		__m256i		differ = _mm256_xor_si256(load(a + i), load(b + i));
+		__m256i		ma = load(a + nbytes + i);
+		__m256i		mb = load(b + nbytes + i);
+		__m256i		one = _mm256_and_si256(differ, _mm256_or_si256(ma, mb));
+		__m256i		both = _mm256_and_si256(differ, _mm256_and_si256(ma, mb));
+		__m256i		twice = count_bytes(both);
+
+		twice = _mm256_add_epi8(twice, twice);
+		sum = add_bytes(sum, _mm256_add_epi8(_mm256_add_epi8(count_bytes(differ),
+															 count_bytes(one)), twice));
+	}
+	for (; i < nbytes; i += 8)
+	{
+		uint64_t	differ = load_word(a + i, nbytes - i) ^ load_word(b + i, nbytes - i);
+		uint64_t	ma = load_word(a + nbytes + i, nbytes - i);
+		uint64_t	mb = load_word(b + nbytes + i, nbytes - i);
+
+		distance += count_bits(differ) + count_bits(differ & (ma | mb)) +
+			2 * count_bits(differ & ma & mb);
+	}
+	return distance + sum_words(sum);
+}
+
+static AVX2 uint32_t
+bq_popcount_avx2(const uint8_t *a, size_t nbytes)
+{
+	uint32_t	count = 0;
+
+	/* POPCNT alone: one load per word leaves the shuffles nothing to win */
+	for (size_t i = 0; i < nbytes; i += 8)
+		count += count_bits(load_word(a + i, nbytes - i));
+	return count;
+}
+
+/* Bit k of `bits` spread to lane k: all ones where set. */
+INLINE __m256i
+spread_bits(uint8_t bits)
+{
+	const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+
+	return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits), lane), lane);
+}
+
+/* Sum of 8 lanes in the fixed order: l and l + 4, + 2, + 1. */
+INLINE float
+add_floats(__m256 v)
+{
+	__m128		four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+	__m128		two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+
+	return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* Eight terms of bq_dot, for the lanes that hold them. */
+INLINE void
+add_terms(__m256 q, uint8_t sign, uint8_t magnitude, __m256 *weak, __m256 *strong)
+{
+	const __m256 minus = _mm256_set1_ps(-0.0f);
+	__m256		s = _mm256_castsi256_ps(spread_bits(sign));
+	__m256		m = _mm256_castsi256_ps(spread_bits(magnitude));
+	__m256		term = _mm256_xor_ps(q, _mm256_andnot_ps(s, minus));
+
+	/* adding +0 where a term belongs to the other sum changes no lane: none is ever -0 */
+	*weak = _mm256_add_ps(*weak, _mm256_andnot_ps(m, term));
+	*strong = _mm256_add_ps(*strong, _mm256_and_ps(m, term));
+}
+
+static AVX2 void
+bq_dot_avx2(const float *q, const uint8_t *planes, int dim, float *weak, float *strong)
+{
+	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
+	__m256		w[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+	__m256		s[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+	int			i = 0;
+
+	for (; i + 16 <= dim; i += 16)
+	{
+		add_terms(_mm256_loadu_ps(q + i), planes[i / 8], magnitude[i / 8], &w[0], &s[0]);
+		add_terms(_mm256_loadu_ps(q + i + 8), planes[i / 8 + 1], magnitude[i / 8 + 1],
+				  &w[1], &s[1]);
+	}
+	if (i < dim)
+	{
+		float		tail[16] = {0};
+
+		memcpy(tail, q + i, (size_t) (dim - i) * sizeof(float));
+		add_terms(_mm256_loadu_ps(tail), planes[i / 8], magnitude[i / 8], &w[0], &s[0]);
+		if (i + 8 < dim)
+			add_terms(_mm256_loadu_ps(tail + 8), planes[i / 8 + 1], magnitude[i / 8 + 1],
+					  &w[1], &s[1]);
+	}
+	*weak = add_floats(_mm256_add_ps(w[0], w[1]));
+	*strong = add_floats(_mm256_add_ps(s[0], s[1]));
+}
+
+/* Sum of 16 double lanes in the fixed order. */
+INLINE double
+add_doubles(const __m256d lanes[4])
+{
+	__m256d		four = _mm256_add_pd(_mm256_add_pd(lanes[0], lanes[2]),
+									 _mm256_add_pd(lanes[1], lanes[3]));
+	__m128d		two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+
+	return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
+INLINE void
+add_squares(const float *x, __m256d lanes[4])
+{
+	UNROLL
+	for (int k = 0; k < 4; k++)
+	{
+		__m256d		v = _mm256_cvtps_pd(_mm_loadu_ps(x + 4 * k));
+
+		lanes[k] = _mm256_add_pd(lanes[k], _mm256_mul_pd(v, v));
+	}
+}
+
+INLINE void
+add_absolutes(const float *x, __m256d lanes[4])
+{
+	const __m128 minus = _mm_set1_ps(-0.0f);
+
+	UNROLL
+	for (int k = 0; k < 4; k++)
+		lanes[k] = _mm256_add_pd(lanes[k],
+								 _mm256_cvtps_pd(_mm_andnot_ps(minus, _mm_loadu_ps(x + 4 * k))));
+}
+
+static AVX2 double
+bq_sum_squares_avx2(const float *x, int dim)
+{
+	__m256d		lanes[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(),
+		_mm256_setzero_pd(), _mm256_setzero_pd()};
+	float		tail[16] = {0};
+	int			i = 0;
+
+	for (; i + 16 <= dim; i += 16)
+		add_squares(x + i, lanes);
+	if (i < dim)
+	{
+		memcpy(tail, x + i, (size_t) (dim - i) * sizeof(float));
+		add_squares(tail, lanes);
+	}
+	return add_doubles(lanes);
+}
+
+static AVX2 double
+bq_sum_absolute_avx2(const float *x, int dim)
+{
+	__m256d		lanes[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(),
+		_mm256_setzero_pd(), _mm256_setzero_pd()};
+	float		tail[16] = {0};
+	int			i = 0;
+
+	for (; i + 16 <= dim; i += 16)
+		add_absolutes(x + i, lanes);
+	if (i < dim)
+	{
+		memcpy(tail, x + i, (size_t) (dim - i) * sizeof(float));
+		add_absolutes(tail, lanes);
+	}
+	return add_doubles(lanes);
+}
+
+/* Both bits of eight dimensions. */
+INLINE void
+pack_byte(__m256 v, __m256 threshold, uint8_t *sign, uint8_t *magnitude)
+{
+	__m256		size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
+
+	*sign = (uint8_t) _mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GT_OQ));
+	*magnitude = (uint8_t) _mm256_movemask_ps(_mm256_cmp_ps(size, threshold, _CMP_GT_OQ));
+}
+
+static AVX2 void
+bq_pack_avx2(const float *x, int dim, float threshold, uint8_t *planes)
+{
+	uint8_t    *magnitude = planes + bq_plane_nbytes(dim);
+	__m256		cut = _mm256_set1_ps(threshold);
+	int			i = 0;
+
+	for (; i + 8 <= dim; i += 8)
+		pack_byte(_mm256_loadu_ps(x + i), cut, planes + i / 8, magnitude + i / 8);
+	if (i < dim)
+	{
+		/* zeros give zero bits: |0| exceeds no threshold */
+		float		tail[8] = {0};
+
+		memcpy(tail, x + i, (size_t) (dim - i) * sizeof(float));
+		pack_byte(_mm256_loadu_ps(tail), cut, planes + i / 8, magnitude + i / 8);
+	}
+}
+
+INLINE __m256
+unpack_byte(uint8_t sign, uint8_t magnitude, __m256 weak, __m256 strong)
+{
+	__m256		s = _mm256_castsi256_ps(spread_bits(sign));
+	__m256		m = _mm256_castsi256_ps(spread_bits(magnitude));
+
+	return _mm256_xor_ps(_mm256_blendv_ps(weak, strong, m),
+						 _mm256_andnot_ps(s, _mm256_set1_ps(-0.0f)));
+}
+
+static AVX2 void
+bq_unpack_avx2(const uint8_t *planes, int dim, float weak, float strong, float *x)
+{
+	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
+	__m256		w = _mm256_set1_ps(weak);
+	__m256		s = _mm256_set1_ps(strong);
+	int			i = 0;
+
+	for (; i + 8 <= dim; i += 8)
+		_mm256_storeu_ps(x + i, unpack_byte(planes[i / 8], magnitude[i / 8], w, s));
+	if (i < dim)
+	{
+		float		tail[8];
+
+		_mm256_storeu_ps(tail, unpack_byte(planes[i / 8], magnitude[i / 8], w, s));
+		memcpy(x + i, tail, (size_t) (dim - i) * sizeof(float));
+	}
+}
+
+static AVX2 void
+bq_scale_avx2(float *y, const float *x, int n, float factor)
+{
+	__m256		f = _mm256_set1_ps(factor);
+	int			i = 0;
+
+	for (; i + 8 <= n; i += 8)
+		_mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), f));
+	bq_kernel_portable.scale(y + i, x + i, n - i, factor);
+}
+
+/* Sign bits of the eight elements whose flips start at bit i. */
+INLINE __m256
+load_flips(const uint64_t *flips, int i)
+{
+	const __m256i shift = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+	uint16_t	bits;
+	__m256i		lanes;
+
+	memcpy(&bits, (const uint8_t *) flips + i / 8, sizeof(bits));
+	lanes = _mm256_sllv_epi32(_mm256_set1_epi32(bits >> (i % 8)), shift);
+	return _mm256_and_ps(_mm256_castsi256_ps(lanes), _mm256_set1_ps(-0.0f));
+}
+
+static AVX2 void
+bq_flip_avx2(float *x, int n, const uint64_t *flips, int first)
+{
+	int			i = 0;
+
+	for (; i + 8 <= n; i += 8)
+		_mm256_storeu_ps(x + i, _mm256_xor_ps(_mm256_loadu_ps(x + i),
+											  load_flips(flips, first + i)));
+	bq_kernel_portable.flip(x + i, n - i, flips, first + i);
+}
+
+/* Three steps of the transform inside a register: s + v or s - v, s being v with halves swapped. */
+INLINE __m256
+transform_register(__m256 v)
+{
+	const __m256 odd = _mm256_setr_ps(0, -0.0f, 0, -0.0f, 0, -0.0f, 0, -0.0f);
+	const __m256 upper = _mm256_setr_ps(0, 0, -0.0f, -0.0f, 0, 0, -0.0f, -0.0f);
+	const __m256 half = _mm256_setr_ps(0, 0, 0, 0, -0.0f, -0.0f, -0.0f, -0.0f);
+
+	v = _mm256_add_ps(_mm256_permute_ps(v, 0xb1), _mm256_xor_ps(v, odd));
+	v = _mm256_add_ps(_mm256_permute_ps(v, 0x4e), _mm256_xor_ps(v, upper));
+	return _mm256_add_ps(_mm256_permute2f128_ps(v, v, 1), _mm256_xor_ps(v, half));
+}
+
+/* Steps between registers, r[k] and r[k + step]; `count` must be a constant. */
+INLINE void
+transform_across(__m256 r[8], const int count)
+{
+	UNROLL
+	for (int step = 1; step < count; step *= 2)
+	{
+		UNROLL
+		for (int k = 0; k < count; k++)
+		{
+			if ((k & step) == 0)
+			{
+				__m256		a = r[k];
+				__m256		b = r[k + step];
+
+				r[k] = _mm256_add_ps(a, b);
+				r[k + step] = _mm256_sub_ps(a, b);
+			}
+		}
+	}
+}
+
+/* All steps of 8 * count elements, kept in registers. */
+INLINE void
+transform_block(float *x, const int count, const uint64_t *flips, int first, __m256 factor)
+{
+	__m256		r[8];
+
+	UNROLL
+	for (int k = 0; k < count; k++)
+	{
+		r[k] = _mm256_loadu_ps(x + 8 * k);
+		if (flips != NULL)
+			r[k] = _mm256_xor_ps(r[k], load_flips(flips, first + 8 * k));
+		r[k] = transform_register(r[k]);
+	}
+	transform_across(r, count);
+	UNROLL
+	for (int k = 0; k < count; k++)
+		_mm256_storeu_ps(x + 8 * k, _mm256_mul_ps(r[k], factor));
+}
+
+/* The steps h, 2h, ... below h * count, in one pass over memory. */
+INLINE void
+transform_pass(float *x, int n, int h, const int count, __m256 factor)
+{
+	for (int i = 0; i < n; i += count * h)
+	{
+		for (int j = i; j < i + h; j += 8)
+		{
+			__m256		r[8];
+
+			UNROLL
+			for (int k = 0; k < count; k++)
+				r[k] = _mm256_loadu_ps(x + j + k * h);
+			transform_across(r, count);
+			UNROLL
+			for (int k = 0; k < count; k++)
+				_mm256_storeu_ps(x + j + k * h, _mm256_mul_ps(r[k], factor));
+		}
+	}
+}
+
+/* factor is 1 in all passes but the last: a product with 1 is exact. */
+static AVX2 void
+bq_hadamard_avx2(float *x, int n, const uint64_t *flips, int first, float factor)
+{
+	const __m256 one = _mm256_set1_ps(1.0f);
+	__m256		last = _mm256_set1_ps(factor);
+	int			h = 64;
+
+	switch (n)
+	{
+		case 1:
+		case 2:
+		case 4:
+			bq_kernel_portable.hadamard(x, n, flips, first, factor);
+			return;
+		case 8:
+			transform_block(x, 1, flips, first, last);
+			return;
+		case 16:
+			transform_block(x, 2, flips, first, last);
+			return;
+		case 32:
+			transform_block(x, 4, flips, first, last);
+			return;
+	}
+	for (int i = 0; i < n; i += 64)
+		transform_block(x + i, 8, flips, first + i, n == 64 ? last : one);
+	while (h < n)
+	{
+		/* three steps in one pass if a multiple of three remains, else two, else one */
+		int			left = __builtin_ctz((unsigned) (n / h));
+		int			steps = left % 3 == 0 ? 3 : left == 1 ? 1 : 2;
+		__m256		f = steps == left ? last : one;
+
+		if (steps == 3)
+			transform_pass(x, n, h, 8, f);
+		else if (steps == 2)
+			transform_pass(x, n, h, 4, f);
+		else
+			transform_pass(x, n, h, 2, f);
+		h <<= steps;
+	}
+}
+
+static AVX2 void
+bq_mix_avx2(float *a, float *b, int n)
+{
+	const __m256 half_sqrt = _mm256_set1_ps(0.70710678f);
+	int			i = 0;
+
+	for (; i + 8 <= n; i += 8)
+	{
+		__m256		u = _mm256_loadu_ps(a + i);
+		__m256		v = _mm256_loadu_ps(b + i);
+
+		_mm256_storeu_ps(a + i, _mm256_mul_ps(_mm256_add_ps(u, v), half_sqrt));
+		_mm256_storeu_ps(b + i, _mm256_mul_ps(_mm256_sub_ps(u, v), half_sqrt));
+	}
+	bq_kernel_portable.mix(a + i, b + i, n - i);
+}
+
+/*
+ * Sums of two rows at a time, one per 128-bit half (Andre, Kermarrec, Le Scouarnec,
+ * "Cache locality is not enough", VLDB 9(4), 2015, for lookups by shuffle).  `whole`
+ * adds pairs of bytes as 16-bit numbers, `odd` the upper bytes; taking 256 * odd
+ * from whole leaves the sum of the lower bytes, wherever whole has wrapped.
+ */
+INLINE void
+add_entries(__m256i entries, __m256i *whole, __m256i *odd)
+{
+	*whole = _mm256_add_epi16(*whole, entries);
+	*odd = _mm256_add_epi16(*odd, _mm256_srli_epi16(entries, 8));
+}
+
+INLINE void
+store_sums(__m256i whole, __m256i odd, uint16_t out[16])
+{
+	__m256i		even = _mm256_sub_epi16(whole, _mm256_slli_epi16(odd, 8));
+	__m128i		e = _mm_add_epi16(_mm256_castsi256_si128(even), _mm256_extracti128_si256(even, 1));
+	__m128i		o = _mm_add_epi16(_mm256_castsi256_si128(odd), _mm256_extracti128_si256(odd, 1));
+
+	_mm_storeu_si128((__m128i *) out, _mm_unpacklo_epi16(e, o));
+	_mm_storeu_si128((__m128i *) (out + 8), _mm_unpackhi_epi16(e, o));
+}
+
+static AVX2 void
+bq_lut_block_avx2(const uint8_t *table, const uint8_t *block, int nrows, uint16_t out[BQ_BLOCK])
+{
+	const __m256i nibble = _mm256_set1_epi8(15);
+	__m256i		whole[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+	__m256i		odd[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+
+	for (int j = 0; j < nrows; j += 2)
+	{
+		__m256i		t;
+		__m256i		codes;
+
+		if (j + 2 <= nrows)
+		{
+			t = load(table + 16 * j);
+			codes = load(block + 16 * j);
+		}
+		else
+		{
+			/* a second row of zeros adds nothing */
+			t = _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) (table + 16 * j)));
+			codes = _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) (block + 16 * j)));
+		}
+		add_entries(_mm256_shuffle_epi8(t, _mm256_and_si256(codes, nibble)),
+					&whole[0], &odd[0]);
+		codes = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
+		add_entries(_mm256_shuffle_epi8(t, codes), &whole[1], &odd[1]);
+	}
+	store_sums(whole[0], odd[0], out);
+	store_sums(whole[1], odd[1], out + 16);
+}
+
+const BqKernel bq_kernel_avx2 = {
+	.name = "avx2",
+	.hamming = bq_hamming_avx2,
+	.hamming_sign = bq_hamming_sign_avx2,
+	.hamming_quiver = bq_hamming_quiver_avx2,
+	.popcount = bq_popcount_avx2,
+	.dot = bq_dot_avx2,
+	.sum_squares = bq_sum_squares_avx2,
+	.sum_absolute = bq_sum_absolute_avx2,
+	.pack = bq_pack_avx2,
+	.unpack = bq_unpack_avx2,
+	.scale = bq_scale_avx2,
+	.flip = bq_flip_avx2,
+	.hadamard = bq_hadamard_avx2,
+	.mix = bq_mix_avx2,
+	.lut_block = bq_lut_block_avx2,
+};
+
+#endif							/* BQ_HAVE_X86 */
