@@ -1,0 +1,17 @@
+/* bq.h: what every file that includes postgres.h may need: versions of PostgreSQL. */
+#ifndef BQ_H
+#define BQ_H
+
+#include "fmgr.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/* Soft errors of input functions came with 16; before, they are errors. */
+#if PG_VERSION_NUM < 160000
+#define ereturn(context, dummy_value, ...) \
+	do { (void) (context); ereport(ERROR, __VA_ARGS__); } while (0)
+#define SOFT_ERROR_OCCURRED(context) ((void) (context), false)
+#endif
+
+#endif							/* BQ_H */

@@ -1,0 +1,296 @@
+/*
+ * bqstatistics.c: per-coordinate statistics of vectors (core/bqmoments.h) as the
+ * aggregate bq_statistics(real[]), the composite type of that name, and bq_merge().
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "core/bqmoments.h"
+#include "funcapi.h"
+#include "libpq/pqformat.h"
+#include "type/bqvec.h"
+#include "utils/typcache.h"
+
+typedef struct BqStatistics
+{
+	int			dim;
+	int64		count;
+	double	   *values;			/* BQ_MOMENTS rows of dim */
+	uint8	   *planes;			/* scratch of bq_statistics_accum(): the code of a row, */
+	float4	   *decoded;		/* and what it stands for */
+} BqStatistics;
+
+#define VALUES_NBYTES(dim) (sizeof(double) * BQ_MOMENTS * (size_t) (dim))
+
+/* Columns of the composite type: count, then one array for each row of values. */
+#define N_COLUMNS (1 + BQ_MOMENTS)
+static const int column_moment[N_COLUMNS] = {
+	-1, BQ_MOMENT_MEAN, BQ_MOMENT_M2, BQ_MOMENT_CODE_MEAN, BQ_MOMENT_CODE_M2,
+	BQ_MOMENT_COMOMENT, BQ_MOMENT_POSITIVE
+};
+
+/* Statistics of no rows, in the current memory context. */
+static BqStatistics *
+new_statistics(int dim)
+{
+	BqStatistics *statistics = palloc(sizeof(BqStatistics));
+
+	statistics->dim = dim;
+	statistics->count = 0;
+	statistics->values = palloc0(VALUES_NBYTES(dim));
+	statistics->planes = palloc(bq_planes_nbytes(dim));
+	statistics->decoded = palloc(sizeof(float4) * dim);
+	return statistics;
+}
+
+static void
+check_same_dim(int a, int b)
+{
+	if (a != b)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("different dimensions of statistics %d and %d", a, b)));
+}
+
+/* Where the state of an aggregate lives; it must not be called otherwise. */
+static MemoryContext
+aggregate_context(FunctionCallInfo fcinfo)
+{
+	MemoryContext context;
+
+	if (!AggCheckCallContext(fcinfo, &context))
+		elog(ERROR, "function of aggregate bq_statistics called in non-aggregate context");
+	return context;
+}
+
+PG_FUNCTION_INFO_V1(bq_statistics_accum);
+
+/* Add a vector; nulls are skipped. */
+Datum
+bq_statistics_accum(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = aggregate_context(fcinfo);
+	BqStatistics *state = PG_ARGISNULL(0) ? NULL : (BqStatistics *) PG_GETARG_POINTER(0);
+	ArrayType  *array;
+	const float4 *x;
+	int			dim;
+	float4		norm;
+
+	if (PG_ARGISNULL(1))
+	{
+		if (state == NULL)
+			PG_RETURN_NULL();
+		PG_RETURN_POINTER(state);
+	}
+
+	array = PG_GETARG_ARRAYTYPE_P(1);
+	x = bq_check_array(array, &dim);
+	if (state == NULL)
+	{
+		context = MemoryContextSwitchTo(context);
+		state = new_statistics(dim);
+		MemoryContextSwitchTo(context);
+	}
+	check_same_dim(state->dim, dim);
+	bq_check_status(bq_encode(x, dim, BQ_CUT_RMS, NULL, NULL, state->planes, &norm));
+	bq_decode(state->planes, dim, norm, NULL, state->decoded);
+	bq_moments_add(&state->count, state->values, dim, x, state->decoded);
+
+	PG_FREE_IF_COPY(array, 1);
+	PG_RETURN_POINTER(state);
+}
+
+PG_FUNCTION_INFO_V1(bq_statistics_combine);
+
+/* Add the state of another process. */
+Datum
+bq_statistics_combine(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = aggregate_context(fcinfo);
+	BqStatistics *state = PG_ARGISNULL(0) ? NULL : (BqStatistics *) PG_GETARG_POINTER(0);
+	BqStatistics *other = PG_ARGISNULL(1) ? NULL : (BqStatistics *) PG_GETARG_POINTER(1);
+
+	if (other == NULL)
+	{
+		if (state == NULL)
+			PG_RETURN_NULL();
+		PG_RETURN_POINTER(state);
+	}
+	if (state == NULL)
+	{
+		/* the other one is gone after this call */
+		context = MemoryContextSwitchTo(context);
+		state = new_statistics(other->dim);
+		MemoryContextSwitchTo(context);
+	}
+	check_same_dim(state->dim, other->dim);
+	bq_moments_merge(&state->count, state->values, state->dim, other->count, other->values);
+	PG_RETURN_POINTER(state);
+}
+
+PG_FUNCTION_INFO_V1(bq_statistics_serialize);
+
+/* State -> bytea, for the leader of a parallel query on the same machine. */
+Datum
+bq_statistics_serialize(PG_FUNCTION_ARGS)
+{
+	BqStatistics *state;
+	StringInfoData buf;
+
+	(void) aggregate_context(fcinfo);
+	state = (BqStatistics *) PG_GETARG_POINTER(0);
+	pq_begintypsend(&buf);
+	pq_sendint32(&buf, (uint32) state->dim);
+	pq_sendint64(&buf, (uint64) state->count);
+	pq_sendbytes(&buf, (const char *) state->values, (int) VALUES_NBYTES(state->dim));
+	PG_RETURN_BYTEA_P(pq_endtypsend(&buf));
+}
+
+PG_FUNCTION_INFO_V1(bq_statistics_deserialize);
+
+Datum
+bq_statistics_deserialize(PG_FUNCTION_ARGS)
+{
+	bytea	   *serialized;
+	StringInfoData buf;
+	BqStatistics *state;
+
+	(void) aggregate_context(fcinfo);
+	serialized = PG_GETARG_BYTEA_PP(0);
+	buf.data = VARDATA_ANY(serialized);
+	buf.len = VARSIZE_ANY_EXHDR(serialized);
+	buf.maxlen = 0;
+	buf.cursor = 0;
+	state = new_statistics((int) pq_getmsgint(&buf, 4));
+	state->count = pq_getmsgint64(&buf);
+	pq_copymsgbytes(&buf, (char *) state->values, (int) VALUES_NBYTES(state->dim));
+	pq_getmsgend(&buf);
+	PG_RETURN_POINTER(state);
+}
+
+/* Statistics as a row of the composite type that the running function returns. */
+static Datum
+form_statistics(FunctionCallInfo fcinfo, const BqStatistics *statistics)
+{
+	int			dim = statistics->dim;
+	Datum	   *elements = palloc(sizeof(Datum) * dim);
+	Datum		columns[N_COLUMNS];
+	bool		nulls[N_COLUMNS] = {false};
+	TupleDesc	tupdesc;
+
+	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE ||
+		tupdesc->natts != N_COLUMNS)
+		elog(ERROR, "type bq_statistics does not have the columns of version "
+			 CppAsString2(BQ_EXTENSION_VERSION));
+
+	columns[0] = Int64GetDatum(statistics->count);
+	for (int column = 1; column < N_COLUMNS; column++)
+	{
+		const double *values = statistics->values + (size_t) column_moment[column] * dim;
+		bool		counts = column_moment[column] == BQ_MOMENT_POSITIVE;
+
+		for (int j = 0; j < dim; j++)
+			elements[j] = counts ? Int64GetDatum((int64) values[j]) : Float8GetDatum(values[j]);
+		columns[column] = PointerGetDatum(construct_array(elements, dim,
+														  counts ? INT8OID : FLOAT8OID,
+														  8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	}
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc), columns, nulls));
+}
+
+PG_FUNCTION_INFO_V1(bq_statistics_final);
+
+/* No rows: null, as avg() has it. */
+Datum
+bq_statistics_final(PG_FUNCTION_ARGS)
+{
+	(void) aggregate_context(fcinfo);
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	return form_statistics(fcinfo, (BqStatistics *) PG_GETARG_POINTER(0));
+}
+
+/* A row of the composite type, from outside: nothing about it is taken for granted. */
+static BqStatistics
+read_statistics(HeapTupleHeader row)
+{
+	BqStatistics statistics = {0};
+	TupleDesc	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(row),
+												 HeapTupleHeaderGetTypMod(row));
+	HeapTupleData tuple;
+	Datum		columns[N_COLUMNS];
+	bool		nulls[N_COLUMNS];
+
+	if (tupdesc->natts != N_COLUMNS)
+		elog(ERROR, "type bq_statistics does not have the columns of version "
+			 CppAsString2(BQ_EXTENSION_VERSION));
+	tuple.t_len = HeapTupleHeaderGetDatumLength(row);
+	ItemPointerSetInvalid(&tuple.t_self);
+	tuple.t_tableOid = InvalidOid;
+	tuple.t_data = row;
+	heap_deform_tuple(&tuple, tupdesc, columns, nulls);
+	ReleaseTupleDesc(tupdesc);
+
+	for (int column = 0; column < N_COLUMNS; column++)
+		if (nulls[column])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("columns of bq_statistics must not be null")));
+	statistics.count = DatumGetInt64(columns[0]);
+	if (statistics.count < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("count of bq_statistics must not be negative, not %lld",
+						(long long) statistics.count)));
+
+	for (int column = 1; column < N_COLUMNS; column++)
+	{
+		ArrayType  *array = DatumGetArrayTypeP(columns[column]);
+		int			dim = ARR_NDIM(array) == 1 ? ARR_DIMS(array)[0] : 0;
+		double	   *values;
+
+		if (array_contains_nulls(array))
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("arrays of bq_statistics must not contain nulls")));
+		(void) bq_check_dim(dim, ERRCODE_DATA_EXCEPTION, NULL);
+		if (statistics.values == NULL)
+		{
+			statistics.dim = dim;
+			statistics.values = palloc(VALUES_NBYTES(dim));
+		}
+		check_same_dim(statistics.dim, dim);
+
+		values = statistics.values + (size_t) column_moment[column] * dim;
+		if (column_moment[column] == BQ_MOMENT_POSITIVE)
+			for (int j = 0; j < dim; j++)
+				values[j] = (double) ((const int64 *) ARR_DATA_PTR(array))[j];
+		else
+			memcpy(values, ARR_DATA_PTR(array), sizeof(double) * dim);
+	}
+	return statistics;
+}
+
+PG_FUNCTION_INFO_V1(bq_merge);
+
+/* SQL: bq_merge(bq_statistics, bq_statistics): statistics of both sets of rows; a null adds nothing. */
+Datum
+bq_merge(PG_FUNCTION_ARGS)
+{
+	BqStatistics a;
+	BqStatistics b;
+
+	if (PG_ARGISNULL(0) && PG_ARGISNULL(1))
+		PG_RETURN_NULL();
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+	{
+		a = read_statistics(PG_GETARG_HEAPTUPLEHEADER(PG_ARGISNULL(0) ? 1 : 0));
+		return form_statistics(fcinfo, &a);
+	}
+	a = read_statistics(PG_GETARG_HEAPTUPLEHEADER(0));
+	b = read_statistics(PG_GETARG_HEAPTUPLEHEADER(1));
+	check_same_dim(a.dim, b.dim);
+	bq_moments_merge(&a.count, a.values, a.dim, b.count, b.values);
+	return form_statistics(fcinfo, &a);
+}

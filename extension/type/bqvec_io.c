@@ -1,0 +1,149 @@
+/*
+ * bqvec_io.c: bqvec in text (`transform:norm:levels`), in binary (the payload of
+ * core/bqcode.h), and its typmod.
+ */
+#include "postgres.h"
+
+#include "common/shortest_dec.h"
+#include "libpq/pqformat.h"
+#include "type/bqvec.h"
+
+/* A code with its varlena header, dim and transform; norm and planes are the caller's. */
+BqVec *
+bqvec_alloc(int dim, int transform)
+{
+	BqVec	   *code = palloc(BQVEC_SIZE(dim));
+
+	SET_VARSIZE(code, BQVEC_SIZE(dim));
+	code->header.dim = (uint16) dim;
+	code->header.transform = (uint16) transform;
+	return code;
+}
+
+PG_FUNCTION_INFO_V1(bqvec_in);
+
+Datum
+bqvec_in(PG_FUNCTION_ARGS)
+{
+	char	   *str = PG_GETARG_CSTRING(0);
+	int32		typmod = PG_GETARG_INT32(2);
+	struct Node *escontext = (struct Node *) fcinfo->context;
+	uint16		transform;
+	float4		norm;
+	char	   *levels;
+	size_t		dim;
+	BqVec	   *code;
+	BqStatus	status;
+
+	if (!bq_parse_transform("bqvec", str, &levels, &transform, escontext) ||
+		!bq_parse_float("bqvec", levels, &levels, &norm, escontext))
+		PG_RETURN_NULL();
+	if (*levels != ':')
+		goto invalid;
+	levels++;
+	dim = strspn(levels, "0123");
+	/* nothing but white space may follow */
+	if (levels[dim + strspn(levels + dim, " \t\n\r\v\f")] != '\0')
+		goto invalid;
+	if (!bq_check_dim((int64) dim, ERRCODE_DATA_EXCEPTION, escontext) ||
+		!bq_check_typmod(typmod, (int) dim, escontext))
+		PG_RETURN_NULL();
+
+	code = bqvec_alloc((int) dim, transform);
+	code->header.norm = norm;
+	memset(code->planes, 0, bq_planes_nbytes((int) dim));
+	for (int i = 0; i < (int) dim; i++)
+		bq_set_level(code->planes, (int) dim, i, levels[i] - '0');
+
+	status = bq_check_header(&code->header);
+	if (status == BQ_OK)
+		status = bq_check_planes(&code->header, code->planes);
+	if (status != BQ_OK)
+		ereturn(escontext, (Datum) 0,
+				(errcode(bq_status_sqlstate(status)),
+				 errmsg("%s", bq_status_message(status))));
+	PG_RETURN_BQVEC_P(code);
+
+invalid:
+	ereturn(escontext, (Datum) 0,
+			(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
+			 errmsg("invalid input syntax for type %s: \"%s\"", "bqvec", str)));
+}
+
+PG_FUNCTION_INFO_V1(bqvec_out);
+
+Datum
+bqvec_out(PG_FUNCTION_ARGS)
+{
+	BqVecView	code = bqvec_view(PG_GETARG_BQVEC_PP(0));
+	int			dim = code.header.dim;
+	/* transform, norm, two colons, levels, NUL */
+	char	   *result = palloc(5 + FLOAT_SHORTEST_DECIMAL_LEN + 2 + dim + 1);
+	char	   *end = result;
+
+	end += sprintf(end, "%d:", code.header.transform);
+	end += float_to_shortest_decimal_bufn(code.header.norm, end);
+	*end++ = ':';
+	for (int i = 0; i < dim; i++)
+		*end++ = (char) ('0' + bq_get_level(code.planes, dim, i));
+	*end = '\0';
+	PG_RETURN_CSTRING(result);
+}
+
+PG_FUNCTION_INFO_V1(bqvec_recv);
+
+Datum
+bqvec_recv(PG_FUNCTION_ARGS)
+{
+	StringInfo	buf = (StringInfo) PG_GETARG_POINTER(0);
+	int32		typmod = PG_GETARG_INT32(2);
+	int			nbytes = buf->len - buf->cursor;
+	const uint8 *payload = (const uint8 *) pq_getmsgbytes(buf, nbytes);
+	BqHeader	header;
+	BqStatus	status = bq_check_payload(payload, (size_t) nbytes, &header);
+	BqVec	   *code;
+
+	if (status != BQ_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
+				 errmsg("invalid bqvec in binary format: %s", bq_status_message(status))));
+	(void) bq_check_typmod(typmod, header.dim, NULL);
+
+	code = bqvec_alloc(header.dim, header.transform);
+	code->header.norm = header.norm;
+	memcpy(code->planes, payload + BQ_HEADER_NBYTES, bq_planes_nbytes(header.dim));
+	PG_RETURN_BQVEC_P(code);
+}
+
+PG_FUNCTION_INFO_V1(bqvec_send);
+
+Datum
+bqvec_send(PG_FUNCTION_ARGS)
+{
+	BqVecView	code = bqvec_view(PG_GETARG_BQVEC_PP(0));
+	uint8		header[BQ_HEADER_NBYTES];
+	StringInfoData buf;
+
+	bq_write_header(header, &code.header);
+	pq_begintypsend(&buf);
+	pq_sendbytes(&buf, (const char *) header, BQ_HEADER_NBYTES);
+	pq_sendbytes(&buf, (const char *) code.planes, (int) bq_planes_nbytes(code.header.dim));
+	PG_RETURN_BYTEA_P(pq_endtypsend(&buf));
+}
+
+PG_FUNCTION_INFO_V1(bqvec_typmod_in);
+
+Datum
+bqvec_typmod_in(PG_FUNCTION_ARGS)
+{
+	ArrayType  *modifiers = PG_GETARG_ARRAYTYPE_P(0);
+	int			n;
+	int32	   *modifier = ArrayGetIntegerTypmods(modifiers, &n);
+
+	if (n != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("type bqvec takes one modifier, its dimensions")));
+	(void) bq_check_dim(modifier[0], ERRCODE_INVALID_PARAMETER_VALUE, NULL);
+	PG_RETURN_INT32(modifier[0]);
+}

@@ -1,0 +1,415 @@
+\echo Use "CREATE EXTENSION bq" to load this file. \quit
+
+-- bqvec: a vector as a packed 2-bit code
+
+CREATE TYPE bqvec;
+
+CREATE FUNCTION bqvec_in(cstring, oid, integer) RETURNS bqvec
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_in(cstring, oid, integer) IS 'I/O';
+
+CREATE FUNCTION bqvec_out(bqvec) RETURNS cstring
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_out(bqvec) IS 'I/O';
+
+CREATE FUNCTION bqvec_recv(internal, oid, integer) RETURNS bqvec
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_recv(internal, oid, integer) IS 'I/O';
+
+CREATE FUNCTION bqvec_send(bqvec) RETURNS bytea
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_send(bqvec) IS 'I/O';
+
+CREATE FUNCTION bqvec_typmod_in(cstring[]) RETURNS integer
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_typmod_in(cstring[]) IS 'I/O typmod';
+
+-- STORAGE main: a code stays in its row (3072 dimensions are under 800 bytes)
+CREATE TYPE bqvec (
+	INPUT = bqvec_in,
+	OUTPUT = bqvec_out,
+	RECEIVE = bqvec_recv,
+	SEND = bqvec_send,
+	TYPMOD_IN = bqvec_typmod_in,
+	ALIGNMENT = int4,
+	STORAGE = main
+);
+COMMENT ON TYPE bqvec IS 'vector as a packed code of two bits per dimension: sign and magnitude';
+
+-- bqquery: a vector prepared for comparison with codes
+
+CREATE TYPE bqquery;
+
+CREATE FUNCTION bqquery_in(cstring) RETURNS bqquery
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqquery_in(cstring) IS 'I/O';
+
+CREATE FUNCTION bqquery_out(bqquery) RETURNS cstring
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqquery_out(bqquery) IS 'I/O';
+
+CREATE FUNCTION bqquery_recv(internal) RETURNS bqquery
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqquery_recv(internal) IS 'I/O';
+
+CREATE FUNCTION bqquery_send(bqquery) RETURNS bytea
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqquery_send(bqquery) IS 'I/O';
+
+CREATE TYPE bqquery (
+	INPUT = bqquery_in,
+	OUTPUT = bqquery_out,
+	RECEIVE = bqquery_recv,
+	SEND = bqquery_send,
+	ALIGNMENT = int4,
+	STORAGE = external
+);
+COMMENT ON TYPE bqquery IS 'vector at full precision, prepared for comparison with bqvec codes';
+
+-- functions: vectors to codes and back
+
+CREATE FUNCTION bq_encode("vector" real[], transform integer DEFAULT 0) RETURNS bqvec
+	AS 'MODULE_PATHNAME', 'bqvec_encode' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_encode(real[], integer) IS
+	'code of a vector; transform 0 keeps the original axes, any other number names a rotation';
+
+CREATE FUNCTION bq_query("vector" real[], transform integer DEFAULT 0) RETURNS bqquery
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_query(real[], integer) IS
+	'prepare a vector for comparison with codes; transform must be that of the codes';
+
+CREATE FUNCTION bq_decode(bqvec) RETURNS real[]
+	AS 'MODULE_PATHNAME', 'bqvec_decode' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_decode(bqvec) IS
+	'vector that a code stands for, on the original axes';
+
+CREATE FUNCTION quiver_encode("vector" real[], transform integer DEFAULT 0) RETURNS bqvec
+	AS 'MODULE_PATHNAME', 'bqvec_quiver_encode' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION quiver_encode(real[], integer) IS
+	'code of a vector as in QuIVer (arXiv 2605.02171): magnitude bits cut at the mean of |x|';
+
+-- functions: code against code
+
+CREATE FUNCTION hamming_distance(bqvec, bqvec) RETURNS float8
+	AS 'MODULE_PATHNAME', 'bqvec_hamming_distance' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION hamming_distance(bqvec, bqvec) IS
+	'Hamming distance of thermometer codes: sum over dimensions of the difference in levels';
+
+CREATE FUNCTION sign_distance(bqvec, bqvec) RETURNS float8
+	AS 'MODULE_PATHNAME', 'bqvec_sign_distance' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION sign_distance(bqvec, bqvec) IS
+	'number of dimensions whose signs differ';
+
+CREATE FUNCTION quiver_distance(bqvec, bqvec) RETURNS float8
+	AS 'MODULE_PATHNAME', 'bqvec_quiver_distance' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION quiver_distance(bqvec, bqvec) IS
+	'distance of QuIVer (arXiv 2605.02171): differing signs count 1, 2 or 4 by their magnitude bits';
+
+-- functions: code against query
+
+CREATE FUNCTION cosine_distance(bqvec, bqquery) RETURNS float8
+	AS 'MODULE_PATHNAME', 'bqvec_cosine_distance' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION cosine_distance(bqvec, bqquery) IS
+	'cosine distance between a query and the vector that a code stands for';
+
+CREATE FUNCTION inner_product(bqvec, bqquery) RETURNS float8
+	AS 'MODULE_PATHNAME', 'bqvec_inner_product' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION inner_product(bqvec, bqquery) IS
+	'inner product of a query and the vector that a code stands for';
+
+CREATE FUNCTION negative_inner_product(bqvec, bqquery) RETURNS float8
+	AS 'MODULE_PATHNAME', 'bqvec_negative_inner_product' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION negative_inner_product(bqvec, bqquery) IS
+	'inner_product() with the opposite sign, so that smaller is nearer';
+
+CREATE FUNCTION l2_distance(bqvec, bqquery) RETURNS float8
+	AS 'MODULE_PATHNAME', 'bqvec_l2_distance' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION l2_distance(bqvec, bqquery) IS
+	'Euclidean distance between a query and the vector that a code stands for';
+
+-- functions: what a value is made of
+
+CREATE FUNCTION vector_dims(bqvec) RETURNS integer
+	AS 'MODULE_PATHNAME', 'bqvec_dims' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION vector_dims(bqvec) IS 'number of dimensions';
+
+CREATE FUNCTION vector_dims(bqquery) RETURNS integer
+	AS 'MODULE_PATHNAME', 'bqquery_dims' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION vector_dims(bqquery) IS 'number of dimensions';
+
+CREATE FUNCTION vector_norm(bqvec) RETURNS float8
+	AS 'MODULE_PATHNAME', 'bqvec_norm' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION vector_norm(bqvec) IS 'Euclidean norm of the vector that was encoded';
+
+CREATE FUNCTION vector_norm(bqquery) RETURNS float8
+	AS 'MODULE_PATHNAME', 'bqquery_norm' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION vector_norm(bqquery) IS 'Euclidean norm';
+
+CREATE FUNCTION transform(bqvec) RETURNS integer
+	AS 'MODULE_PATHNAME', 'bqvec_transform' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION transform(bqvec) IS 'number of the rotation; 0 is the original axes';
+
+CREATE FUNCTION transform(bqquery) RETURNS integer
+	AS 'MODULE_PATHNAME', 'bqquery_transform' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION transform(bqquery) IS 'number of the rotation; 0 is the original axes';
+
+CREATE FUNCTION bq_simd() RETURNS text
+	AS 'MODULE_PATHNAME' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_simd() IS 'kernel in use: portable, avx2, avx512 or neon (setting bq.kernel)';
+
+-- statistics of vectors and their codes
+
+CREATE TYPE bq_statistics AS (
+	count bigint,
+	mean float8[],
+	m2 float8[],
+	code_mean float8[],
+	code_m2 float8[],
+	comoment float8[],
+	positive bigint[]
+);
+COMMENT ON TYPE bq_statistics IS
+	'per-coordinate statistics of vectors x and of f, what their codes on the original axes stand for';
+COMMENT ON COLUMN bq_statistics.count IS 'number of vectors';
+COMMENT ON COLUMN bq_statistics.mean IS 'mean of x';
+COMMENT ON COLUMN bq_statistics.m2 IS 'sum of (x - mean)^2';
+COMMENT ON COLUMN bq_statistics.code_mean IS 'mean of f';
+COMMENT ON COLUMN bq_statistics.code_m2 IS 'sum of (f - code_mean)^2';
+COMMENT ON COLUMN bq_statistics.comoment IS 'sum of (x - mean)(f - code_mean)';
+COMMENT ON COLUMN bq_statistics.positive IS 'number of vectors with x > 0';
+
+CREATE FUNCTION bq_merge(bq_statistics, bq_statistics) RETURNS bq_statistics
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+COMMENT ON FUNCTION bq_merge(bq_statistics, bq_statistics) IS
+	'statistics of two sets of vectors together; null adds nothing';
+
+-- private functions: called by the aggregate only
+
+CREATE FUNCTION bq_statistics_accum(internal, real[]) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+COMMENT ON FUNCTION bq_statistics_accum(internal, real[]) IS 'aggregate transition function';
+
+CREATE FUNCTION bq_statistics_combine(internal, internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+COMMENT ON FUNCTION bq_statistics_combine(internal, internal) IS 'aggregate combine function';
+
+CREATE FUNCTION bq_statistics_serialize(internal) RETURNS bytea
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_statistics_serialize(internal) IS 'aggregate serial function';
+
+CREATE FUNCTION bq_statistics_deserialize(bytea, internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_statistics_deserialize(bytea, internal) IS 'aggregate deserial function';
+
+CREATE FUNCTION bq_statistics_final(internal) RETURNS bq_statistics
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+COMMENT ON FUNCTION bq_statistics_final(internal) IS 'aggregate final function';
+
+CREATE AGGREGATE bq_statistics(real[]) (
+	SFUNC = bq_statistics_accum,
+	STYPE = internal,
+	FINALFUNC = bq_statistics_final,
+	COMBINEFUNC = bq_statistics_combine,
+	SERIALFUNC = bq_statistics_serialize,
+	DESERIALFUNC = bq_statistics_deserialize,
+	PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bq_statistics(real[]) IS
+	'per-coordinate statistics of vectors and of their codes on the original axes';
+
+-- private functions: called by casts, operators and operator classes only
+
+CREATE FUNCTION bqvec(bqvec, integer, boolean) RETURNS bqvec
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec(bqvec, integer, boolean) IS 'adjust bqvec() to typmod length';
+
+CREATE FUNCTION array_to_bqvec(real[], integer, boolean) RETURNS bqvec
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION array_to_bqvec(real[], integer, boolean) IS 'convert real[] to bqvec';
+
+CREATE FUNCTION bqvec_lt(bqvec, bqvec) RETURNS boolean
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_lt(bqvec, bqvec) IS 'implementation of < operator';
+
+CREATE FUNCTION bqvec_le(bqvec, bqvec) RETURNS boolean
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_le(bqvec, bqvec) IS 'implementation of <= operator';
+
+CREATE FUNCTION bqvec_eq(bqvec, bqvec) RETURNS boolean
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_eq(bqvec, bqvec) IS 'implementation of = operator';
+
+CREATE FUNCTION bqvec_ne(bqvec, bqvec) RETURNS boolean
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_ne(bqvec, bqvec) IS 'implementation of <> operator';
+
+CREATE FUNCTION bqvec_ge(bqvec, bqvec) RETURNS boolean
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_ge(bqvec, bqvec) IS 'implementation of >= operator';
+
+CREATE FUNCTION bqvec_gt(bqvec, bqvec) RETURNS boolean
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_gt(bqvec, bqvec) IS 'implementation of > operator';
+
+CREATE FUNCTION bqvec_cmp(bqvec, bqvec) RETURNS integer
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_cmp(bqvec, bqvec) IS 'less-equal-greater';
+
+CREATE FUNCTION bqvec_hash(bqvec) RETURNS integer
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_hash(bqvec) IS 'hash';
+
+CREATE FUNCTION bqvec_hash_extended(bqvec, bigint) RETURNS bigint
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_hash_extended(bqvec, bigint) IS 'hash';
+
+-- casts
+
+CREATE CAST (bqvec AS bqvec)
+	WITH FUNCTION bqvec(bqvec, integer, boolean) AS IMPLICIT;
+
+CREATE CAST (real[] AS bqvec)
+	WITH FUNCTION array_to_bqvec(real[], integer, boolean) AS ASSIGNMENT;
+COMMENT ON CAST (real[] AS bqvec) IS 'bq_encode(vector, 0)';
+
+-- explicit only: most of the vector is gone
+CREATE CAST (bqvec AS real[])
+	WITH FUNCTION bq_decode(bqvec);
+COMMENT ON CAST (bqvec AS real[]) IS 'bq_decode(code)';
+
+-- operators: distances
+
+CREATE OPERATOR <~> (
+	LEFTARG = bqvec, RIGHTARG = bqvec, FUNCTION = hamming_distance,
+	COMMUTATOR = <~>
+);
+COMMENT ON OPERATOR <~> (bqvec, bqvec) IS 'Hamming distance of thermometer codes';
+
+CREATE OPERATOR <=> (
+	LEFTARG = bqvec, RIGHTARG = bqquery, FUNCTION = cosine_distance
+);
+COMMENT ON OPERATOR <=> (bqvec, bqquery) IS 'cosine distance';
+
+CREATE OPERATOR <#> (
+	LEFTARG = bqvec, RIGHTARG = bqquery, FUNCTION = negative_inner_product
+);
+COMMENT ON OPERATOR <#> (bqvec, bqquery) IS 'negative inner product';
+
+CREATE OPERATOR <-> (
+	LEFTARG = bqvec, RIGHTARG = bqquery, FUNCTION = l2_distance
+);
+COMMENT ON OPERATOR <-> (bqvec, bqquery) IS 'Euclidean distance';
+
+-- operators: order
+
+CREATE OPERATOR < (
+	LEFTARG = bqvec, RIGHTARG = bqvec, FUNCTION = bqvec_lt,
+	COMMUTATOR = >, NEGATOR = >=,
+	RESTRICT = scalarltsel, JOIN = scalarltjoinsel
+);
+COMMENT ON OPERATOR < (bqvec, bqvec) IS 'less than, in the order of the bytes';
+
+CREATE OPERATOR <= (
+	LEFTARG = bqvec, RIGHTARG = bqvec, FUNCTION = bqvec_le,
+	COMMUTATOR = >=, NEGATOR = >,
+	RESTRICT = scalarlesel, JOIN = scalarlejoinsel
+);
+COMMENT ON OPERATOR <= (bqvec, bqvec) IS 'less than or equal, in the order of the bytes';
+
+CREATE OPERATOR = (
+	LEFTARG = bqvec, RIGHTARG = bqvec, FUNCTION = bqvec_eq,
+	COMMUTATOR = =, NEGATOR = <>,
+	RESTRICT = eqsel, JOIN = eqjoinsel,
+	HASHES, MERGES
+);
+COMMENT ON OPERATOR = (bqvec, bqvec) IS 'equal: same dimensions, transform, norm and bits';
+
+CREATE OPERATOR <> (
+	LEFTARG = bqvec, RIGHTARG = bqvec, FUNCTION = bqvec_ne,
+	COMMUTATOR = <>, NEGATOR = =,
+	RESTRICT = neqsel, JOIN = neqjoinsel
+);
+COMMENT ON OPERATOR <> (bqvec, bqvec) IS 'not equal';
+
+CREATE OPERATOR >= (
+	LEFTARG = bqvec, RIGHTARG = bqvec, FUNCTION = bqvec_ge,
+	COMMUTATOR = <=, NEGATOR = <,
+	RESTRICT = scalargesel, JOIN = scalargejoinsel
+);
+COMMENT ON OPERATOR >= (bqvec, bqvec) IS 'greater than or equal, in the order of the bytes';
+
+CREATE OPERATOR > (
+	LEFTARG = bqvec, RIGHTARG = bqvec, FUNCTION = bqvec_gt,
+	COMMUTATOR = <, NEGATOR = <=,
+	RESTRICT = scalargtsel, JOIN = scalargtjoinsel
+);
+COMMENT ON OPERATOR > (bqvec, bqvec) IS 'greater than, in the order of the bytes';
+
+-- operator classes: btree and hash
+
+CREATE OPERATOR CLASS bqvec_ops
+	DEFAULT FOR TYPE bqvec USING btree AS
+	OPERATOR 1 <,
+	OPERATOR 2 <=,
+	OPERATOR 3 =,
+	OPERATOR 4 >=,
+	OPERATOR 5 >,
+	FUNCTION 1 bqvec_cmp(bqvec, bqvec),
+	FUNCTION 4 btequalimage(oid);
+COMMENT ON OPERATOR CLASS bqvec_ops USING btree IS 'order of the bytes, for DISTINCT, GROUP BY and joins';
+
+CREATE OPERATOR CLASS bqvec_ops
+	DEFAULT FOR TYPE bqvec USING hash AS
+	OPERATOR 1 =,
+	FUNCTION 1 bqvec_hash(bqvec),
+	FUNCTION 2 bqvec_hash_extended(bqvec, bigint);
+COMMENT ON OPERATOR CLASS bqvec_ops USING hash IS 'equality, for DISTINCT, GROUP BY and joins';
+
+-- bq_columns: what is known about each managed column
+
+CREATE TABLE bq_columns (
+	table_name regclass NOT NULL,
+	code_column name NOT NULL,
+	source_column name,
+	dim integer NOT NULL CHECK (dim BETWEEN 1 AND 16000),
+	metric text NOT NULL CHECK (metric IN ('cosine', 'l2', 'inner_product')),
+	transform integer NOT NULL CHECK (transform BETWEEN 0 AND 65535),
+	statistics bq_statistics,
+	f_axis float8,
+	f_rotate float8,
+	reason text,
+	decided_count bigint,
+	decided_at timestamptz,
+	PRIMARY KEY (table_name, code_column)
+);
+COMMENT ON TABLE bq_columns IS 'one row per code column that a driver looks after';
+COMMENT ON COLUMN bq_columns.table_name IS 'the table';
+COMMENT ON COLUMN bq_columns.code_column IS 'its column of type bqvec';
+COMMENT ON COLUMN bq_columns.source_column IS 'its column with the full vectors, null if only codes are stored';
+COMMENT ON COLUMN bq_columns.dim IS 'number of dimensions';
+COMMENT ON COLUMN bq_columns.metric IS 'distance that searches use: cosine, l2 or inner_product';
+COMMENT ON COLUMN bq_columns.transform IS 'transform of the codes and of queries';
+COMMENT ON COLUMN bq_columns.statistics IS 'statistics of all vectors ingested so far';
+COMMENT ON COLUMN bq_columns.f_axis IS 'predicted fidelity of codes on the original axes, when decided';
+COMMENT ON COLUMN bq_columns.f_rotate IS 'predicted fidelity of codes after rotation, when decided';
+COMMENT ON COLUMN bq_columns.reason IS 'why transform was chosen, in words';
+COMMENT ON COLUMN bq_columns.decided_count IS 'number of vectors known when decided';
+COMMENT ON COLUMN bq_columns.decided_at IS 'time of the decision';
+
+-- A row is readable by who can read the table it describes, writable by who owns it.
+-- Both are null, thus false, for a table that is gone.
+ALTER TABLE bq_columns ENABLE ROW LEVEL SECURITY;
+GRANT SELECT, INSERT, UPDATE, DELETE ON bq_columns TO PUBLIC;
+
+CREATE POLICY bq_columns_read ON bq_columns FOR SELECT
+	USING (has_table_privilege(table_name, 'SELECT'));
+CREATE POLICY bq_columns_write ON bq_columns FOR ALL
+	USING (pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = table_name), 'USAGE'));
+
+-- The owner of the extension, who need not be a superuser, is past row security:
+-- pg_dump and restore work for them.
+ALTER TABLE bq_columns OWNER TO @extowner@;
+
+-- Rows of tables that are gone would come back as those of whoever gets their oid.
+SELECT pg_extension_config_dump('bq_columns',
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = table_name)');
