@@ -1,4 +1,6 @@
 /* bqcode.c: checks of codes that come from outside, and their header's bytes. */
+#include <math.h>
+
 #include "bqcode.h"
 
 const char *
@@ -35,8 +37,8 @@ bq_check_header(const BqHeader *header)
 {
 	if (header->dim < 1 || header->dim > BQ_MAX_DIM)
 		return BQ_BAD_DIM;
-	/* written so that NaN fails too */
-	if (!(header->norm >= 0 && header->norm <= BQ_MAX_NORM))
+	/* -0 is out, or equal codes could differ in their bytes; written so that NaN fails too */
+	if (signbit(header->norm) || !(header->norm <= BQ_MAX_NORM))
 		return BQ_BAD_NORM;
 	return BQ_OK;
 }
