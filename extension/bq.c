@@ -74,6 +74,7 @@ _PG_init(void)
 							 0, kernel_options,
 							 PGC_USERSET, 0,
 							 check_kernel, assign_kernel, NULL);
+	bq_index_init();
 
 	MarkGUCPrefixReserved("bq");
 }

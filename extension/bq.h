@@ -14,4 +14,7 @@
 #define SOFT_ERROR_OCCURRED(context) ((void) (context), false)
 #endif
 
+/* index/bqhandler.c: settings and options of the access method, for _PG_init() */
+extern void bq_index_init(void);
+
 #endif							/* BQ_H */

@@ -365,6 +365,23 @@ CREATE OPERATOR CLASS bqvec_ops
 	FUNCTION 2 bqvec_hash_extended(bqvec, bigint);
 COMMENT ON OPERATOR CLASS bqvec_ops USING hash IS 'equality, for DISTINCT, GROUP BY and joins';
 
+-- access method
+
+CREATE FUNCTION bqhandler(internal) RETURNS index_am_handler
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqhandler(internal) IS 'handler of access method bq';
+
+CREATE ACCESS METHOD bq TYPE INDEX HANDLER bqhandler;
+COMMENT ON ACCESS METHOD bq IS 'inverted lists over packed codes, for ORDER BY distance';
+
+CREATE OPERATOR CLASS bqvec_distance_ops
+	DEFAULT FOR TYPE bqvec USING bq AS
+	OPERATOR 1 <~> (bqvec, bqvec) FOR ORDER BY float_ops,
+	OPERATOR 2 <=> (bqvec, bqquery) FOR ORDER BY float_ops,
+	OPERATOR 3 <#> (bqvec, bqquery) FOR ORDER BY float_ops,
+	OPERATOR 4 <-> (bqvec, bqquery) FOR ORDER BY float_ops;
+COMMENT ON OPERATOR CLASS bqvec_distance_ops USING bq IS 'all distances of codes: one index serves each of them';
+
 -- bq_columns: what is known about each managed column
 
 CREATE TABLE bq_columns (

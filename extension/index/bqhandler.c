@@ -1,0 +1,210 @@
+/* bqhandler.c: what the planner and the catalogs see of the access method. */
+#include "postgres.h"
+
+#include "access/amvalidate.h"
+#include "access/htup_details.h"
+#include "access/reloptions.h"
+#include "catalog/pg_amop.h"
+#include "catalog/pg_amproc.h"
+#include "catalog/pg_opclass.h"
+#include "catalog/pg_opfamily.h"
+#include "catalog/pg_type.h"
+#include "commands/progress.h"
+#include "commands/vacuum.h"
+#include "index/bqindex.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/regproc.h"
+#include "utils/syscache.h"
+
+int			bq_probes;
+bool		bq_iterative_scan;
+int			bq_max_scan_tuples;
+
+static relopt_kind bq_relopt_kind;
+
+/* Settings and options; called once, when the library is loaded. */
+void
+bq_index_init(void)
+{
+	bq_relopt_kind = add_reloption_kind();
+	add_int_reloption(bq_relopt_kind, "lists",
+					  "Number of inverted lists, 0 to derive it from the number of rows",
+					  0, 0, BQ_MAX_LISTS, AccessExclusiveLock);
+	add_int_reloption(bq_relopt_kind, "probes",
+					  "Number of lists a scan reads first, 0 for what was measured at build time",
+					  0, 0, BQ_MAX_LISTS, AccessExclusiveLock);
+
+	DefineCustomIntVariable("bq.probes",
+							"Number of lists a scan reads first.",
+							"0 takes the index's option or, without one, what was measured when the index was built.",
+							&bq_probes, 0, 0, BQ_MAX_LISTS, PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("bq.iterative_scan",
+							 "Read more lists while the query wants more rows.",
+							 NULL,
+							 &bq_iterative_scan, true, PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("bq.max_scan_tuples",
+							"Number of rows after which a scan reads no more lists.",
+							"-1 means no limit: a scan ends when the query has its rows or all lists were read.",
+							&bq_max_scan_tuples, -1, -1, INT_MAX, PGC_USERSET, 0, NULL, NULL, NULL);
+}
+
+static bytea *
+bqoptions(Datum reloptions, bool validate)
+{
+	static const relopt_parse_elt options[] = {
+		{.optname = "lists", .opttype = RELOPT_TYPE_INT, .offset = offsetof(BqOptions, lists)},
+		{.optname = "probes", .opttype = RELOPT_TYPE_INT, .offset = offsetof(BqOptions, probes)},
+	};
+
+	return (bytea *) build_reloptions(reloptions, validate, bq_relopt_kind, sizeof(BqOptions),
+									  options, lengthof(options));
+}
+
+static char *
+bqbuildphasename(int64 phase)
+{
+	switch (phase)
+	{
+		case PROGRESS_CREATEIDX_SUBPHASE_INITIALIZE:
+			return "loading codes";
+		case BQ_PHASE_TRAIN:
+			return "training lists";
+		case BQ_PHASE_ASSIGN:
+			return "assigning rows to lists";
+		case BQ_PHASE_WRITE:
+			return "writing lists";
+		default:
+			return NULL;
+	}
+}
+
+/* One member of the operator family: is it what a scan can answer? */
+static bool
+validate_operator(Form_pg_amop form, const char *opfamily, Oid opcintype)
+{
+	bool		valid = true;
+
+	if (form->amopstrategy < 1 || form->amopstrategy > BQ_STRATEGIES)
+	{
+		ereport(INFO,
+				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+				 errmsg("operator family \"%s\" of access method %s contains operator %s with invalid strategy number %d",
+						opfamily, "bq", format_operator(form->amopopr), form->amopstrategy)));
+		valid = false;
+	}
+	if (form->amoppurpose != AMOP_ORDER)
+	{
+		ereport(INFO,
+				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+				 errmsg("operator family \"%s\" of access method %s contains operator %s that is not for ORDER BY",
+						opfamily, "bq", format_operator(form->amopopr))));
+		valid = false;
+	}
+	else if (get_op_rettype(form->amopopr) != FLOAT8OID ||
+			 !opfamily_can_sort_type(form->amopsortfamily, FLOAT8OID))
+	{
+		ereport(INFO,
+				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+				 errmsg("operator family \"%s\" of access method %s contains incorrect ORDER BY opfamily specification for operator %s",
+						opfamily, "bq", format_operator(form->amopopr))));
+		valid = false;
+	}
+	if (!check_amop_signature(form->amopopr, FLOAT8OID, opcintype, form->amoprighttype))
+	{
+		ereport(INFO,
+				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+				 errmsg("operator family \"%s\" of access method %s contains operator %s with wrong signature",
+						opfamily, "bq", format_operator(form->amopopr))));
+		valid = false;
+	}
+	return valid;
+}
+
+bool
+bqvalidate(Oid opclass)
+{
+	HeapTuple	class_tuple = SearchSysCache1(CLAOID, ObjectIdGetDatum(opclass));
+	Form_pg_opclass class_form;
+	char	   *opfamily;
+	CatCList   *operators;
+	CatCList   *procs;
+	uint32		seen = 0;
+	bool		valid = true;
+
+	if (!HeapTupleIsValid(class_tuple))
+		elog(ERROR, "cache lookup failed for operator class %u", opclass);
+	class_form = (Form_pg_opclass) GETSTRUCT(class_tuple);
+	opfamily = get_opfamily_name(class_form->opcfamily, false);
+
+	operators = SearchSysCacheList1(AMOPSTRATEGY, ObjectIdGetDatum(class_form->opcfamily));
+	for (int i = 0; i < operators->n_members; i++)
+	{
+		Form_pg_amop form = (Form_pg_amop) GETSTRUCT(&operators->members[i]->tuple);
+
+		if (form->amoplefttype != class_form->opcintype)
+			continue;
+		valid &= validate_operator(form, opfamily, class_form->opcintype);
+		if (form->amopstrategy >= 1 && form->amopstrategy <= BQ_STRATEGIES)
+			seen |= 1u << form->amopstrategy;
+	}
+	for (int strategy = 1; strategy <= BQ_STRATEGIES; strategy++)
+	{
+		if (!(seen & (1u << strategy)))
+		{
+			ereport(INFO,
+					(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+					 errmsg("operator class \"%s\" of access method %s is missing operator %d",
+							NameStr(class_form->opcname), "bq", strategy)));
+			valid = false;
+		}
+	}
+
+	procs = SearchSysCacheList1(AMPROCNUM, ObjectIdGetDatum(class_form->opcfamily));
+	if (procs->n_members > 0)
+	{
+		ereport(INFO,
+				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+				 errmsg("operator family \"%s\" of access method %s contains support functions, expected none",
+						opfamily, "bq")));
+		valid = false;
+	}
+
+	ReleaseCatCacheList(procs);
+	ReleaseCatCacheList(operators);
+	ReleaseSysCache(class_tuple);
+	return valid;
+}
+
+PG_FUNCTION_INFO_V1(bqhandler);
+Datum
+bqhandler(PG_FUNCTION_ARGS)
+{
+	IndexAmRoutine *am = makeNode(IndexAmRoutine);
+
+	am->amstrategies = BQ_STRATEGIES;
+	am->amsupport = 0;
+	am->amoptsprocnum = 0;
+	am->amcanorderbyop = true;
+	am->amoptionalkey = true;	/* no WHERE clause is needed, nor could one be used */
+	am->amusemaintenanceworkmem = false;
+	am->amparallelvacuumoptions = VACUUM_OPTION_PARALLEL_BULKDEL;
+	am->amkeytype = InvalidOid;
+
+	am->ambuild = bqbuild;
+	am->ambuildempty = bqbuildempty;
+	am->aminsert = bqinsert;
+	am->ambulkdelete = bqbulkdelete;
+	am->amvacuumcleanup = bqvacuumcleanup;
+	am->amcostestimate = bqcostestimate;
+	am->amoptions = bqoptions;
+	am->ambuildphasename = bqbuildphasename;
+	am->amvalidate = bqvalidate;
+	am->ambeginscan = bqbeginscan;
+	am->amrescan = bqrescan;
+	am->amgettuple = bqgettuple;
+	am->amendscan = bqendscan;
+
+	PG_RETURN_POINTER(am);
+}

@@ -1,0 +1,311 @@
+/*
+ * bqindex.h: the access method `bq` on disk and in memory.
+ *
+ * An index is an inverted file over packed codes.  Its pages, in order:
+ *
+ *	metapage		block 0
+ *	centroid pages	one record per list: a scale and dim signed bytes
+ *	list pages		one entry per list: the head of its chain of blocks
+ *	data pages		two interleaved arrays, see below
+ *
+ * A *block* is 32 codes of one list.  Block number b owns entry b of the array of
+ * block headers (heap positions, norms: 20 entries to a header page), and rows
+ * b * nrows ... (b + 1) * nrows - 1 of the array of code rows (16 bytes each, layout
+ * in core/bqlut.h; 510 rows to a code page, no gaps, so no page has waste at any dim).
+ * Header pages lie among the code pages in the order of need: where each page lies
+ * follows from the block number by arithmetic alone, so the data area grows at its
+ * end and needs no map.
+ */
+#ifndef BQINDEX_H
+#define BQINDEX_H
+
+#include "postgres.h"
+
+#include "access/amapi.h"
+#include "access/generic_xlog.h"
+#include "access/genam.h"
+#include "nodes/execnodes.h"
+#include "nodes/pathnodes.h"
+#include "storage/bufmgr.h"
+#include "storage/itemptr.h"
+#include "utils/rel.h"
+
+#include "bq.h"
+#include "core/bqencode.h"
+#include "core/bqlut.h"
+
+#define BQ_MAGIC 0x62716978		/* "bqix" */
+#define BQ_VERSION 1			/* raised by every change of the format below */
+#define BQ_PAGE_ID 0xBA51		/* last two bytes of each page, for pg_filedump */
+
+#define BQ_METAPAGE_BLKNO 0
+
+/* A block's rows must be addressable, and a centroid must fit a page. */
+#define BQ_INDEX_MAX_DIM 8000
+
+/* Below this many rows one list is faster than ranking lists, and exact. */
+#define BQ_FLAT_ROWS 10000
+#define BQ_MAX_LISTS 65536
+#define BQ_NO_BLOCK UINT32_MAX
+
+/* Strategies of the operator class, in the order of sql/bq.sql. */
+enum
+{
+	BQ_STRATEGY_HAMMING = 1,	/* <~> bqvec */
+	BQ_STRATEGY_COSINE,			/* <=> bqquery */
+	BQ_STRATEGY_IP,				/* <#> bqquery */
+	BQ_STRATEGY_L2,				/* <-> bqquery */
+	BQ_STRATEGIES = BQ_STRATEGY_L2
+};
+
+typedef enum BqPageKind
+{
+	BQ_PAGE_META = 1,
+	BQ_PAGE_CENTROIDS,
+	BQ_PAGE_LISTS,
+	BQ_PAGE_DATA				/* headers or codes */
+} BqPageKind;
+
+typedef struct BqPageOpaqueData
+{
+	uint16		kind;			/* BqPageKind */
+	uint16		unused;
+	uint16		unused2;
+	uint16		page_id;		/* BQ_PAGE_ID */
+} BqPageOpaqueData;
+
+typedef BqPageOpaqueData *BqPageOpaque;
+
+#define BqPageGetOpaque(page) ((BqPageOpaque) PageGetSpecialPointer(page))
+
+/* Bytes between page header and special space: 8160 of 8192. */
+#define BQ_PAGE_NBYTES \
+	((BLCKSZ - MAXALIGN(SizeOfPageHeaderData) - MAXALIGN(sizeof(BqPageOpaqueData))) / 16 * 16)
+
+typedef struct BqMetaPageData
+{
+	uint32		magic;
+	uint32		version;
+	uint32		dim;
+	int32		transform;		/* of every code in the index; -1 until the first one */
+	uint32		nlists;			/* 1: flat, no centroids */
+	uint32		nprobes;		/* lists per scan unless a setting says otherwise */
+	BlockNumber centroid_start;
+	BlockNumber list_start;
+	BlockNumber data_start;
+	uint32		nblocks;		/* blocks given to lists so far */
+	double		build_rows;		/* rows indexed when the index was built */
+} BqMetaPageData;
+
+typedef BqMetaPageData *BqMetaPage;
+
+#define BqPageGetMeta(page) ((BqMetaPage) PageGetContents(page))
+
+/* A list. */
+typedef struct BqListData
+{
+	uint32		head;			/* first block of the chain, BQ_NO_BLOCK if empty */
+	uint32		free;			/* first block that may have a free slot, or BQ_NO_BLOCK */
+	uint32		nblocks;		/* length of the chain */
+	uint32		unused;
+} BqListData;
+
+#define BQ_LISTS_PER_PAGE ((int) (BQ_PAGE_NBYTES / sizeof(BqListData)))
+
+/* All of a block but the codes.  A slot is in use when its bit in `live` is set. */
+typedef struct BqBlockData
+{
+	uint32		list;
+	uint32		next;			/* next block of the list, or BQ_NO_BLOCK */
+	uint32		next_free;		/* next block of the list's free chain, or BQ_NO_BLOCK */
+	uint16		in_free_chain;	/* reachable from BqListData.free */
+	uint16		unused;
+	uint32		live;			/* bit c: slot c holds a row */
+	ItemPointerData tid[BQ_BLOCK];
+	uint16		inverse[BQ_BLOCK];	/* 1 / length of the level values, see bq_inverse_pack() */
+	float		norm[BQ_BLOCK];
+} BqBlockData;
+
+#define BQ_HEADERS_PER_PAGE ((int) (BQ_PAGE_NBYTES / sizeof(BqBlockData)))
+#define BQ_ROW_NBYTES 16
+#define BQ_ROWS_PER_PAGE ((int) (BQ_PAGE_NBYTES / BQ_ROW_NBYTES))
+
+/* A list's direction: the centroid is scale * value. */
+typedef struct BqCentroidData
+{
+	float		scale;
+	float		unused;
+	int8		value[FLEXIBLE_ARRAY_MEMBER];	/* dim of them */
+} BqCentroidData;
+
+#define BQ_CENTROID_NBYTES(dim) MAXALIGN(offsetof(BqCentroidData, value) + (dim))
+#define BQ_CENTROIDS_PER_PAGE(dim) ((int) (BQ_PAGE_NBYTES / BQ_CENTROID_NBYTES(dim)))
+
+/* Reloptions. */
+typedef struct BqOptions
+{
+	int32		vl_len_;		/* varlena header (do not touch directly) */
+	int			lists;			/* 0: from the number of rows */
+	int			probes;			/* 0: measured when the index is built */
+} BqOptions;
+
+/* Where things lie; everything a reader needs of the metapage, kept in rd_amcache. */
+typedef struct BqLayout
+{
+	int			dim;
+	int			nrows;			/* rows of 16 bytes in a block */
+	int			transform;
+	uint32		nlists;
+	uint32		nprobes;
+	BlockNumber centroid_start;
+	BlockNumber list_start;
+	BlockNumber data_start;
+} BqLayout;
+
+/*
+ * What a backend remembers of an index (rd_amcache): its layout, and in which buffer
+ * each page was last seen.  Most of the cost of reading a page that is in shared
+ * buffers is finding it there; a good guess saves the search.
+ */
+typedef struct BqCache
+{
+	BqLayout	layout;
+	uint32		nreads;
+	BlockNumber nrecent;
+	Buffer		recent[FLEXIBLE_ARRAY_MEMBER];	/* by block number, InvalidBuffer: never seen */
+} BqCache;
+
+/* Header page holding block b, and b's place on it. */
+static inline BlockNumber
+bq_header_page(const BqLayout *layout, uint32 b)
+{
+	uint64		m = b / BQ_HEADERS_PER_PAGE;
+
+	return (BlockNumber) (layout->data_start + m +
+						  m * BQ_HEADERS_PER_PAGE * layout->nrows / BQ_ROWS_PER_PAGE);
+}
+
+/* Code page holding a row of the whole array; the row's place is row % BQ_ROWS_PER_PAGE. */
+static inline BlockNumber
+bq_code_page(const BqLayout *layout, uint64 row)
+{
+	uint64		c = row / BQ_ROWS_PER_PAGE;
+	uint64		rows_per_header = (uint64) BQ_HEADERS_PER_PAGE * layout->nrows;
+
+	/* c code pages and the header pages whose first block begins on or before page c */
+	return (BlockNumber) (layout->data_start + c + 1 +
+						  ((c + 1) * BQ_ROWS_PER_PAGE - 1) / rows_per_header);
+}
+
+/* First row of a block. */
+static inline uint64
+bq_first_row(const BqLayout *layout, uint32 b)
+{
+	return (uint64) b * layout->nrows;
+}
+
+static inline BqBlockData *
+BqPageGetBlock(Page page, uint32 b)
+{
+	return (BqBlockData *) PageGetContents(page) + b % BQ_HEADERS_PER_PAGE;
+}
+
+static inline uint8 *
+BqPageGetRow(Page page, uint64 row)
+{
+	return (uint8 *) PageGetContents(page) + row % BQ_ROWS_PER_PAGE * BQ_ROW_NBYTES;
+}
+
+static inline BqListData *
+BqPageGetList(Page page, uint32 list)
+{
+	return (BqListData *) PageGetContents(page) + list % BQ_LISTS_PER_PAGE;
+}
+
+static inline BlockNumber
+bq_list_page(const BqLayout *layout, uint32 list)
+{
+	return layout->list_start + list / BQ_LISTS_PER_PAGE;
+}
+
+/*
+ * sqrt(dim) / |level values| lies between 1 / BQ_STRONG and 1 / BQ_WEAK; a row of
+ * norm 0 keeps 0, and so has inner product 0 with everything.
+ */
+#define BQ_INVERSE_UNIT (1 / BQ_WEAK / UINT16_MAX)
+
+/* Centroids in memory, as the build has them: nlists x dim floats. */
+typedef struct BqCentroids
+{
+	uint32		nlists;
+	int			dim;
+	float	   *values;
+} BqCentroids;
+
+/* Phases shown in pg_stat_progress_create_index. */
+enum
+{
+	BQ_PHASE_LOAD = 1,			/* 1 is PROGRESS_CREATEIDX_SUBPHASE_INITIALIZE */
+	BQ_PHASE_TRAIN,
+	BQ_PHASE_ASSIGN,
+	BQ_PHASE_WRITE
+};
+
+/* bqhandler.c */
+extern int	bq_probes;
+extern bool bq_iterative_scan;
+extern int	bq_max_scan_tuples;
+
+/* bqpage.c */
+extern void bq_init_page(Page page, BqPageKind kind);
+extern void bq_check_page(Relation index, Buffer buffer, BqPageKind kind);
+extern Buffer bq_read_page(Relation index, BlockNumber blkno, BqPageKind kind, int lockmode);
+extern BqLayout bq_get_layout(Relation index);
+extern void bq_prefetch(Relation index, BlockNumber blkno, size_t offset, size_t nbytes);
+extern void bq_fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout);
+extern void bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log);
+extern BlockNumber bq_data_end(const BqLayout *layout, uint32 nblocks);
+extern uint16 bq_inverse_pack(const uint8 *planes, int dim, float norm);
+extern void bq_check_code(Relation index, const BqLayout *layout, const BqHeader *header);
+extern void bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot,
+						   uint8 *planes);
+
+/* bqcluster.c */
+extern void bq_train(BqCentroids *centroids, const uint8 *codes, size_t ncodes);
+extern void bq_assign(const BqCentroids *centroids, const uint8 *codes, size_t ncodes,
+					  uint32 *lists);
+extern uint32 bq_measure_probes(const BqCentroids *centroids, const uint8 *codes,
+								size_t ncodes, const uint32 *lists);
+
+/* bqrank.c */
+typedef struct BqRankedList
+{
+	uint32		list;
+	float		score;			/* larger is nearer */
+} BqRankedList;
+
+extern void bq_rank_lists(Relation index, const BqLayout *layout, const float *q,
+						  BqRankedList *ranked);
+extern uint32 bq_nearest_list(Relation index, const BqLayout *layout, const float *q);
+
+/* access method callbacks */
+extern IndexBuildResult *bqbuild(Relation heap, Relation index, IndexInfo *info);
+extern void bqbuildempty(Relation index);
+extern bool bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid,
+					 Relation heap, IndexUniqueCheck check_unique, bool index_unchanged,
+					 IndexInfo *info);
+extern IndexBulkDeleteResult *bqbulkdelete(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
+										   IndexBulkDeleteCallback callback, void *callback_state);
+extern IndexBulkDeleteResult *bqvacuumcleanup(IndexVacuumInfo *info,
+											  IndexBulkDeleteResult *stats);
+extern void bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count,
+						   Cost *startup, Cost *total, Selectivity *selectivity,
+						   double *correlation, double *pages);
+extern IndexScanDesc bqbeginscan(Relation index, int nkeys, int norderbys);
+extern void bqrescan(IndexScanDesc scan, ScanKey keys, int nkeys, ScanKey orderbys,
+					 int norderbys);
+extern bool bqgettuple(IndexScanDesc scan, ScanDirection direction);
+extern void bqendscan(IndexScanDesc scan);
+extern bool bqvalidate(Oid opclass);
+
+#endif							/* BQINDEX_H */

@@ -1,0 +1,249 @@
+/*
+ * bqinsert.c: one new row.
+ *
+ * A row goes into a free slot of a block of its list, in place: its nibbles into the
+ * block's code rows, then position and norm into the header, and last the slot's bit
+ * in `live`.  Blocks with free slots form a chain that starts in the list's entry.
+ *
+ * Order of locks, here and everywhere: list page, metapage, header page, code pages.
+ * A block's header page stays locked while its code pages are written, so two writers
+ * never work on one block, and a reader that saw a slot live finds its code in place.
+ */
+#include "postgres.h"
+
+#include "access/generic_xlog.h"
+#include "index/bqindex.h"
+#include "type/bqvec.h"
+#include "utils/memutils.h"
+
+/* Code pages that fit one WAL record beside the header page. */
+#define CODE_PAGES_PER_RECORD (MAX_GENERIC_XLOG_PAGES - 1)
+
+/* Write the nibbles of one code into rows of a code page. */
+static void
+write_nibbles(Page page, uint64 first_row, int j, int n, int slot, const uint8 *planes, int dim)
+{
+	const uint8 *magnitude = planes + bq_plane_nbytes(dim);
+	int			shift = slot < 16 ? 0 : 4;
+	uint8	   *byte = BqPageGetRow(page, first_row + j) + slot % 16;
+
+	for (int end = j + n; j < end; j++, byte += BQ_ROW_NBYTES)
+	{
+		int			nibble = ((planes[j / 4] >> (j % 4 * 2)) & 3) |
+			((magnitude[j / 4] >> (j % 4 * 2)) & 3) << 2;
+
+		*byte = (uint8) ((*byte & ~(15 << shift)) | nibble << shift);
+	}
+}
+
+/*
+ * Put a row into block b if it has a free slot.  For large dims the code pages take
+ * more than one WAL record; until the last one, with the header, the slot stays free.
+ */
+static bool
+insert_into_block(Relation index, const BqLayout *layout, uint32 list, uint32 b,
+				  const BqVecView *code, ItemPointer tid)
+{
+	uint64		first_row = bq_first_row(layout, b);
+	Buffer		header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
+											 BUFFER_LOCK_EXCLUSIVE);
+	BqBlockData *block = BqPageGetBlock(BufferGetPage(header_buffer), b);
+	GenericXLogState *state = GenericXLogStart(index);
+	Buffer		buffers[MAX_GENERIC_XLOG_PAGES];
+	int			nbuffers = 0;
+	int			slot = 0;
+
+	if (block->list != list || block->live == UINT32_MAX)
+	{
+		GenericXLogAbort(state);
+		UnlockReleaseBuffer(header_buffer);
+		return false;
+	}
+	while (block->live & ((uint32) 1 << slot))
+		slot++;
+
+	for (int j = 0; j < layout->nrows;)
+	{
+		int			n = Min(layout->nrows - j,
+							BQ_ROWS_PER_PAGE - (int) ((first_row + j) % BQ_ROWS_PER_PAGE));
+
+		if (nbuffers == CODE_PAGES_PER_RECORD)
+		{
+			GenericXLogFinish(state);
+			while (nbuffers > 0)
+				UnlockReleaseBuffer(buffers[--nbuffers]);
+			state = GenericXLogStart(index);
+		}
+		buffers[nbuffers] = bq_read_page(index, bq_code_page(layout, first_row + j),
+										 BQ_PAGE_DATA, BUFFER_LOCK_EXCLUSIVE);
+		write_nibbles(GenericXLogRegisterBuffer(state, buffers[nbuffers], 0), first_row, j, n,
+					  slot, code->planes, layout->dim);
+		nbuffers++;
+		j += n;
+	}
+
+	block = BqPageGetBlock(GenericXLogRegisterBuffer(state, header_buffer, 0), b);
+	block->tid[slot] = *tid;
+	block->norm[slot] = code->header.norm;
+	block->inverse[slot] = bq_inverse_pack(code->planes, layout->dim, code->header.norm);
+	block->live |= (uint32) 1 << slot;
+	GenericXLogFinish(state);
+	while (nbuffers > 0)
+		UnlockReleaseBuffer(buffers[--nbuffers]);
+	UnlockReleaseBuffer(header_buffer);
+	return true;
+}
+
+/*
+ * Give a list, whose page is locked exclusively, a new block at the head of its chain.
+ * Pages are extended and initialised in WAL records of their own; until the last record
+ * they belong to nobody, and a later call finds and uses them.
+ */
+static void
+add_block(Relation index, const BqLayout *layout, uint32 list, Buffer list_buffer)
+{
+	Buffer		meta_buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+										   BUFFER_LOCK_EXCLUSIVE);
+	uint32		b = BqPageGetMeta(BufferGetPage(meta_buffer))->nblocks;
+	Buffer		header_buffer;
+	GenericXLogState *state;
+	BqListData *entry;
+	BqBlockData *block;
+
+	if (b == BQ_NO_BLOCK - 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("bq index cannot have more than %u blocks", BQ_NO_BLOCK - 1),
+				 errhint("Partition the table.")));
+	bq_extend(index, bq_data_end(layout, b), bq_data_end(layout, b + 1),
+			  RelationNeedsWAL(index));
+	header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
+								 BUFFER_LOCK_EXCLUSIVE);
+
+	state = GenericXLogStart(index);
+	BqPageGetMeta(GenericXLogRegisterBuffer(state, meta_buffer, 0))->nblocks = b + 1;
+	entry = BqPageGetList(GenericXLogRegisterBuffer(state, list_buffer, 0), list);
+	block = BqPageGetBlock(GenericXLogRegisterBuffer(state, header_buffer, 0), b);
+	memset(block, 0, sizeof(BqBlockData));
+	block->list = list;
+	block->next = entry->head;
+	block->next_free = entry->free;
+	block->in_free_chain = true;
+	entry->head = b;
+	entry->free = b;
+	entry->nblocks++;
+	GenericXLogFinish(state);
+	UnlockReleaseBuffer(header_buffer);
+	UnlockReleaseBuffer(meta_buffer);
+}
+
+/*
+ * Block b, first of the list's free chain (BQ_NO_BLOCK: none), had no slot.  Take it
+ * out of the chain, and add a new block if the chain is empty then.  Does nothing if
+ * somebody else has already done it.
+ */
+static void
+provide_block(Relation index, const BqLayout *layout, uint32 list, uint32 b)
+{
+	Buffer		list_buffer = bq_read_page(index, bq_list_page(layout, list), BQ_PAGE_LISTS,
+										   BUFFER_LOCK_EXCLUSIVE);
+	BqListData *entry = BqPageGetList(BufferGetPage(list_buffer), list);
+
+	if (entry->free == b && b == BQ_NO_BLOCK)
+		add_block(index, layout, list, list_buffer);
+	else if (entry->free == b)
+	{
+		Buffer		header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
+												 BUFFER_LOCK_EXCLUSIVE);
+		BqBlockData *block = BqPageGetBlock(BufferGetPage(header_buffer), b);
+
+		if (block->list != list || !block->in_free_chain)
+			ereport(ERROR,
+					(errcode(ERRCODE_INDEX_CORRUPTED),
+					 errmsg("block %u of index \"%s\" is wrongly in the free chain of list %u", b,
+							RelationGetRelationName(index), list),
+					 errhint("Rebuild the index with REINDEX.")));
+		/* vacuum may have made room since */
+		if (block->live == UINT32_MAX)
+		{
+			GenericXLogState *state = GenericXLogStart(index);
+
+			entry = BqPageGetList(GenericXLogRegisterBuffer(state, list_buffer, 0), list);
+			block = BqPageGetBlock(GenericXLogRegisterBuffer(state, header_buffer, 0), b);
+			entry->free = block->next_free;
+			block->next_free = BQ_NO_BLOCK;
+			block->in_free_chain = false;
+			GenericXLogFinish(state);
+		}
+		UnlockReleaseBuffer(header_buffer);
+	}
+	UnlockReleaseBuffer(list_buffer);
+}
+
+/* The first row ever decides the transform of the index. */
+static void
+set_transform(Relation index, int transform)
+{
+	Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+									  BUFFER_LOCK_EXCLUSIVE);
+
+	if (BqPageGetMeta(BufferGetPage(buffer))->transform < 0)
+	{
+		GenericXLogState *state = GenericXLogStart(index);
+
+		BqPageGetMeta(GenericXLogRegisterBuffer(state, buffer, 0))->transform = transform;
+		GenericXLogFinish(state);
+	}
+	UnlockReleaseBuffer(buffer);
+}
+
+bool
+bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation heap,
+		 IndexUniqueCheck check_unique, bool index_unchanged, IndexInfo *info)
+{
+	MemoryContext context;
+	MemoryContext old_context;
+	BqLayout	layout;
+	BqVecView	code;
+	float	   *direction;
+	uint32		list = 0;
+
+	if (isnull[0])
+		return false;
+
+	context = AllocSetContextCreate(CurrentMemoryContext, "bq insert", ALLOCSET_DEFAULT_SIZES);
+	old_context = MemoryContextSwitchTo(context);
+
+	code = bqvec_view(PG_DETOAST_DATUM_PACKED(values[0]));
+	layout = bq_get_layout(index);
+	bq_check_code(index, &layout, &code.header);
+	if (layout.transform < 0)
+	{
+		set_transform(index, code.header.transform);
+		layout = bq_get_layout(index);
+		bq_check_code(index, &layout, &code.header);
+	}
+
+	if (layout.nlists > 1)
+	{
+		direction = (float *) palloc(layout.dim * sizeof(float));
+		bq_decode(code.planes, layout.dim, 1, NULL, direction);
+		list = bq_nearest_list(index, &layout, direction);
+	}
+
+	for (;;)
+	{
+		Buffer		buffer = bq_read_page(index, bq_list_page(&layout, list), BQ_PAGE_LISTS,
+										  BUFFER_LOCK_SHARE);
+		uint32		b = BqPageGetList(BufferGetPage(buffer), list)->free;
+
+		UnlockReleaseBuffer(buffer);
+		if (b != BQ_NO_BLOCK && insert_into_block(index, &layout, list, b, &code, tid))
+			break;
+		provide_block(index, &layout, list, b);
+	}
+
+	MemoryContextSwitchTo(old_context);
+	MemoryContextDelete(context);
+	return false;
+}

@@ -1,0 +1,292 @@
+/* bqpage.c: pages and where they lie: initialising, checking, reading, extending. */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/generic_xlog.h"
+#include "index/bqindex.h"
+#include "storage/buf_internals.h"
+#include "storage/lmgr.h"
+#include "utils/memutils.h"
+
+void
+bq_init_page(Page page, BqPageKind kind)
+{
+	PageInit(page, BLCKSZ, sizeof(BqPageOpaqueData));
+	BqPageGetOpaque(page)->kind = kind;
+	BqPageGetOpaque(page)->page_id = BQ_PAGE_ID;
+	/* Generic WAL drops what lies between lower and upper: leave no such hole. */
+	((PageHeader) page)->pd_lower = ((PageHeader) page)->pd_upper;
+}
+
+static void
+report_damage(Relation index, BlockNumber blkno, const char *what)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INDEX_CORRUPTED),
+			 errmsg("index \"%s\" is damaged at page %u: %s", RelationGetRelationName(index),
+					blkno, what),
+			 errhint("Rebuild the index with REINDEX.")));
+}
+
+/* Is this one of our pages, of the kind expected?  Nothing on it is used before. */
+void
+bq_check_page(Relation index, Buffer buffer, BqPageKind kind)
+{
+	Page		page = BufferGetPage(buffer);
+
+	if (PageIsNew(page))
+		report_damage(index, BufferGetBlockNumber(buffer), "page is empty");
+	if (PageGetSpecialSize(page) != MAXALIGN(sizeof(BqPageOpaqueData)) ||
+		BqPageGetOpaque(page)->page_id != BQ_PAGE_ID)
+		report_damage(index, BufferGetBlockNumber(buffer), "page is not of a bq index");
+	if (BqPageGetOpaque(page)->kind != kind)
+		report_damage(index, BufferGetBlockNumber(buffer), "page is of an unexpected kind");
+}
+
+/*
+ * ReadRecentBuffer() does not count as a use for the clock sweep.  One read in so many
+ * goes the usual way, so that a busy index does not look idle.
+ */
+#define READS_PER_USE 16
+
+#if PG_VERSION_NUM < 160000
+#define rd_locator rd_node
+#endif
+
+static Buffer
+read_buffer(Relation index, BlockNumber blkno)
+{
+	BqCache    *cache = (BqCache *) index->rd_amcache;
+	Buffer		buffer;
+
+	if (cache == NULL || blkno >= cache->nrecent)
+		return ReadBuffer(index, blkno);
+	buffer = cache->recent[blkno];
+	if (BufferIsValid(buffer) && ++cache->nreads % READS_PER_USE != 0 &&
+		ReadRecentBuffer(index->rd_locator, MAIN_FORKNUM, blkno, buffer))
+		return buffer;
+	buffer = ReadBuffer(index, blkno);
+	cache->recent[blkno] = buffer;
+	return buffer;
+}
+
+/* Ask the CPU for part of a page soon to be read, if we think to know where it is. */
+void
+bq_prefetch(Relation index, BlockNumber blkno, size_t offset, size_t nbytes)
+{
+	BqCache    *cache = (BqCache *) index->rd_amcache;
+	Buffer		buffer;
+
+	if (cache == NULL || blkno >= cache->nrecent)
+		return;
+	buffer = cache->recent[blkno];
+	/* temporary tables: local buffers may not even have memory yet */
+	if (buffer <= 0)
+		return;
+	__builtin_prefetch(GetBufferDescriptor(buffer - 1));
+	for (size_t i = 0; i < nbytes; i += 64)
+		__builtin_prefetch((char *) BufferGetPage(buffer) + offset + i);
+}
+
+/* Pin, lock and check a page. */
+Buffer
+bq_read_page(Relation index, BlockNumber blkno, BqPageKind kind, int lockmode)
+{
+	Buffer		buffer = read_buffer(index, blkno);
+
+	LockBuffer(buffer, lockmode);
+	bq_check_page(index, buffer, kind);
+	return buffer;
+}
+
+/* Check a metapage and take from it what readers need. */
+void
+bq_fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
+{
+	if (meta->magic != BQ_MAGIC)
+		report_damage(index, BQ_METAPAGE_BLKNO, "metapage has no bq signature");
+	if (meta->version != BQ_VERSION)
+		ereport(ERROR,
+				(errcode(ERRCODE_INDEX_CORRUPTED),
+				 errmsg("index \"%s\" has format version %u, expected %u",
+						RelationGetRelationName(index), meta->version, BQ_VERSION),
+				 errhint("Rebuild the index with REINDEX.")));
+	if (meta->dim < 1 || meta->dim > BQ_INDEX_MAX_DIM || meta->nlists < 1 ||
+		meta->nlists > BQ_MAX_LISTS || meta->transform < -1 ||
+		meta->transform > BQ_MAX_TRANSFORM || meta->centroid_start > meta->list_start ||
+		meta->list_start >= meta->data_start)
+		report_damage(index, BQ_METAPAGE_BLKNO, "metapage has impossible values");
+
+	layout->dim = meta->dim;
+	layout->nrows = bq_block_nrows(meta->dim);
+	layout->transform = meta->transform;
+	layout->nlists = meta->nlists;
+	layout->nprobes = meta->nprobes;
+	layout->centroid_start = meta->centroid_start;
+	layout->list_start = meta->list_start;
+	layout->data_start = meta->data_start;
+}
+
+/* How many buffers to remember at most: 64 MB of memory for a 128 GB index. */
+#define MAX_RECENT (16 * 1024 * 1024)
+
+/*
+ * The layout of an index, read once per relcache entry.  It is fixed when the index
+ * is built, except that the transform is unknown until the first row.  Returned by
+ * value: the relcache may drop what it remembers whenever a lock is taken.
+ */
+BqLayout
+bq_get_layout(Relation index)
+{
+	BqCache    *cache = (BqCache *) index->rd_amcache;
+	BqLayout	layout;
+	Buffer		buffer;
+
+	if (cache != NULL && cache->layout.transform >= 0)
+		return cache->layout;
+
+	buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_SHARE);
+	bq_fill_layout(index, BqPageGetMeta(BufferGetPage(buffer)), &layout);
+	UnlockReleaseBuffer(buffer);
+	if (cache == NULL)
+	{
+		BlockNumber npages = RelationGetNumberOfBlocks(index);
+		/* room to grow; the relcache entry rarely lives much longer */
+		BlockNumber nrecent = Min((uint64) npages + npages / 4 + 64, MAX_RECENT);
+
+		cache = (BqCache *) MemoryContextAllocHuge(index->rd_indexcxt, offsetof(BqCache, recent) +
+												   nrecent * sizeof(Buffer));
+		cache->nreads = 0;
+		cache->nrecent = nrecent;
+		for (BlockNumber blkno = 0; blkno < nrecent; blkno++)
+			cache->recent[blkno] = InvalidBuffer;
+		index->rd_amcache = cache;
+	}
+	cache->layout = layout;
+	return layout;
+}
+
+/* Number of pages that an index of so many blocks has. */
+BlockNumber
+bq_data_end(const BqLayout *layout, uint32 nblocks)
+{
+	uint64		last_row;
+
+	if (nblocks == 0)
+		return layout->data_start;
+	last_row = bq_first_row(layout, nblocks) - 1;
+	/* A block's header page comes before the page of its last row. */
+	if ((uint64) layout->data_start + last_row / BQ_ROWS_PER_PAGE + 2 +
+		nblocks / BQ_HEADERS_PER_PAGE >= MaxBlockNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("bq index cannot have more than %u pages", MaxBlockNumber),
+				 errhint("Partition the table.")));
+	return bq_code_page(layout, last_row) + 1;
+}
+
+/*
+ * Make the relation have `npages` initialised data pages at its end.  Pages that an
+ * earlier extension left empty before a crash are initialised, too.  The caller
+ * prevents others from doing the same: by a lock on the metapage, or because nobody
+ * else knows the index yet.  Pages are WAL-logged if `log`.
+ */
+void
+bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log)
+{
+	BlockNumber present = RelationGetNumberOfBlocks(index);
+
+	for (BlockNumber blkno = from; blkno < npages; blkno++)
+	{
+		Buffer		buffer;
+
+		if (blkno < present)
+		{
+			buffer = ReadBuffer(index, blkno);
+			LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+		}
+		else
+		{
+			LockRelationForExtension(index, ExclusiveLock);
+			buffer = ReadBuffer(index, P_NEW);
+			LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+			UnlockRelationForExtension(index, ExclusiveLock);
+			if (BufferGetBlockNumber(buffer) != blkno)
+				report_damage(index, BufferGetBlockNumber(buffer), "relation grew unexpectedly");
+		}
+		if (PageIsNew(BufferGetPage(buffer)))
+		{
+			if (log)
+			{
+				GenericXLogState *state = GenericXLogStart(index);
+				Page		page = GenericXLogRegisterBuffer(state, buffer,
+															 GENERIC_XLOG_FULL_IMAGE);
+
+				bq_init_page(page, BQ_PAGE_DATA);
+				GenericXLogFinish(state);
+			}
+			else
+			{
+				bq_init_page(BufferGetPage(buffer), BQ_PAGE_DATA);
+				MarkBufferDirty(buffer);
+			}
+		}
+		UnlockReleaseBuffer(buffer);
+	}
+}
+
+/* 1 / length of the level values, in BQ_INVERSE_UNIT / sqrt(dim); 0 for norm 0. */
+uint16
+bq_inverse_pack(const uint8 *planes, int dim, float norm)
+{
+	if (norm == 0)
+		return 0;
+	return (uint16) (sqrt(dim) / bq_decoded_norm(planes, dim) / BQ_INVERSE_UNIT + 0.5);
+}
+
+/* Does a code belong into, or a query fit, this index? */
+void
+bq_check_code(Relation index, const BqLayout *layout, const BqHeader *header)
+{
+	if (header->dim != layout->dim)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("expected %d dimensions, not %d", layout->dim, header->dim)));
+	if (layout->transform >= 0 && header->transform != layout->transform)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("different transforms %d and %d", layout->transform, header->transform),
+				 errdetail("All codes of index \"%s\" have transform %d.",
+						   RelationGetRelationName(index), layout->transform),
+				 errhint("Encode codes and queries of a column with the same transform.")));
+}
+
+/* Take the code in one slot out of its block. */
+void
+bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot, uint8 *planes)
+{
+	size_t		plane_nbytes = bq_plane_nbytes(layout->dim);
+	uint64		row = bq_first_row(layout, block);
+	int			shift = slot < 16 ? 0 : 4;
+	int			j = 0;
+
+	memset(planes, 0, 2 * plane_nbytes);
+	while (j < layout->nrows)
+	{
+		Buffer		buffer = bq_read_page(index, bq_code_page(layout, row + j), BQ_PAGE_DATA,
+										  BUFFER_LOCK_SHARE);
+		int			place = (row + j) % BQ_ROWS_PER_PAGE;
+		int			n = Min(layout->nrows - j, BQ_ROWS_PER_PAGE - place);
+		const uint8 *byte = BqPageGetRow(BufferGetPage(buffer), row + j) + slot % 16;
+
+		for (int end = j + n; j < end; j++, byte += BQ_ROW_NBYTES)
+		{
+			int			nibble = *byte >> shift;
+
+			planes[j / 4] |= (uint8) ((nibble & 3) << (j % 4 * 2));
+			planes[plane_nbytes + j / 4] |= (uint8) (((nibble >> 2) & 3) << (j % 4 * 2));
+		}
+		UnlockReleaseBuffer(buffer);
+	}
+}

@@ -1,0 +1,688 @@
+/*
+ * bqscan.c: a query.
+ *
+ * The nearest lists are read in *segments*: first as many as the setting, the option
+ * or the index says, then, if the executor wants more rows, ever more of the rest.
+ * Within a segment rows come out in exact order of distance.
+ *
+ * Reading a segment runs the query's lookup table over all codes in it.  The table has
+ * 8-bit entries, so its sums give a lower bound of the distance rather than the
+ * distance; the `keep` rows with the lowest bounds become candidates.  They wait in a
+ * heap; a candidate that comes to the top with a bound gets its exact distance (by the
+ * same function as the operator in a sequential scan) and sinks to its place.  If the
+ * executor outruns the candidates, the segment is read again for more of them: memory
+ * stays bounded, and few queries ever ask.
+ *
+ * No page stays pinned between two rows.  A row may be removed by vacuum while its
+ * position waits in the heap, and its place may be used again: an MVCC snapshot does
+ * not see the newcomer, so other snapshots are refused (as pgvector does).
+ */
+#include "postgres.h"
+
+#include <float.h>
+#include <math.h>
+
+#include "access/relscan.h"
+#include "index/bqindex.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "type/bqvec.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+/* Candidates kept at first: rows for LIMIT 40 (k = 10, rerank = 4) and a good margin. */
+#define FIRST_KEEP 64
+
+/*
+ * Rounding errors of table entries, each at most half a step, behave as independent
+ * ones: their sum stays within this many standard deviations.
+ */
+#define BOUND_DEVIATIONS 6
+
+typedef struct BqCandidate
+{
+	double		key;			/* distance, up to a monotone map; see read_block() */
+	uint32		block;
+	uint16		slot;
+	bool		exact;			/* key is the distance, not a bound */
+	ItemPointerData tid;
+	float		norm;
+} BqCandidate;
+
+typedef struct BqScan
+{
+	MemoryContext context;		/* lives as long as the scan */
+	MemoryContext query_context;	/* emptied by each rescan */
+	BqLayout	layout;
+	int			strategy;
+	bool		started;
+	bool		has_query;		/* false: NULL was given, there are no rows */
+
+	/* the query */
+	const float *q;				/* as in bqquery, or the decoded code */
+	const uint8 *planes;		/* Hamming: the code */
+	uint8	   *table;
+	float		scale;			/* of the table; smaller sums are nearer */
+	float		bias;
+	float		slack;			/* a bound of the rounding errors of a sum */
+
+	/* lists */
+	BqListData *lists;			/* all entries, as of the start of the scan */
+	BqRankedList *ranked;
+	uint32		nranked;		/* leading ones in order */
+	uint32		segment_start;
+	uint32		segment_end;
+
+	/* candidates: a heap once the segment has been read */
+	BqCandidate *candidates;
+	int			ncandidates;
+	int			capacity;
+	int			keep;
+	bool		dropped;		/* some rows of the segment were not kept ... */
+	BqCandidate limit;			/* ... all of them beyond this one */
+	bool		have_floor;		/* rows up to this one have been given out */
+	BqCandidate floor;
+	bool		progress;		/* a row was given out since the segment was read */
+
+	int64		nreturned;
+	int64		nlists;			/* read, for EXPLAIN */
+	int64		ncodes;			/* compared, for EXPLAIN */
+} BqScan;
+
+/* Order of candidates: no two are equal, so "beyond" has one meaning. */
+static inline bool
+before(const BqCandidate *a, const BqCandidate *b)
+{
+	if (a->key != b->key)
+		return a->key < b->key;
+	if (a->block != b->block)
+		return a->block < b->block;
+	return a->slot < b->slot;
+}
+
+/*
+ * Partial selection and the heap
+ */
+
+/* Reorder so that the `k` first candidates are the lowest; 0 < k < n (Hoare's FIND). */
+static void
+select_candidates(BqCandidate *a, int n, int k)
+{
+	int			left = 0;
+	int			right = n - 1;
+
+	while (left < right)
+	{
+		BqCandidate pivot = a[left + (right - left) / 2];
+		int			i = left;
+		int			j = right;
+
+		while (i <= j)
+		{
+			while (before(&a[i], &pivot))
+				i++;
+			while (before(&pivot, &a[j]))
+				j--;
+			if (i <= j)
+			{
+				BqCandidate swap = a[i];
+
+				a[i++] = a[j];
+				a[j--] = swap;
+			}
+		}
+		if (k - 1 <= j)
+			right = j;
+		else if (k - 1 >= i)
+			left = i;
+		else
+			break;
+	}
+}
+
+static void
+sift_down(BqCandidate *heap, int n, int i)
+{
+	BqCandidate moving = heap[i];
+
+	for (;;)
+	{
+		int			child = 2 * i + 1;
+
+		if (child >= n)
+			break;
+		if (child + 1 < n && before(&heap[child + 1], &heap[child]))
+			child++;
+		if (!before(&heap[child], &moving))
+			break;
+		heap[i] = heap[child];
+		i = child;
+	}
+	heap[i] = moving;
+}
+
+/* Keep only the lowest `keep` candidates, and remember where the rest began. */
+static void
+drop_candidates(BqScan *so)
+{
+	select_candidates(so->candidates, so->ncandidates, so->keep);
+	so->ncandidates = so->keep;
+	so->limit = so->candidates[0];
+	for (int i = 1; i < so->keep; i++)
+		if (before(&so->limit, &so->candidates[i]))
+			so->limit = so->candidates[i];
+	so->dropped = true;
+}
+
+/*
+ * Reading lists
+ */
+
+/*
+ * Take in a block: its header, and the sums of the query's table over its rows.
+ *
+ * Keys, with x the decoded code of length |x| = norm: Hamming, the distance itself;
+ * cosine, -<q, x> / |x|; inner product, -<q, x>; L2, |x|^2 - 2 <q, x>.  Each grows with
+ * its distance.  Adding `slack` to <q, levels> makes a lower bound of each.
+ */
+static void
+read_block(BqScan *so, uint32 b, const BqBlockData *block, const uint16 *sums)
+{
+	float		keys[BQ_BLOCK];
+	float		bias = so->bias + so->slack;
+	float		unit = (float) (BQ_INVERSE_UNIT / sqrt(so->layout.dim));
+	double		limit = so->dropped ? so->limit.key : DBL_MAX;
+
+	switch (so->strategy)
+	{
+		case BQ_STRATEGY_HAMMING:
+			for (int c = 0; c < BQ_BLOCK; c++)
+				keys[c] = sums[c];
+			break;
+		case BQ_STRATEGY_COSINE:
+			for (int c = 0; c < BQ_BLOCK; c++)
+				keys[c] = (so->scale * sums[c] - bias) * (unit * block->inverse[c]);
+			break;
+		case BQ_STRATEGY_IP:
+			for (int c = 0; c < BQ_BLOCK; c++)
+				keys[c] = (so->scale * sums[c] - bias) * (unit * block->inverse[c]) *
+					block->norm[c];
+			break;
+		case BQ_STRATEGY_L2:
+			for (int c = 0; c < BQ_BLOCK; c++)
+				keys[c] = ((so->scale * sums[c] - bias) * (2 * unit * block->inverse[c]) +
+						   block->norm[c]) * block->norm[c];
+			break;
+	}
+
+	for (int c = 0; c < BQ_BLOCK; c++)
+	{
+		BqCandidate *candidate;
+
+		if (keys[c] > limit || !(block->live & ((uint32) 1 << c)))
+			continue;
+		candidate = &so->candidates[so->ncandidates];
+		candidate->key = keys[c];
+		candidate->block = b;
+		candidate->slot = (uint16) c;
+		/* a row of norm 0 has no rounding errors: its product is 0 */
+		candidate->exact = so->strategy == BQ_STRATEGY_HAMMING || block->norm[c] == 0;
+		candidate->tid = block->tid[c];
+		candidate->norm = block->norm[c];
+		if (candidate->exact && so->have_floor && !before(&so->floor, candidate))
+			continue;
+		if (so->have_floor && !candidate->exact)
+		{
+			/* the upper bound, on the other side of the estimate */
+			double		factor = (double) unit * block->inverse[c] * 2 * so->slack;
+
+			if (so->strategy == BQ_STRATEGY_IP)
+				factor *= block->norm[c];
+			else if (so->strategy == BQ_STRATEGY_L2)
+				factor *= 2 * block->norm[c];
+			if (candidate->key + factor < so->floor.key)
+				continue;
+		}
+		so->ncandidates++;
+		if (so->ncandidates == so->capacity)
+		{
+			drop_candidates(so);
+			limit = so->limit.key;
+		}
+	}
+}
+
+/* A page that stays locked as long as the blocks read lie on it. */
+typedef struct HeldPage
+{
+	Buffer		buffer;
+	BlockNumber blkno;
+} HeldPage;
+
+static void
+release_page(HeldPage *held)
+{
+	if (BufferIsValid(held->buffer))
+		UnlockReleaseBuffer(held->buffer);
+	held->buffer = InvalidBuffer;
+}
+
+static Page
+hold_page(Relation index, HeldPage *held, BlockNumber blkno)
+{
+	if (!BufferIsValid(held->buffer) || held->blkno != blkno)
+	{
+		release_page(held);
+		held->buffer = bq_read_page(index, blkno, BQ_PAGE_DATA, BUFFER_LOCK_SHARE);
+		held->blkno = blkno;
+	}
+	return BufferGetPage(held->buffer);
+}
+
+/* Copy the entries of all lists. */
+static void
+read_entries(Relation index, BqScan *so)
+{
+	uint32		list = 0;
+
+	so->lists = (BqListData *) palloc(so->layout.nlists * sizeof(BqListData));
+	while (list < so->layout.nlists)
+	{
+		uint32		n = Min(so->layout.nlists - list, (uint32) BQ_LISTS_PER_PAGE);
+		Buffer		buffer = bq_read_page(index, bq_list_page(&so->layout, list), BQ_PAGE_LISTS,
+										  BUFFER_LOCK_SHARE);
+
+		memcpy(so->lists + list, BqPageGetList(BufferGetPage(buffer), list),
+			   n * sizeof(BqListData));
+		UnlockReleaseBuffer(buffer);
+		list += n;
+	}
+}
+
+/* Ask for the beginning of a list that will be read soon. */
+static void
+prefetch_list(Relation index, const BqScan *so, uint32 list)
+{
+	uint32		b = so->lists[list].head;
+	uint64		row;
+
+	if (b == BQ_NO_BLOCK)
+		return;
+	row = bq_first_row(&so->layout, b);
+	bq_prefetch(index, bq_header_page(&so->layout, b),
+				SizeOfPageHeaderData + b % BQ_HEADERS_PER_PAGE * sizeof(BqBlockData),
+				sizeof(BqBlockData));
+	bq_prefetch(index, bq_code_page(&so->layout, row),
+				SizeOfPageHeaderData + row % BQ_ROWS_PER_PAGE * BQ_ROW_NBYTES, 512);
+}
+
+/*
+ * Read all blocks of a list.  A header is read before its codes, and a writer puts
+ * codes before it sets their bits in `live`: what is live here has its code in place.
+ */
+static void
+read_list(Relation index, BqScan *so, uint32 list)
+{
+	const BqLayout *layout = &so->layout;
+	const BqListData *entry = &so->lists[list];
+	HeldPage	headers = {InvalidBuffer, 0};
+	HeldPage	codes = {InvalidBuffer, 0};
+	uint32		b = entry->head;
+
+	/* Blocks are only ever added at the head: from the head read, the chain has this length. */
+	for (uint32 i = 0; i < entry->nblocks; i++)
+	{
+		BlockNumber header_page = bq_header_page(layout, b);
+		uint64		row = bq_first_row(layout, b);
+		const BqBlockData *block;
+		uint16		sums[BQ_BLOCK];
+
+		if (b == BQ_NO_BLOCK)
+			break;
+		/* Header before codes, and interrupts only while nothing is locked. */
+		if (headers.blkno != header_page)
+		{
+			release_page(&codes);
+			release_page(&headers);
+			CHECK_FOR_INTERRUPTS();
+		}
+		block = BqPageGetBlock(hold_page(index, &headers, header_page), b);
+		if (block->list != list)
+			ereport(ERROR,
+					(errcode(ERRCODE_INDEX_CORRUPTED),
+					 errmsg("block %u of index \"%s\" belongs to list %u, expected %u", b,
+							RelationGetRelationName(index), block->list, list),
+					 errhint("Rebuild the index with REINDEX.")));
+
+		memset(sums, 0, sizeof(sums));
+		for (int j = 0; j < layout->nrows;)
+		{
+			int			n = Min(layout->nrows - j,
+								BQ_ROWS_PER_PAGE - (int) ((row + j) % BQ_ROWS_PER_PAGE));
+			Page		page = hold_page(index, &codes, bq_code_page(layout, row + j));
+			uint16		part[BQ_BLOCK];
+
+			bq_kernel->lut_block(so->table + j * BQ_ROW_NBYTES, BqPageGetRow(page, row + j), n,
+								 part);
+			for (int c = 0; c < BQ_BLOCK; c++)
+				sums[c] += part[c];
+			j += n;
+		}
+		read_block(so, b, block, sums);
+		so->ncodes += BQ_BLOCK;
+		b = block->next;
+	}
+	release_page(&codes);
+	release_page(&headers);
+}
+
+/* Bring the next `n` lists, nearest first, to the end of the ordered part of `ranked`. */
+static int
+compare_ranked(const void *a, const void *b)
+{
+	const BqRankedList *x = (const BqRankedList *) a;
+	const BqRankedList *y = (const BqRankedList *) b;
+
+	if (x->score != y->score)
+		return x->score > y->score ? -1 : 1;
+	return x->list < y->list ? -1 : 1;
+}
+
+static void
+order_lists(BqScan *so, uint32 end)
+{
+	BqRankedList *a = so->ranked + so->nranked;
+	uint32		n = so->layout.nlists - so->nranked;
+	uint32		k = end - so->nranked;
+	uint32		left = 0;
+	uint32		right = n - 1;
+
+	if (k == 0)
+		return;
+	while (k < n && left < right)
+	{
+		BqRankedList pivot = a[left + (right - left) / 2];
+		int64		i = left;
+		int64		j = right;
+
+		while (i <= j)
+		{
+			while (compare_ranked(&a[i], &pivot) < 0)
+				i++;
+			while (compare_ranked(&pivot, &a[j]) < 0)
+				j--;
+			if (i <= j)
+			{
+				BqRankedList swap = a[i];
+
+				a[i++] = a[j];
+				a[j--] = swap;
+			}
+		}
+		if ((int64) k - 1 <= j)
+			right = (uint32) j;
+		else if ((int64) k - 1 >= i)
+			left = (uint32) i;
+		else
+			break;
+	}
+	qsort(a, k, sizeof(BqRankedList), compare_ranked);
+	so->nranked = end;
+}
+
+/* Read lists segment_start .. segment_end - 1 and make the candidates a heap. */
+static void
+read_segment(IndexScanDesc scan)
+{
+	BqScan	   *so = (BqScan *) scan->opaque;
+
+	if (so->capacity < 4 * so->keep)
+	{
+		so->capacity = 4 * so->keep;
+		if (so->candidates != NULL)
+			pfree(so->candidates);
+		so->candidates = (BqCandidate *) MemoryContextAllocHuge(so->query_context, (size_t) so->capacity *
+																sizeof(BqCandidate));
+	}
+	so->ncandidates = 0;
+	so->dropped = false;
+	so->progress = false;
+	for (uint32 i = so->segment_start; i < so->segment_end; i++)
+	{
+		if (i + 1 < so->segment_end)
+			prefetch_list(scan->indexRelation, so, so->ranked[i + 1].list);
+		read_list(scan->indexRelation, so, so->ranked[i].list);
+	}
+	so->nlists += so->segment_end - so->segment_start;
+	if (so->ncandidates > so->keep)
+		drop_candidates(so);
+	for (int i = so->ncandidates / 2 - 1; i >= 0; i--)
+		sift_down(so->candidates, so->ncandidates, i);
+}
+
+/* The exact key of a candidate: what the operators compute, but for the monotone map. */
+static double
+exact_key(Relation index, BqScan *so, const BqCandidate *candidate, uint8 *planes)
+{
+	float		norm = candidate->norm;
+	double		product;
+
+	bq_read_planes(index, &so->layout, candidate->block, candidate->slot, planes);
+	product = bq_inner_product(so->q, planes, so->layout.dim,
+							   so->strategy == BQ_STRATEGY_COSINE ? 1 : norm);
+	if (so->strategy == BQ_STRATEGY_L2)
+		return (double) norm * norm - 2 * product;
+	return -product;
+}
+
+/*
+ * The access method's callbacks
+ */
+
+IndexScanDesc
+bqbeginscan(Relation index, int nkeys, int norderbys)
+{
+	IndexScanDesc scan = RelationGetIndexScan(index, nkeys, norderbys);
+	BqScan	   *so = (BqScan *) palloc0(sizeof(BqScan));
+
+	so->context = CurrentMemoryContext;
+	so->query_context = AllocSetContextCreate(CurrentMemoryContext, "bq scan",
+											  ALLOCSET_DEFAULT_SIZES);
+	scan->opaque = so;
+	return scan;
+}
+
+void
+bqrescan(IndexScanDesc scan, ScanKey keys, int nkeys, ScanKey orderbys, int norderbys)
+{
+	BqScan	   *so = (BqScan *) scan->opaque;
+
+	if (keys != NULL && scan->numberOfKeys > 0)
+		memmove(scan->keyData, keys, scan->numberOfKeys * sizeof(ScanKeyData));
+	if (orderbys != NULL && scan->numberOfOrderBys > 0)
+		memmove(scan->orderByData, orderbys, scan->numberOfOrderBys * sizeof(ScanKeyData));
+
+	MemoryContextReset(so->query_context);
+	so->started = false;
+	so->candidates = NULL;
+	so->ncandidates = 0;
+	so->capacity = 0;
+	so->nreturned = 0;
+}
+
+/* Prepare table, rounding bound and order of lists for the operand. */
+static void
+start_query(IndexScanDesc scan)
+{
+	Relation	index = scan->indexRelation;
+	BqScan	   *so = (BqScan *) scan->opaque;
+	ScanKey		key = &scan->orderByData[0];
+	BqOptions  *options = (BqOptions *) index->rd_options;
+	uint32		probes;
+	float	   *q;
+
+	so->started = true;
+	so->has_query = !(key->sk_flags & SK_ISNULL);
+	if (!so->has_query)
+		return;
+	so->strategy = key->sk_strategy;
+	so->layout = bq_get_layout(index);
+	so->table = (uint8 *) palloc(bq_block_nbytes(so->layout.dim));
+
+	if (so->strategy == BQ_STRATEGY_HAMMING)
+	{
+		BqVecView	code = bqvec_view(PG_DETOAST_DATUM_PACKED(key->sk_argument));
+		uint8	   *planes = (uint8 *) palloc(bq_planes_nbytes(code.header.dim));
+
+		bq_check_code(index, &so->layout, &code.header);
+		memcpy(planes, code.planes, bq_planes_nbytes(code.header.dim));
+		so->planes = planes;
+		bq_lut_hamming(planes, so->layout.dim, so->table);
+		so->slack = 0;
+		q = (float *) palloc(so->layout.dim * sizeof(float));
+		bq_decode(planes, so->layout.dim, 1, NULL, q);
+	}
+	else
+	{
+		BqQuery    *query = (BqQuery *) PG_DETOAST_DATUM(key->sk_argument);
+
+		bq_check_code(index, &so->layout, &query->header);
+		q = query->values;
+		bq_lut_query(q, so->layout.dim, so->table, &so->scale, &so->bias);
+		so->slack = so->scale * (float) Min(0.5 * so->layout.nrows,
+											BOUND_DEVIATIONS * sqrt(so->layout.nrows / 12.0));
+	}
+	so->q = q;
+
+	so->ranked = (BqRankedList *) palloc(so->layout.nlists * sizeof(BqRankedList));
+	bq_rank_lists(index, &so->layout, q, so->ranked);
+	read_entries(index, so);
+	so->nranked = 0;
+
+	probes = so->layout.nprobes;
+	if (options != NULL && options->probes > 0)
+		probes = options->probes;
+	if (bq_probes > 0)
+		probes = bq_probes;
+	so->segment_start = 0;
+	so->segment_end = Max(1, Min(probes, so->layout.nlists));
+	so->have_floor = false;
+	so->keep = FIRST_KEEP;
+	order_lists(so, so->segment_end);
+}
+
+/* Go on to lists further away; false at the end of the scan. */
+static bool
+next_segment(BqScan *so)
+{
+	uint32		n = so->segment_end - so->segment_start;
+
+	if (!bq_iterative_scan || so->segment_end >= so->layout.nlists)
+		return false;
+	if (bq_max_scan_tuples >= 0 && so->nreturned >= bq_max_scan_tuples)
+		return false;
+	so->segment_start = so->segment_end;
+	so->segment_end = Min(so->layout.nlists, so->segment_start + 2 * n);
+	so->have_floor = false;
+	order_lists(so, so->segment_end);
+	return true;
+}
+
+bool
+bqgettuple(IndexScanDesc scan, ScanDirection direction)
+{
+	BqScan	   *so = (BqScan *) scan->opaque;
+	MemoryContext old_context = MemoryContextSwitchTo(so->query_context);
+	bool		found = false;
+
+	Assert(ScanDirectionIsForward(direction));
+	if (!so->started)
+	{
+		if (scan->numberOfOrderBys == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("bq index \"%s\" can only answer ORDER BY distance",
+							RelationGetRelationName(scan->indexRelation))));
+		if (!IsMVCCSnapshot(scan->xs_snapshot))
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("non-MVCC snapshots are not supported with bq indexes")));
+		pgstat_count_index_scan(scan->indexRelation);
+#if PG_VERSION_NUM >= 180000
+		if (scan->instrument)
+			scan->instrument->nsearches++;
+#endif
+		start_query(scan);
+		if (so->has_query)
+			read_segment(scan);
+	}
+
+	while (so->has_query && !found)
+	{
+		uint8		planes[2 * (BQ_INDEX_MAX_DIM / 8)];
+
+		while (so->ncandidates > 0)
+		{
+			BqCandidate *top = &so->candidates[0];
+
+			if (!top->exact)
+			{
+				top->key = exact_key(scan->indexRelation, so, top, planes);
+				top->exact = true;
+				if (!so->have_floor || before(&so->floor, top))
+				{
+					sift_down(so->candidates, so->ncandidates, 0);
+					continue;
+				}
+				/* given out by an earlier reading: remove it */
+			}
+			else if (so->dropped && before(&so->limit, top))
+				break;
+			else
+			{
+				so->floor = *top;
+				so->have_floor = true;
+				so->progress = true;
+				scan->xs_heaptid = top->tid;
+				found = true;
+			}
+			*top = so->candidates[--so->ncandidates];
+			sift_down(so->candidates, so->ncandidates, 0);
+			if (found)
+				break;
+		}
+		if (found)
+			break;
+
+		CHECK_FOR_INTERRUPTS();
+		if (so->dropped)
+		{
+			/* As many as work_mem holds, then on from the last row given out. */
+			if ((int64) so->keep * 16 * (int64) sizeof(BqCandidate) <= (int64) work_mem * 1024 ||
+				!so->progress)
+				so->keep *= 4;
+		}
+		else if (!next_segment(so))
+			break;
+		read_segment(scan);
+	}
+
+	MemoryContextSwitchTo(old_context);
+	if (found)
+	{
+		so->nreturned++;
+		scan->xs_recheck = false;
+		scan->xs_recheckorderby = false;
+	}
+	return found;
+}
+
+void
+bqendscan(IndexScanDesc scan)
+{
+	BqScan	   *so = (BqScan *) scan->opaque;
+
+	MemoryContextDelete(so->query_context);
+	pfree(so);
+	scan->opaque = NULL;
+}
