@@ -222,24 +222,25 @@ class Statistics:
     @property
     def positive(self) -> NDArray[np.int64]:
         """Number of vectors with x_j > 0, shape (dim,)."""
-        return self._values[_POSITIVE].astype(np.int64)
+        positive: NDArray[np.int64] = self._values[_POSITIVE].astype(np.int64)
+        return positive
 
     # -- what follows from it -----------------------------------------------------------
 
     @property
     def variance(self) -> NDArray[np.float64]:
         """Var x_j, shape (dim,): over the count, not one less, so 0 for a single vector."""
-        return self._values[_M2] / max(self._count, 1)
+        return self._average(_M2)
 
     @property
     def code_variance(self) -> NDArray[np.float64]:
         """Var f_j, shape (dim,)."""
-        return self._values[_CODE_M2] / max(self._count, 1)
+        return self._average(_CODE_M2)
 
     @property
     def covariance(self) -> NDArray[np.float64]:
         """Cov(x_j, f_j) of coordinate and decoded code, shape (dim,)."""
-        return self._values[_COMOMENT] / max(self._count, 1)
+        return self._average(_COMOMENT)
 
     @property
     def cv_sigma(self) -> float:
@@ -261,13 +262,18 @@ class Statistics:
         return float(entropy.sum() / self.dim)
 
     def _read_only(self, row: int) -> NDArray[np.float64]:
-        view = self._values[row]
+        view: NDArray[np.float64] = self._values[row]
         view.flags.writeable = False
         return view
+
+    def _average(self, row: int) -> NDArray[np.float64]:
+        average: NDArray[np.float64] = self._values[row] / max(self._count, 1)
+        return average
 
 
 def _normalized(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows scaled to norm 1. Zero rows stay; so do rows not finite, for the core to report."""
     norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     norms[~((norms > 0) & np.isfinite(norms))] = 1
-    return (rows / norms[:, None]).astype(np.float32)
+    normalized: NDArray[np.float32] = (rows / norms[:, None]).astype(np.float32)
+    return normalized
