@@ -28,9 +28,15 @@ class RowError(ValueError):
         Its index in the arrays given.
     id : Any
         Its primary key.
+    reason : str
+        What is wrong with it.
     """
 
     def __init__(self, row: int, id: Any, reason: str) -> None:
         super().__init__(f"row {row} (id {id!r}): {reason}")
         self.row = row
         self.id = id
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowError, (self.row, self.id, self.reason)
