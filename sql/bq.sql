@@ -413,20 +413,21 @@ COMMENT ON COLUMN bq_columns.reason IS 'why transform was chosen, in words';
 COMMENT ON COLUMN bq_columns.decided_count IS 'number of vectors known when decided';
 COMMENT ON COLUMN bq_columns.decided_at IS 'time of the decision';
 
--- A row is readable by who can read the table it describes, writable by who owns it.
--- Both are null, thus false, for a table that is gone.
-ALTER TABLE bq_columns ENABLE ROW LEVEL SECURITY;
+-- The owner of the extension, who need not be a superuser, is past row security:
+-- pg_dump and restore work for them.  Before GRANT, or pg_dump sees changed privileges.
+ALTER TABLE bq_columns OWNER TO @extowner@;
 GRANT SELECT, INSERT, UPDATE, DELETE ON bq_columns TO PUBLIC;
 
+-- A row is readable by who can read the table it describes, writable by who owns it.
+-- Both conditions are null, thus false, for a table that is gone.  Casts leave no choice
+-- of function or operator to what else may lie in this schema.
+ALTER TABLE bq_columns ENABLE ROW LEVEL SECURITY;
 CREATE POLICY bq_columns_read ON bq_columns FOR SELECT
-	USING (has_table_privilege(table_name, 'SELECT'));
+	USING (has_table_privilege(table_name::oid, 'SELECT'::text));
 CREATE POLICY bq_columns_write ON bq_columns FOR ALL
-	USING (pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = table_name), 'USAGE'));
-
--- The owner of the extension, who need not be a superuser, is past row security:
--- pg_dump and restore work for them.
-ALTER TABLE bq_columns OWNER TO @extowner@;
+	USING (pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = table_name::oid),
+					   'USAGE'::text));
 
 -- Rows of tables that are gone would come back as those of whoever gets their oid.
-SELECT pg_extension_config_dump('bq_columns',
+SELECT pg_catalog.pg_extension_config_dump('bq_columns',
 	'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = table_name)');

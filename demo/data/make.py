@@ -19,7 +19,9 @@ QUERIES = 200
 SEED = 384
 # Sentences that say something to a reader: not a bare name, not a page, nothing coarse.
 LENGTH = range(40, 161)
-UNWANTED = re.compile(r"\bgenus\b|offensive|slur|obscene|vulgar|disparag|sexual|copulat|coitus", re.I)
+UNWANTED = re.compile(
+    r"\bgenus\b|offensive|slur|obscene|vulgar|disparag|sexual|copulat|coitus", re.IGNORECASE
+)
 
 
 def choose(texts: list[str], n: int, generator: np.random.Generator) -> np.ndarray:
@@ -30,7 +32,7 @@ def choose(texts: list[str], n: int, generator: np.random.Generator) -> np.ndarr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description="Make the demo's data.")
     parser.add_argument("folder", type=pathlib.Path, help="where the full set is")
     folder = parser.parse_args().folder
 

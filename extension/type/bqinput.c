@@ -7,6 +7,8 @@
 #include "nodes/nodes.h"
 #include "type/bqvec.h"
 
+#define BQ_WHITE_SPACE " \t\n\r\v\f"
+
 /* SQLSTATE of what the core found wrong. */
 int
 bq_status_sqlstate(BqStatus status)
@@ -91,48 +93,67 @@ bq_check_array(ArrayType *array, int *dim)
 	return (const float4 *) ARR_DATA_PTR(array);
 }
 
-/* Read "transform:" and leave *end behind the colon. */
+/* Read the "transform:" that a value of `type` starts with; *position goes behind the colon. */
 bool
-bq_parse_transform(const char *type, const char *str, char **end, uint16 *transform,
+bq_parse_transform(const char *type, const char *input, const char **position, uint16 *transform,
 				   struct Node *escontext)
 {
-	const char *start = str + strspn(str, " \t\n\r\v\f");
+	const char *start = input + strspn(input, BQ_WHITE_SPACE);
 	size_t		ndigits = strspn(start, "0123456789");
-	long		value = strtol(start, end, 10); /* LONG_MAX if too long */
+	long		value = strtol(start, NULL, 10);	/* LONG_MAX if too long */
 
 	if (ndigits == 0 || start[ndigits] != ':')
-		ereturn(escontext, false,
-				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
-				 errmsg("invalid input syntax for type %s: \"%s\"", type, str)));
+		return bq_syntax_error(type, input, escontext);
 	if (value > BQ_MAX_TRANSFORM)
 		ereturn(escontext, false,
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 				 errmsg("transform must be between 0 and %d, not %.*s",
 						BQ_MAX_TRANSFORM, (int) ndigits, start)));
 	*transform = (uint16) value;
-	(*end)++;
+	*position = start + ndigits + 1;
 	return true;
 }
 
 /*
- * Read a float4.  As in float4in(), what does not fit is an error but a denormal is
- * not; NaN and infinity pass here and are the core's to reject.
+ * Read a float4 and the white space around it; *position goes behind them.  As in
+ * float4in(), what does not fit is an error but a denormal is not; NaN and infinity
+ * pass here and are the core's to reject.
  */
 bool
-bq_parse_float(const char *type, const char *str, char **end, float4 *value,
+bq_parse_float(const char *type, const char *input, const char **position, float4 *value,
 			   struct Node *escontext)
 {
+	const char *start = *position;
+	char	   *end;
+
 	errno = 0;
-	*value = strtof(str, end);
-	if (*end == str)
-		ereturn(escontext, false,
-				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
-				 errmsg("invalid number in input for type %s: \"%s\"", type, str)));
+	*value = strtof(start, &end);
+	if (end == start)
+		return bq_syntax_error(type, input, escontext);
 	if (errno == ERANGE && (*value == 0 || isinf(*value)))
 		ereturn(escontext, false,
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
-				 errmsg("\"%.*s\" is out of range for type real", (int) (*end - str), str)));
+				 errmsg("\"%.*s\" is out of range for type real", (int) (end - start), start)));
+	*position = end + strspn(end, BQ_WHITE_SPACE);
 	return true;
+}
+
+/* Check that nothing but white space is left. */
+bool
+bq_parse_end(const char *type, const char *input, const char *position, struct Node *escontext)
+{
+	if (position[strspn(position, BQ_WHITE_SPACE)] != '\0')
+		return bq_syntax_error(type, input, escontext);
+	return true;
+}
+
+/* Always false, so that callers can return it. */
+bool
+bq_syntax_error(const char *type, const char *input, struct Node *escontext)
+{
+	ereturn(escontext, false,
+			(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
+			 errmsg("invalid input syntax for type %s: \"%s\"", type, input)));
 }
 
 /*

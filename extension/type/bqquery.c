@@ -53,19 +53,20 @@ PG_FUNCTION_INFO_V1(bqquery_in);
 Datum
 bqquery_in(PG_FUNCTION_ARGS)
 {
-	char	   *str = PG_GETARG_CSTRING(0);
+	const char *str = PG_GETARG_CSTRING(0);
 	struct Node *escontext = (struct Node *) fcinfo->context;
+	const char *position;
 	uint16		transform;
-	char	   *end;
 	int			dim = 1;
 	BqQuery    *query;
 	BqStatus	status;
 
-	if (!bq_parse_transform("bqquery", str, &end, &transform, escontext))
+	/* each check may only note an error in escontext: null then means nothing */
+	if (!bq_parse_transform("bqquery", str, &position, &transform, escontext))
 		PG_RETURN_NULL();
-	if (*end++ != '[')
+	if (*position++ != '[')
 		goto invalid;
-	for (const char *c = end; *c != '\0'; c++)
+	for (const char *c = position; *c != '\0'; c++)
 		dim += *c == ',';
 	if (!bq_check_dim(dim, ERRCODE_DATA_EXCEPTION, escontext))
 		PG_RETURN_NULL();
@@ -73,13 +74,13 @@ bqquery_in(PG_FUNCTION_ARGS)
 	query = bqquery_alloc(dim, transform);
 	for (int i = 0; i < dim; i++)
 	{
-		if (!bq_parse_float("bqquery", end, &end, &query->values[i], escontext))
+		if (!bq_parse_float("bqquery", str, &position, &query->values[i], escontext))
 			PG_RETURN_NULL();
-		if (*end++ != (i < dim - 1 ? ',' : ']'))
+		if (*position++ != (i < dim - 1 ? ',' : ']'))
 			goto invalid;
 	}
-	if (end[strspn(end, " \t\n\r\v\f")] != '\0')
-		goto invalid;
+	if (!bq_parse_end("bqquery", str, position, escontext))
+		PG_RETURN_NULL();
 
 	status = finish_query(query);
 	if (status != BQ_OK)
@@ -89,9 +90,8 @@ bqquery_in(PG_FUNCTION_ARGS)
 	PG_RETURN_BQQUERY_P(query);
 
 invalid:
-	ereturn(escontext, (Datum) 0,
-			(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
-			 errmsg("invalid input syntax for type %s: \"%s\"", "bqquery", str)));
+	(void) bq_syntax_error("bqquery", str, escontext);
+	PG_RETURN_NULL();
 }
 
 PG_FUNCTION_INFO_V1(bqquery_out);
@@ -123,23 +123,26 @@ Datum
 bqquery_recv(PG_FUNCTION_ARGS)
 {
 	StringInfo	buf = (StringInfo) PG_GETARG_POINTER(0);
-	int			dim = (int) pq_getmsgint(buf, 2);
-	int			transform = (int) pq_getmsgint(buf, 2);
-	BqQuery    *query;
-	BqStatus	status;
+	BqStatus	status = BQ_BAD_LENGTH;
 
-	if (dim < 1 || dim > BQ_MAX_DIM)
-		status = BQ_BAD_DIM;
-	else if ((size_t) (buf->len - buf->cursor) != (size_t) dim * sizeof(float4))
-		status = BQ_BAD_LENGTH;
-	else
+	if (buf->len - buf->cursor >= 4)
 	{
-		query = bqquery_alloc(dim, transform);
-		for (int i = 0; i < dim; i++)
-			query->values[i] = pq_getmsgfloat4(buf);
-		status = finish_query(query);
-		if (status == BQ_OK)
-			PG_RETURN_BQQUERY_P(query);
+		int			dim = (int) pq_getmsgint(buf, 2);
+		int			transform = (int) pq_getmsgint(buf, 2);
+
+		/* length before memory: dim may be anything */
+		if (dim < 1 || dim > BQ_MAX_DIM)
+			status = BQ_BAD_DIM;
+		else if ((size_t) (buf->len - buf->cursor) == (size_t) dim * sizeof(float4))
+		{
+			BqQuery    *query = bqquery_alloc(dim, transform);
+
+			for (int i = 0; i < dim; i++)
+				query->values[i] = pq_getmsgfloat4(buf);
+			status = finish_query(query);
+			if (status == BQ_OK)
+				PG_RETURN_BQQUERY_P(query);
+		}
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
@@ -265,7 +268,7 @@ inner_product(const BqQuery *query, const BqVecView *code)
 static inline double
 negative_inner_product(const BqQuery *query, const BqVecView *code)
 {
-	return -inner_product(query, code);
+	return 0 - inner_product(query, code);	/* 0 for 0, not -0 */
 }
 
 static inline double

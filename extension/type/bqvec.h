@@ -74,10 +74,13 @@ extern bool bq_check_dim(int64 dim, int sqlstate, struct Node *escontext);
 extern bool bq_check_typmod(int32 typmod, int dim, struct Node *escontext);
 extern int	bq_check_transform(int32 transform);
 extern const float4 *bq_check_array(ArrayType *array, int *dim);
-extern bool bq_parse_transform(const char *type, const char *str, char **end, uint16 *transform,
-							   struct Node *escontext);
-extern bool bq_parse_float(const char *type, const char *str, char **end, float4 *value,
-						   struct Node *escontext);
+extern bool bq_parse_transform(const char *type, const char *input, const char **position,
+							   uint16 *transform, struct Node *escontext);
+extern bool bq_parse_float(const char *type, const char *input, const char **position,
+						   float4 *value, struct Node *escontext);
+extern bool bq_parse_end(const char *type, const char *input, const char *position,
+						 struct Node *escontext);
+extern bool bq_syntax_error(const char *type, const char *input, struct Node *escontext);
 extern const BqRotation *bq_get_rotation(int dim, int transform);
 
 /* Codes, or a code and a query, can be compared only if they lie in the same space. */

@@ -25,27 +25,30 @@ PG_FUNCTION_INFO_V1(bqvec_in);
 Datum
 bqvec_in(PG_FUNCTION_ARGS)
 {
-	char	   *str = PG_GETARG_CSTRING(0);
+	const char *str = PG_GETARG_CSTRING(0);
 	int32		typmod = PG_GETARG_INT32(2);
 	struct Node *escontext = (struct Node *) fcinfo->context;
+	const char *position;
+	const char *levels;
 	uint16		transform;
 	float4		norm;
-	char	   *levels;
 	size_t		dim;
 	BqVec	   *code;
 	BqStatus	status;
 
-	if (!bq_parse_transform("bqvec", str, &levels, &transform, escontext) ||
-		!bq_parse_float("bqvec", levels, &levels, &norm, escontext))
+	/* each check may only note an error in escontext: null then means nothing */
+	if (!bq_parse_transform("bqvec", str, &position, &transform, escontext) ||
+		!bq_parse_float("bqvec", str, &position, &norm, escontext))
 		PG_RETURN_NULL();
-	if (*levels != ':')
-		goto invalid;
-	levels++;
+	if (*position != ':')
+	{
+		(void) bq_syntax_error("bqvec", str, escontext);
+		PG_RETURN_NULL();
+	}
+	levels = position + 1;
 	dim = strspn(levels, "0123");
-	/* nothing but white space may follow */
-	if (levels[dim + strspn(levels + dim, " \t\n\r\v\f")] != '\0')
-		goto invalid;
-	if (!bq_check_dim((int64) dim, ERRCODE_DATA_EXCEPTION, escontext) ||
+	if (!bq_parse_end("bqvec", str, levels + dim, escontext) ||
+		!bq_check_dim((int64) dim, ERRCODE_DATA_EXCEPTION, escontext) ||
 		!bq_check_typmod(typmod, (int) dim, escontext))
 		PG_RETURN_NULL();
 
@@ -63,11 +66,6 @@ bqvec_in(PG_FUNCTION_ARGS)
 				(errcode(bq_status_sqlstate(status)),
 				 errmsg("%s", bq_status_message(status))));
 	PG_RETURN_BQVEC_P(code);
-
-invalid:
-	ereturn(escontext, (Datum) 0,
-			(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
-			 errmsg("invalid input syntax for type %s: \"%s\"", "bqvec", str)));
 }
 
 PG_FUNCTION_INFO_V1(bqvec_out);

@@ -1,0 +1,43 @@
+"""pybq: vector search in PostgreSQL on 2-bit codes; driver for the extension bq."""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from pybq._core import kernels, set_kernel, simd
+from pybq.embedded import Server, serve
+from pybq.errors import BuildError, ExtensionMissingError, RowError, ServerError, TableError
+from pybq.quantizer import Quantizer
+from pybq.vector import Code, Query
+
+if TYPE_CHECKING:
+    from pybq.table import Hit, Status, Table
+
+__version__ = version("pybq")
+
+__all__ = [
+    "BuildError",
+    "Code",
+    "ExtensionMissingError",
+    "Hit",
+    "Quantizer",
+    "Query",
+    "RowError",
+    "Server",
+    "ServerError",
+    "Status",
+    "Table",
+    "TableError",
+    "kernels",
+    "serve",
+    "set_kernel",
+    "simd",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Only now, because it loads psycopg: not everyone who encodes has a database.
+    if name in ("Hit", "Status", "Table"):
+        from pybq import table
+
+        return getattr(table, name)
+    raise AttributeError(f"module 'pybq' has no attribute {name!r}")
