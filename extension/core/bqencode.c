@@ -5,18 +5,13 @@
 #include "bqkernel.h"
 
 /*
- * The power of two nearest below 1/rms, as a float factor.  Multiplying by it is
- * exact (but for coordinates so far below rms that no bit depends on them) and
- * keeps the rotation away from overflow and denormals.
+ * The rotation of very small vectors would lose bits to denormals.  Such vectors
+ * are first multiplied by this power of two, which is exact; all others by 1.
  */
 static float
 unit_scale(double sum_squares, int dim)
 {
-	int			exponent;
-
-	(void) frexp(sqrt(sum_squares / dim), &exponent);
-	/* the smallest denormal has exponent -148: keep the factor a finite float */
-	return ldexpf(1.0f, exponent < -126 ? 126 : -exponent);
+	return sum_squares < ldexp(dim, -100) ? 0x1p100f : 1.0f;
 }
 
 /* Norm of x, with the checks that every vector from outside must pass. */
@@ -58,9 +53,13 @@ bq_encode(const float *x, int dim, BqCut cut, const BqRotation *rotation,
 	{
 		float		factor = unit_scale(sum_squares, dim);
 
-		bq_kernel->scale(scratch, x, dim, factor);
-		bq_rotate(rotation, scratch);
-		threshold *= factor;
+		if (factor != 1)
+		{
+			bq_kernel->scale(scratch, x, dim, factor);
+			threshold *= factor;
+			x = scratch;
+		}
+		bq_rotate(rotation, x, scratch);
 		x = scratch;
 	}
 	if (cut == BQ_CUT_MEAN)
@@ -108,6 +107,12 @@ bq_decode(const uint8_t *planes, int dim, float norm, const BqRotation *rotation
 {
 	double		scale = norm / bq_decoded_norm(planes, dim);
 
+	if (norm == 0)
+	{
+		/* not -0, which the sign bits would give */
+		memset(x, 0, (size_t) dim * sizeof(float));
+		return;
+	}
 	bq_kernel->unpack(planes, dim, (float) (scale * BQ_WEAK), (float) (scale * BQ_STRONG), x);
 	if (rotation != NULL)
 		bq_unrotate(rotation, x);
@@ -129,9 +134,14 @@ bq_prepare_query(const float *x, int dim, const BqRotation *rotation, float *q, 
 		return BQ_OK;
 	}
 	factor = unit_scale(sum_squares, dim);
-	bq_kernel->scale(q, x, dim, factor);
-	bq_rotate(rotation, q);
-	bq_kernel->scale(q, q, dim, 1 / factor);
+	if (factor == 1)
+		bq_rotate(rotation, x, q);
+	else
+	{
+		bq_kernel->scale(q, x, dim, factor);
+		bq_rotate(rotation, q, q);
+		bq_kernel->scale(q, q, dim, 1 / factor);
+	}
 	return BQ_OK;
 }
 
@@ -139,11 +149,11 @@ bq_prepare_query(const float *x, int dim, const BqRotation *rotation, float *q, 
 static double
 project(const float *q, const uint8_t *planes, int dim)
 {
-	float		weak;
+	float		all;
 	float		strong;
 
-	bq_kernel->dot(q, planes, dim, &weak, &strong);
-	return (BQ_WEAK * (double) weak + BQ_STRONG * (double) strong) /
+	bq_kernel->dot(q, planes, dim, &all, &strong);
+	return (BQ_WEAK * (double) all + (BQ_STRONG - BQ_WEAK) * (double) strong) /
 		bq_decoded_norm(planes, dim);
 }
 

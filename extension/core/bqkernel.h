@@ -3,9 +3,9 @@
  *
  * The portable kernel is the truth; every other one returns the same bits, for
  * integers and floats alike.  Float sums have a fixed order so that a client and
- * a server with different CPUs agree: term i goes to lane i % 16, each lane adds
- * in order of i, and the lanes are then added pairwise (l and l + 8, + 4, + 2,
- * + 1).  The core must be compiled with -ffp-contract=off.
+ * a server with different CPUs agree: term i goes to lane i % 32, each lane adds
+ * in order of i, and the lanes are then added pairwise (l and l + 16, + 8, + 4,
+ * + 2, + 1).  The core must be compiled with -ffp-contract=off.
  *
  * No kernel reads a byte outside the arrays it is given; none needs alignment.
  */
@@ -14,7 +14,7 @@
 
 #include "bqcode.h"
 
-#define BQ_LANES 16
+#define BQ_LANES 32
 #define BQ_BLOCK 32				/* codes in one packed block, see bqlut.h */
 
 /* Words of a string of n flips, with one to spare for kernels that read 32 bits at any byte. */
@@ -32,11 +32,11 @@ typedef struct BqKernel
 	uint32_t	(*popcount) (const uint8_t *a, size_t nbytes);
 
 	/*
-	 * Sums of +q[i] (sign bit set) and -q[i] (clear), apart for weak and strong
-	 * dimensions: float32 lanes in the fixed order.
+	 * Sum of +q[i] (sign bit set) and -q[i] (clear), over all dimensions and over
+	 * the strong ones only: float32 lanes in the fixed order.
 	 */
 	void		(*dot) (const float *q, const uint8_t *planes, int dim,
-						float *weak, float *strong);
+						float *all, float *strong);
 
 	/* Sum of squares, and of absolute values, as double in the fixed order. */
 	double		(*sum_squares) (const float *x, int dim);
@@ -47,22 +47,25 @@ typedef struct BqKernel
 	/* The other way: x[i] = +-weak or +-strong by the two bits of dimension i. */
 	void		(*unpack) (const uint8_t *planes, int dim, float weak, float strong, float *x);
 
-	/* y = x * factor, n elements; y may be x. */
+	/*
+	 * The steps of the rotation, from x to y, n elements each; see bqrotate.c.
+	 * y may be x, else they must not overlap.
+	 */
 	void		(*scale) (float *y, const float *x, int n, float factor);
 
 	/*
-	 * The steps of the rotation, in place; see bqrotate.c.  Flips are a string of
-	 * bits, bit i being bit i % 64 of flips[i / 64]; element i of x belongs to bit
-	 * first + i and is negated where that is set.  One word past the last bit used
-	 * must be readable (BQ_FLIP_WORDS).
+	 * Flips are a string of bits, bit i being bit i % 64 of flips[i / 64]; element
+	 * i of x belongs to bit first + i and is negated where that is set.  One word
+	 * past the last bit used must be readable (BQ_FLIP_WORDS).
 	 */
-	void		(*flip) (float *x, int n, const uint64_t *flips, int first);
+	void		(*flip) (float *y, const float *x, int n, const uint64_t *flips, int first);
 	/*
 	 * Flip (unless flips is NULL), fast Walsh-Hadamard transform with steps 1, 2,
 	 * 4, ... in this order, then times factor.  n is a power of two.
 	 */
-	void		(*hadamard) (float *x, int n, const uint64_t *flips, int first, float factor);
-	/* a, b = (a + b) / sqrt 2, (a - b) / sqrt 2, n elements each, not overlapping */
+	void		(*hadamard) (float *y, const float *x, int n, const uint64_t *flips, int first,
+							 float factor);
+	/* In place: a, b = (a + b) / sqrt 2, (a - b) / sqrt 2; a and b must not overlap. */
 	void		(*mix) (float *a, float *b, int n);
 
 	/*

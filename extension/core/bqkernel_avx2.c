@@ -175,114 +175,118 @@ add_floats(__m256 v)
 
 /* Eight terms of bq_dot, for the lanes that hold them. */
 INLINE void
-add_terms(__m256 q, uint8_t sign, uint8_t magnitude, __m256 *weak, __m256 *strong)
+add_terms(__m256 q, uint8_t sign, uint8_t magnitude, __m256 *all, __m256 *strong)
 {
 	const __m256 minus = _mm256_set1_ps(-0.0f);
 	__m256		s = _mm256_castsi256_ps(spread_bits(sign));
 	__m256		m = _mm256_castsi256_ps(spread_bits(magnitude));
 	__m256		term = _mm256_xor_ps(q, _mm256_andnot_ps(s, minus));
 
-	/* adding +0 where a term belongs to the other sum changes no lane: none is ever -0 */
-	*weak = _mm256_add_ps(*weak, _mm256_andnot_ps(m, term));
+	*all = _mm256_add_ps(*all, term);
+	/* adding +0 for a weak dimension changes no lane: none is ever -0 */
 	*strong = _mm256_add_ps(*strong, _mm256_and_ps(m, term));
 }
 
 static AVX2 void
-bq_dot_avx2(const float *q, const uint8_t *planes, int dim, float *weak, float *strong)
+bq_dot_avx2(const float *q, const uint8_t *planes, int dim, float *all, float *strong)
 {
-	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
-	__m256		w[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-	__m256		s[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+	size_t		nbytes = bq_plane_nbytes(dim);
+	const uint8_t *magnitude = planes + nbytes;
+	__m256		a[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(),
+		_mm256_setzero_ps(), _mm256_setzero_ps()};
+	__m256		s[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(),
+		_mm256_setzero_ps(), _mm256_setzero_ps()};
 	int			i = 0;
 
-	for (; i + 16 <= dim; i += 16)
+	for (; i + 32 <= dim; i += 32)
 	{
-		add_terms(_mm256_loadu_ps(q + i), planes[i / 8], magnitude[i / 8], &w[0], &s[0]);
-		add_terms(_mm256_loadu_ps(q + i + 8), planes[i / 8 + 1], magnitude[i / 8 + 1],
-				  &w[1], &s[1]);
+		UNROLL
+		for (int k = 0; k < 4; k++)
+			add_terms(_mm256_loadu_ps(q + i + 8 * k), planes[i / 8 + k], magnitude[i / 8 + k],
+					  &a[k], &s[k]);
 	}
 	if (i < dim)
 	{
-		float		tail[16] = {0};
+		float		values[32] = {0};
+		uint8_t		bits[2][4] = {{0}};
 
-		memcpy(tail, q + i, (size_t) (dim - i) * sizeof(float));
-		add_terms(_mm256_loadu_ps(tail), planes[i / 8], magnitude[i / 8], &w[0], &s[0]);
-		if (i + 8 < dim)
-			add_terms(_mm256_loadu_ps(tail + 8), planes[i / 8 + 1], magnitude[i / 8 + 1],
-					  &w[1], &s[1]);
+		memcpy(values, q + i, (size_t) (dim - i) * sizeof(float));
+		memcpy(bits[0], planes + i / 8, nbytes - (size_t) i / 8);
+		memcpy(bits[1], magnitude + i / 8, nbytes - (size_t) i / 8);
+		UNROLL
+		for (int k = 0; k < 4; k++)
+			add_terms(_mm256_loadu_ps(values + 8 * k), bits[0][k], bits[1][k], &a[k], &s[k]);
 	}
-	*weak = add_floats(_mm256_add_ps(w[0], w[1]));
-	*strong = add_floats(_mm256_add_ps(s[0], s[1]));
+	*all = add_floats(_mm256_add_ps(_mm256_add_ps(a[0], a[2]), _mm256_add_ps(a[1], a[3])));
+	*strong = add_floats(_mm256_add_ps(_mm256_add_ps(s[0], s[2]), _mm256_add_ps(s[1], s[3])));
 }
 
-/* Sum of 16 double lanes in the fixed order. */
+/* Sum of 32 double lanes in the fixed order: l and l + 16, + 8, + 4, + 2, + 1. */
 INLINE double
-add_doubles(const __m256d lanes[4])
+add_doubles(const __m256d lanes[8])
 {
-	__m256d		four = _mm256_add_pd(_mm256_add_pd(lanes[0], lanes[2]),
-									 _mm256_add_pd(lanes[1], lanes[3]));
+	__m256d		eight[2] = {
+		_mm256_add_pd(_mm256_add_pd(lanes[0], lanes[4]), _mm256_add_pd(lanes[2], lanes[6])),
+		_mm256_add_pd(_mm256_add_pd(lanes[1], lanes[5]), _mm256_add_pd(lanes[3], lanes[7]))
+	};
+	__m256d		four = _mm256_add_pd(eight[0], eight[1]);
 	__m128d		two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
 
 	return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
-INLINE void
-add_squares(const float *x, __m256d lanes[4])
+INLINE __m256d
+add_squares(__m256d sum, __m128 x)
 {
-	UNROLL
-	for (int k = 0; k < 4; k++)
-	{
-		__m256d		v = _mm256_cvtps_pd(_mm_loadu_ps(x + 4 * k));
+	__m256d		v = _mm256_cvtps_pd(x);
 
-		lanes[k] = _mm256_add_pd(lanes[k], _mm256_mul_pd(v, v));
-	}
+	return _mm256_add_pd(sum, _mm256_mul_pd(v, v));
 }
 
-INLINE void
-add_absolutes(const float *x, __m256d lanes[4])
+INLINE __m256d
+add_absolutes(__m256d sum, __m128 x)
 {
-	const __m128 minus = _mm_set1_ps(-0.0f);
+	return _mm256_add_pd(sum, _mm256_cvtps_pd(_mm_andnot_ps(_mm_set1_ps(-0.0f), x)));
+}
+
+/* `add` is one of the two above, known when this is inlined. */
+INLINE double
+add_all(const float *x, int dim, __m256d (*add) (__m256d, __m128))
+{
+	__m256d		lanes[8];
+	int			i = 0;
 
 	UNROLL
-	for (int k = 0; k < 4; k++)
-		lanes[k] = _mm256_add_pd(lanes[k],
-								 _mm256_cvtps_pd(_mm_andnot_ps(minus, _mm_loadu_ps(x + 4 * k))));
+	for (int k = 0; k < 8; k++)
+		lanes[k] = _mm256_setzero_pd();
+	for (; i + 32 <= dim; i += 32)
+	{
+		UNROLL
+		for (int k = 0; k < 8; k++)
+			lanes[k] = add(lanes[k], _mm_loadu_ps(x + i + 4 * k));
+	}
+	if (i < dim)
+	{
+		float		tail[32] = {0};
+
+		memcpy(tail, x + i, (size_t) (dim - i) * sizeof(float));
+		UNROLL
+		for (int k = 0; k < 8; k++)
+			lanes[k] = add(lanes[k], _mm_loadu_ps(tail + 4 * k));
+	}
+	return add_doubles(lanes);
 }
 
 static AVX2 double
 bq_sum_squares_avx2(const float *x, int dim)
 {
-	__m256d		lanes[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(),
-		_mm256_setzero_pd(), _mm256_setzero_pd()};
-	float		tail[16] = {0};
-	int			i = 0;
-
-	for (; i + 16 <= dim; i += 16)
-		add_squares(x + i, lanes);
-	if (i < dim)
-	{
-		memcpy(tail, x + i, (size_t) (dim - i) * sizeof(float));
-		add_squares(tail, lanes);
-	}
-	return add_doubles(lanes);
+	return add_all(x, dim, add_squares);
 }
 
 static AVX2 double
 bq_sum_absolute_avx2(const float *x, int dim)
 {
-	__m256d		lanes[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(),
-		_mm256_setzero_pd(), _mm256_setzero_pd()};
-	float		tail[16] = {0};
-	int			i = 0;
-
-	for (; i + 16 <= dim; i += 16)
-		add_absolutes(x + i, lanes);
-	if (i < dim)
-	{
-		memcpy(tail, x + i, (size_t) (dim - i) * sizeof(float));
-		add_absolutes(tail, lanes);
-	}
-	return add_doubles(lanes);
+	return add_all(x, dim, add_absolutes);
 }
 
 /* Both bits of eight dimensions. */
@@ -354,28 +358,45 @@ bq_scale_avx2(float *y, const float *x, int n, float factor)
 	bq_kernel_portable.scale(y + i, x + i, n - i, factor);
 }
 
-/* Sign bits of the eight elements whose flips start at bit i. */
-INLINE __m256
-load_flips(const uint64_t *flips, int i)
+/* A string of flips, from one of its bits on. */
+typedef struct Flips
+{
+	const uint8_t *bytes;
+	__m256i		shift;			/* brings bit k of a word to the sign of lane k */
+} Flips;
+
+INLINE Flips
+start_flips(const uint64_t *flips, unsigned first)
 {
 	const __m256i shift = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
-	uint16_t	bits;
-	__m256i		lanes;
 
-	memcpy(&bits, (const uint8_t *) flips + i / 8, sizeof(bits));
-	lanes = _mm256_sllv_epi32(_mm256_set1_epi32(bits >> (i % 8)), shift);
-	return _mm256_and_ps(_mm256_castsi256_ps(lanes), _mm256_set1_ps(-0.0f));
+	return (Flips) {
+		(const uint8_t *) flips + first / 8,
+		_mm256_sub_epi32(shift, _mm256_set1_epi32((int) (first % 8)))
+	};
+}
+
+/* v, flipped by bits i to i + 7; i is a multiple of 8. */
+INLINE __m256
+flip_register(__m256 v, Flips flips, size_t i)
+{
+	uint32_t	word;
+	__m256i		signs;
+
+	memcpy(&word, flips.bytes + i / 8, sizeof(word));
+	signs = _mm256_sllv_epi32(_mm256_set1_epi32((int) word), flips.shift);
+	return _mm256_xor_ps(v, _mm256_and_ps(_mm256_castsi256_ps(signs), _mm256_set1_ps(-0.0f)));
 }
 
 static AVX2 void
-bq_flip_avx2(float *x, int n, const uint64_t *flips, int first)
+bq_flip_avx2(float *y, const float *x, int n, const uint64_t *flips, int first)
 {
+	Flips		f = start_flips(flips, (unsigned) first);
 	int			i = 0;
 
 	for (; i + 8 <= n; i += 8)
-		_mm256_storeu_ps(x + i, _mm256_xor_ps(_mm256_loadu_ps(x + i),
-											  load_flips(flips, first + i)));
-	bq_kernel_portable.flip(x + i, n - i, flips, first + i);
+		_mm256_storeu_ps(y + i, flip_register(_mm256_loadu_ps(x + i), f, (size_t) i));
+	bq_kernel_portable.flip(y + i, x + i, n - i, flips, first + i);
 }
 
 /* Three steps of the transform inside a register: s + v or s - v, s being v with halves swapped. */
@@ -415,28 +436,51 @@ transform_across(__m256 r[8], const int count)
 
 /* All steps of 8 * count elements, kept in registers. */
 INLINE void
-transform_block(float *x, const int count, const uint64_t *flips, int first, __m256 factor)
+transform_block(float *y, const float *x, const int count, const uint64_t *flips,
+				unsigned first, float factor)
 {
+	__m256		f = _mm256_set1_ps(factor);
 	__m256		r[8];
 
 	UNROLL
 	for (int k = 0; k < count; k++)
-	{
 		r[k] = _mm256_loadu_ps(x + 8 * k);
-		if (flips != NULL)
-			r[k] = _mm256_xor_ps(r[k], load_flips(flips, first + 8 * k));
-		r[k] = transform_register(r[k]);
+	if (flips != NULL)
+	{
+		Flips		start = start_flips(flips, first);
+
+		UNROLL
+		for (int k = 0; k < count; k++)
+			r[k] = flip_register(r[k], start, (size_t) (8 * k));
 	}
+	UNROLL
+	for (int k = 0; k < count; k++)
+		r[k] = transform_register(r[k]);
 	transform_across(r, count);
 	UNROLL
 	for (int k = 0; k < count; k++)
-		_mm256_storeu_ps(x + 8 * k, _mm256_mul_ps(r[k], factor));
+		_mm256_storeu_ps(y + 8 * k, _mm256_mul_ps(r[k], f));
+}
+
+/* Not inlined: with one body per function the compiler finds registers for all of r. */
+static AVX2 __attribute__((noinline)) void
+transform_8(float *y, const float *x, const uint64_t *flips, unsigned first, float factor)
+{
+	transform_block(y, x, 1, flips, first, factor);
+}
+
+static AVX2 __attribute__((noinline)) void
+transform_64(float *y, const float *x, const uint64_t *flips, unsigned first, float factor)
+{
+	transform_block(y, x, 8, flips, first, factor);
 }
 
 /* The steps h, 2h, ... below h * count, in one pass over memory. */
 INLINE void
-transform_pass(float *x, int n, int h, const int count, __m256 factor)
+transform_pass(float *x, int n, int h, const int count, float factor)
 {
+	__m256		f = _mm256_set1_ps(factor);
+
 	for (int i = 0; i < n; i += count * h)
 	{
 		for (int j = i; j < i + h; j += 8)
@@ -449,51 +493,42 @@ transform_pass(float *x, int n, int h, const int count, __m256 factor)
 			transform_across(r, count);
 			UNROLL
 			for (int k = 0; k < count; k++)
-				_mm256_storeu_ps(x + j + k * h, _mm256_mul_ps(r[k], factor));
+				_mm256_storeu_ps(x + j + k * h, _mm256_mul_ps(r[k], f));
 		}
 	}
 }
 
 /* factor is 1 in all passes but the last: a product with 1 is exact. */
 static AVX2 void
-bq_hadamard_avx2(float *x, int n, const uint64_t *flips, int first, float factor)
+bq_hadamard_avx2(float *y, const float *x, int n, const uint64_t *flips, int first, float factor)
 {
-	const __m256 one = _mm256_set1_ps(1.0f);
-	__m256		last = _mm256_set1_ps(factor);
-	int			h = 64;
+	int			h = n < 64 ? 8 : 64;
 
-	switch (n)
+	if (n < 8)
 	{
-		case 1:
-		case 2:
-		case 4:
-			bq_kernel_portable.hadamard(x, n, flips, first, factor);
-			return;
-		case 8:
-			transform_block(x, 1, flips, first, last);
-			return;
-		case 16:
-			transform_block(x, 2, flips, first, last);
-			return;
-		case 32:
-			transform_block(x, 4, flips, first, last);
-			return;
+		bq_kernel_portable.hadamard(y, x, n, flips, first, factor);
+		return;
 	}
-	for (int i = 0; i < n; i += 64)
-		transform_block(x + i, 8, flips, first + i, n == 64 ? last : one);
+	for (int i = 0; i < n; i += h)
+	{
+		if (h == 64)
+			transform_64(y + i, x + i, flips, (unsigned) (first + i), n == h ? factor : 1);
+		else
+			transform_8(y + i, x + i, flips, (unsigned) (first + i), n == h ? factor : 1);
+	}
 	while (h < n)
 	{
 		/* three steps in one pass if a multiple of three remains, else two, else one */
 		int			left = __builtin_ctz((unsigned) (n / h));
 		int			steps = left % 3 == 0 ? 3 : left == 1 ? 1 : 2;
-		__m256		f = steps == left ? last : one;
+		float		f = steps == left ? factor : 1;
 
 		if (steps == 3)
-			transform_pass(x, n, h, 8, f);
+			transform_pass(y, n, h, 8, f);
 		else if (steps == 2)
-			transform_pass(x, n, h, 4, f);
+			transform_pass(y, n, h, 4, f);
 		else
-			transform_pass(x, n, h, 2, f);
+			transform_pass(y, n, h, 2, f);
 		h <<= steps;
 	}
 }

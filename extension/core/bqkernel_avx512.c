@@ -167,28 +167,47 @@ first_lanes(int n)
 	return (__mmask16) (0xffff >> (16 - n));
 }
 
-/* Bits of 16 dimensions, or of the last n of a plane. */
-INLINE __mmask16
+/* Mask of the first n (1 to 31) of 32. */
+INLINE uint32_t
+first_bits(int n)
+{
+	return UINT32_MAX >> (32 - n);
+}
+
+/* Bits of 32 dimensions. */
+INLINE uint32_t
 load_bits(const uint8_t *plane)
 {
-	uint16_t	bits;
+	uint32_t	bits;
 
 	memcpy(&bits, plane, sizeof(bits));
 	return bits;
 }
 
-INLINE __mmask16
+/* Bits of the last n (1 to 31) dimensions of a plane. */
+INLINE uint32_t
 load_last_bits(const uint8_t *plane, int n)
 {
-	return (__mmask16) (n > 8 ? load_bits(plane) : plane[0]);
+	return (uint32_t) _mm_cvtsi128_si32(_mm_maskz_loadu_epi8(first_lanes((n + 7) / 8), plane));
 }
 
 INLINE void
-store_last_bits(uint8_t *plane, int n, __mmask16 bits)
+store_last_bits(uint8_t *plane, int n, uint32_t bits)
 {
-	plane[0] = (uint8_t) bits;
-	if (n > 8)
-		plane[1] = (uint8_t) (bits >> 8);
+	_mm_mask_storeu_epi8(plane, first_lanes((n + 7) / 8), _mm_cvtsi32_si128((int) bits));
+}
+
+/* The last n (1 to 31) floats of an array, 16 at a time, then zeros. */
+INLINE __m512
+load_lower(const float *x, int n)
+{
+	return _mm512_maskz_loadu_ps((__mmask16) first_bits(n), x);
+}
+
+INLINE __m512
+load_upper(const float *x, int n)
+{
+	return _mm512_maskz_loadu_ps((__mmask16) (first_bits(n) >> 16), x + 16);
 }
 
 /* v, negated where the mask is set */
@@ -209,40 +228,52 @@ add_floats(__m512 v)
 	return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+/* 16 terms of bq_dot; s and m hold their bits below others. */
 INLINE void
-add_terms(__m512 q, __mmask16 s, __mmask16 m, __m512 *weak, __m512 *strong)
+add_terms(__m512 q, uint32_t s, uint32_t m, __m512 *all, __m512 *strong)
 {
-	__m512		term = negate(q, _knot_mask16(s));
+	__m512		term = negate(q, (__mmask16) ~s);
 
-	*weak = _mm512_mask_add_ps(*weak, _knot_mask16(m), *weak, term);
-	*strong = _mm512_mask_add_ps(*strong, m, *strong, term);
+	*all = _mm512_add_ps(*all, term);
+	*strong = _mm512_mask_add_ps(*strong, (__mmask16) m, *strong, term);
 }
 
 static AVX512 void
-bq_dot_avx512(const float *q, const uint8_t *planes, int dim, float *weak, float *strong)
+bq_dot_avx512(const float *q, const uint8_t *planes, int dim, float *all, float *strong)
 {
 	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
-	__m512		w = _mm512_setzero_ps();
-	__m512		s = _mm512_setzero_ps();
+	__m512		a[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+	__m512		b[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
 	int			i = 0;
 
-	for (; i + 16 <= dim; i += 16)
-		add_terms(_mm512_loadu_ps(q + i), load_bits(planes + i / 8),
-				  load_bits(magnitude + i / 8), &w, &s);
+	for (; i + 32 <= dim; i += 32)
+	{
+		uint32_t	s = load_bits(planes + i / 8);
+		uint32_t	m = load_bits(magnitude + i / 8);
+
+		add_terms(_mm512_loadu_ps(q + i), s, m, &a[0], &b[0]);
+		add_terms(_mm512_loadu_ps(q + i + 16), s >> 16, m >> 16, &a[1], &b[1]);
+	}
 	/* zeros beyond the end change no lane: none is ever -0 */
 	if (i < dim)
-		add_terms(_mm512_maskz_loadu_ps(first_lanes(dim - i), q + i),
-				  load_last_bits(planes + i / 8, dim - i),
-				  load_last_bits(magnitude + i / 8, dim - i), &w, &s);
-	*weak = add_floats(w);
-	*strong = add_floats(s);
+	{
+		int			n = dim - i;
+		uint32_t	s = load_last_bits(planes + i / 8, n);
+		uint32_t	m = load_last_bits(magnitude + i / 8, n);
+
+		add_terms(load_lower(q + i, n), s, m, &a[0], &b[0]);
+		add_terms(load_upper(q + i, n), s >> 16, m >> 16, &a[1], &b[1]);
+	}
+	*all = add_floats(_mm512_add_ps(a[0], a[1]));
+	*strong = add_floats(_mm512_add_ps(b[0], b[1]));
 }
 
-/* Sum of 16 double lanes in the fixed order. */
+/* Sum of 32 double lanes in the fixed order. */
 INLINE double
-add_doubles(__m512d lower, __m512d upper)
+add_doubles(const __m512d lanes[4])
 {
-	__m512d		eight = _mm512_add_pd(lower, upper);
+	__m512d		eight = _mm512_add_pd(_mm512_add_pd(lanes[0], lanes[2]),
+									  _mm512_add_pd(lanes[1], lanes[3]));
 	__m256d		four = _mm256_add_pd(_mm512_castpd512_pd256(eight),
 									 _mm512_extractf64x4_pd(eight, 1));
 	__m128d		two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
@@ -252,7 +283,7 @@ add_doubles(__m512d lower, __m512d upper)
 
 /* Squares of floats are exact in double: fused or not, the same sum. */
 INLINE __m512d
-add_squares(__m256 x, __m512d sum)
+add_squares(__m512d sum, __m256 x)
 {
 	__m512d		v = _mm512_cvtps_pd(x);
 
@@ -260,65 +291,71 @@ add_squares(__m256 x, __m512d sum)
 }
 
 INLINE __m512d
-add_absolutes(__m256 x, __m512d sum)
+add_absolutes(__m512d sum, __m256 x)
 {
 	return _mm512_add_pd(sum, _mm512_cvtps_pd(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x)));
+}
+
+/* `add` is one of the two above, known when this is inlined. */
+INLINE double
+add_all(const float *x, int dim, __m512d (*add) (__m512d, __m256))
+{
+	__m512d		lanes[4] = {_mm512_setzero_pd(), _mm512_setzero_pd(),
+		_mm512_setzero_pd(), _mm512_setzero_pd()};
+	int			i = 0;
+
+	for (; i + 32 <= dim; i += 32)
+	{
+		UNROLL
+		for (int k = 0; k < 4; k++)
+			lanes[k] = add(lanes[k], _mm256_loadu_ps(x + i + 8 * k));
+	}
+	if (i < dim)
+	{
+		__m512		lower = load_lower(x + i, dim - i);
+		__m512		upper = load_upper(x + i, dim - i);
+
+		lanes[0] = add(lanes[0], _mm512_castps512_ps256(lower));
+		lanes[1] = add(lanes[1], _mm512_extractf32x8_ps(lower, 1));
+		lanes[2] = add(lanes[2], _mm512_castps512_ps256(upper));
+		lanes[3] = add(lanes[3], _mm512_extractf32x8_ps(upper, 1));
+	}
+	return add_doubles(lanes);
 }
 
 static AVX512 double
 bq_sum_squares_avx512(const float *x, int dim)
 {
-	__m512d		lower = _mm512_setzero_pd();
-	__m512d		upper = _mm512_setzero_pd();
-	int			i = 0;
-
-	for (; i + 16 <= dim; i += 16)
-	{
-		lower = add_squares(_mm256_loadu_ps(x + i), lower);
-		upper = add_squares(_mm256_loadu_ps(x + i + 8), upper);
-	}
-	if (i < dim)
-	{
-		__m512		v = _mm512_maskz_loadu_ps(first_lanes(dim - i), x + i);
-
-		lower = add_squares(_mm512_castps512_ps256(v), lower);
-		upper = add_squares(_mm512_extractf32x8_ps(v, 1), upper);
-	}
-	return add_doubles(lower, upper);
+	return add_all(x, dim, add_squares);
 }
 
 static AVX512 double
 bq_sum_absolute_avx512(const float *x, int dim)
 {
-	__m512d		lower = _mm512_setzero_pd();
-	__m512d		upper = _mm512_setzero_pd();
-	int			i = 0;
-
-	for (; i + 16 <= dim; i += 16)
-	{
-		lower = add_absolutes(_mm256_loadu_ps(x + i), lower);
-		upper = add_absolutes(_mm256_loadu_ps(x + i + 8), upper);
-	}
-	if (i < dim)
-	{
-		__m512		v = _mm512_maskz_loadu_ps(first_lanes(dim - i), x + i);
-
-		lower = add_absolutes(_mm512_castps512_ps256(v), lower);
-		upper = add_absolutes(_mm512_extractf32x8_ps(v, 1), upper);
-	}
-	return add_doubles(lower, upper);
+	return add_all(x, dim, add_absolutes);
 }
 
-INLINE __mmask16
-pack_sign(__m512 v)
+/* Bits of two registers, the lower one's first. */
+INLINE uint32_t
+join(__mmask16 lower, __mmask16 upper)
 {
-	return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ);
+	return (uint32_t) _mm512_kunpackw(upper, lower);
 }
 
-INLINE __mmask16
-pack_magnitude(__m512 v, __m512 threshold)
+INLINE uint32_t
+pack_signs(__m512 lower, __m512 upper)
 {
-	return _mm512_cmp_ps_mask(_mm512_abs_ps(v), threshold, _CMP_GT_OQ);
+	__m512		zero = _mm512_setzero_ps();
+
+	return join(_mm512_cmp_ps_mask(lower, zero, _CMP_GT_OQ),
+				_mm512_cmp_ps_mask(upper, zero, _CMP_GT_OQ));
+}
+
+INLINE uint32_t
+pack_magnitudes(__m512 lower, __m512 upper, __m512 threshold)
+{
+	return join(_mm512_cmp_ps_mask(_mm512_abs_ps(lower), threshold, _CMP_GT_OQ),
+				_mm512_cmp_ps_mask(_mm512_abs_ps(upper), threshold, _CMP_GT_OQ));
 }
 
 static AVX512 void
@@ -328,11 +365,12 @@ bq_pack_avx512(const float *x, int dim, float threshold, uint8_t *planes)
 	__m512		cut = _mm512_set1_ps(threshold);
 	int			i = 0;
 
-	for (; i + 16 <= dim; i += 16)
+	for (; i + 32 <= dim; i += 32)
 	{
-		__m512		v = _mm512_loadu_ps(x + i);
-		uint16_t	s = pack_sign(v);
-		uint16_t	m = pack_magnitude(v, cut);
+		__m512		lower = _mm512_loadu_ps(x + i);
+		__m512		upper = _mm512_loadu_ps(x + i + 16);
+		uint32_t	s = pack_signs(lower, upper);
+		uint32_t	m = pack_magnitudes(lower, upper, cut);
 
 		memcpy(planes + i / 8, &s, sizeof(s));
 		memcpy(magnitude + i / 8, &m, sizeof(m));
@@ -340,17 +378,19 @@ bq_pack_avx512(const float *x, int dim, float threshold, uint8_t *planes)
 	if (i < dim)
 	{
 		/* zeros give zero bits: |0| exceeds no threshold */
-		__m512		v = _mm512_maskz_loadu_ps(first_lanes(dim - i), x + i);
+		__m512		lower = load_lower(x + i, dim - i);
+		__m512		upper = load_upper(x + i, dim - i);
 
-		store_last_bits(planes + i / 8, dim - i, pack_sign(v));
-		store_last_bits(magnitude + i / 8, dim - i, pack_magnitude(v, cut));
+		store_last_bits(planes + i / 8, dim - i, pack_signs(lower, upper));
+		store_last_bits(magnitude + i / 8, dim - i, pack_magnitudes(lower, upper, cut));
 	}
 }
 
+/* 16 dimensions; s and m hold their bits below others. */
 INLINE __m512
-unpack_bits(__mmask16 s, __mmask16 m, __m512 weak, __m512 strong)
+unpack_bits(uint32_t s, uint32_t m, __m512 weak, __m512 strong)
 {
-	return negate(_mm512_mask_blend_ps(m, weak, strong), _knot_mask16(s));
+	return negate(_mm512_mask_blend_ps((__mmask16) m, weak, strong), (__mmask16) ~s);
 }
 
 static AVX512 void
@@ -358,16 +398,27 @@ bq_unpack_avx512(const uint8_t *planes, int dim, float weak, float strong, float
 {
 	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
 	__m512		w = _mm512_set1_ps(weak);
-	__m512		s = _mm512_set1_ps(strong);
+	__m512		v = _mm512_set1_ps(strong);
 	int			i = 0;
 
-	for (; i + 16 <= dim; i += 16)
-		_mm512_storeu_ps(x + i, unpack_bits(load_bits(planes + i / 8),
-											load_bits(magnitude + i / 8), w, s));
+	for (; i + 32 <= dim; i += 32)
+	{
+		uint32_t	s = load_bits(planes + i / 8);
+		uint32_t	m = load_bits(magnitude + i / 8);
+
+		_mm512_storeu_ps(x + i, unpack_bits(s, m, w, v));
+		_mm512_storeu_ps(x + i + 16, unpack_bits(s >> 16, m >> 16, w, v));
+	}
 	if (i < dim)
-		_mm512_mask_storeu_ps(x + i, first_lanes(dim - i),
-							  unpack_bits(load_last_bits(planes + i / 8, dim - i),
-										  load_last_bits(magnitude + i / 8, dim - i), w, s));
+	{
+		uint32_t	rest = first_bits(dim - i);
+		uint32_t	s = load_last_bits(planes + i / 8, dim - i);
+		uint32_t	m = load_last_bits(magnitude + i / 8, dim - i);
+
+		_mm512_mask_storeu_ps(x + i, (__mmask16) rest, unpack_bits(s, m, w, v));
+		_mm512_mask_storeu_ps(x + i + 16, (__mmask16) (rest >> 16),
+							  unpack_bits(s >> 16, m >> 16, w, v));
+	}
 }
 
 static AVX512 void
@@ -386,29 +437,52 @@ bq_scale_avx512(float *y, const float *x, int n, float factor)
 	}
 }
 
-/* Flips of the 16 elements that start at bit i. */
-INLINE __mmask16
-load_flips(const uint64_t *flips, int i)
+/* A string of flips, from one of its bits on. */
+typedef struct Flips
 {
-	uint32_t	bits;
+	const uint8_t *bytes;
+	__m512i		shift;			/* brings bit k of a word to the sign of lane k */
+} Flips;
 
-	memcpy(&bits, (const uint8_t *) flips + i / 8, sizeof(bits));
-	return (__mmask16) (bits >> (i % 8));
+INLINE Flips
+start_flips(const uint64_t *flips, unsigned first)
+{
+	const __m512i shift = _mm512_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24,
+											23, 22, 21, 20, 19, 18, 17, 16);
+
+	return (Flips) {
+		(const uint8_t *) flips + first / 8,
+		_mm512_sub_epi32(shift, _mm512_set1_epi32((int) (first % 8)))
+	};
+}
+
+/* v, flipped by bits i to i + 15; i is a multiple of 8.  Cheaper here than a mask register. */
+INLINE __m512
+flip_register(__m512 v, Flips flips, size_t i)
+{
+	uint32_t	word;
+	__m512i		signs;
+
+	memcpy(&word, flips.bytes + i / 8, sizeof(word));
+	signs = _mm512_sllv_epi32(_mm512_set1_epi32((int) word), flips.shift);
+	return _mm512_castsi512_ps(LOGIC(_mm512_castps_si512(v), signs,
+									 _mm512_set1_epi32(INT32_MIN), A ^ (B & C)));
 }
 
 static AVX512 void
-bq_flip_avx512(float *x, int n, const uint64_t *flips, int first)
+bq_flip_avx512(float *y, const float *x, int n, const uint64_t *flips, int first)
 {
+	Flips		f = start_flips(flips, (unsigned) first);
 	int			i = 0;
 
 	for (; i + 16 <= n; i += 16)
-		_mm512_storeu_ps(x + i, negate(_mm512_loadu_ps(x + i), load_flips(flips, first + i)));
+		_mm512_storeu_ps(y + i, flip_register(_mm512_loadu_ps(x + i), f, (size_t) i));
 	if (i < n)
 	{
 		__mmask16	rest = first_lanes(n - i);
 
-		_mm512_mask_storeu_ps(x + i, rest, negate(_mm512_maskz_loadu_ps(rest, x + i),
-												  load_flips(flips, first + i)));
+		_mm512_mask_storeu_ps(y + i, rest,
+							  flip_register(_mm512_maskz_loadu_ps(rest, x + i), f, (size_t) i));
 	}
 }
 
@@ -459,28 +533,51 @@ transform_across(__m512 r[16], const int count)
 
 /* All steps of 16 * count elements, kept in registers. */
 INLINE void
-transform_block(float *x, const int count, const uint64_t *flips, int first, __m512 factor)
+transform_block(float *y, const float *x, const int count, const uint64_t *flips,
+				unsigned first, float factor)
 {
+	__m512		f = _mm512_set1_ps(factor);
 	__m512		r[16];
 
 	UNROLL
 	for (int k = 0; k < count; k++)
-	{
 		r[k] = _mm512_loadu_ps(x + 16 * k);
-		if (flips != NULL)
-			r[k] = negate(r[k], load_flips(flips, first + 16 * k));
-		r[k] = transform_register(r[k]);
+	if (flips != NULL)
+	{
+		Flips		start = start_flips(flips, first);
+
+		UNROLL
+		for (int k = 0; k < count; k++)
+			r[k] = flip_register(r[k], start, (size_t) (16 * k));
 	}
+	UNROLL
+	for (int k = 0; k < count; k++)
+		r[k] = transform_register(r[k]);
 	transform_across(r, count);
 	UNROLL
 	for (int k = 0; k < count; k++)
-		_mm512_storeu_ps(x + 16 * k, _mm512_mul_ps(r[k], factor));
+		_mm512_storeu_ps(y + 16 * k, _mm512_mul_ps(r[k], f));
+}
+
+/* Not inlined: with one body per function the compiler finds registers for all of r. */
+static AVX512 __attribute__((noinline)) void
+transform_16(float *y, const float *x, const uint64_t *flips, unsigned first, float factor)
+{
+	transform_block(y, x, 1, flips, first, factor);
+}
+
+static AVX512 __attribute__((noinline)) void
+transform_256(float *y, const float *x, const uint64_t *flips, unsigned first, float factor)
+{
+	transform_block(y, x, 16, flips, first, factor);
 }
 
 /* The steps h, 2h, ... below h * count, in one pass over memory. */
 INLINE void
-transform_pass(float *x, int n, int h, const int count, __m512 factor)
+transform_pass(float *x, int n, int h, const int count, float factor)
 {
+	__m512		f = _mm512_set1_ps(factor);
+
 	for (int i = 0; i < n; i += count * h)
 	{
 		for (int j = i; j < i + h; j += 16)
@@ -493,55 +590,43 @@ transform_pass(float *x, int n, int h, const int count, __m512 factor)
 			transform_across(r, count);
 			UNROLL
 			for (int k = 0; k < count; k++)
-				_mm512_storeu_ps(x + j + k * h, _mm512_mul_ps(r[k], factor));
+				_mm512_storeu_ps(x + j + k * h, _mm512_mul_ps(r[k], f));
 		}
 	}
 }
 
 /* factor is 1 in all passes but the last: a product with 1 is exact. */
 static AVX512 void
-bq_hadamard_avx512(float *x, int n, const uint64_t *flips, int first, float factor)
+bq_hadamard_avx512(float *y, const float *x, int n, const uint64_t *flips, int first,
+				   float factor)
 {
-	const __m512 one = _mm512_set1_ps(1.0f);
-	__m512		last = _mm512_set1_ps(factor);
-	int			h = 256;
+	int			h = n < 256 ? 16 : 256;
 
-	switch (n)
+	if (n < 16)
 	{
-		case 1:
-		case 2:
-		case 4:
-		case 8:
-			bq_kernel_portable.hadamard(x, n, flips, first, factor);
-			return;
-		case 16:
-			transform_block(x, 1, flips, first, last);
-			return;
-		case 32:
-			transform_block(x, 2, flips, first, last);
-			return;
-		case 64:
-			transform_block(x, 4, flips, first, last);
-			return;
-		case 128:
-			transform_block(x, 8, flips, first, last);
-			return;
+		bq_kernel_portable.hadamard(y, x, n, flips, first, factor);
+		return;
 	}
-	for (int i = 0; i < n; i += 256)
-		transform_block(x + i, 16, flips, first + i, n == 256 ? last : one);
+	for (int i = 0; i < n; i += h)
+	{
+		if (h == 256)
+			transform_256(y + i, x + i, flips, (unsigned) (first + i), n == h ? factor : 1);
+		else
+			transform_16(y + i, x + i, flips, (unsigned) (first + i), n == h ? factor : 1);
+	}
 	while (h < n)
 	{
 		/* three steps in one pass if a multiple of three remains, else two, else one */
 		int			left = __builtin_ctz((unsigned) (n / h));
 		int			steps = left % 3 == 0 ? 3 : left == 1 ? 1 : 2;
-		__m512		f = steps == left ? last : one;
+		float		f = steps == left ? factor : 1;
 
 		if (steps == 3)
-			transform_pass(x, n, h, 8, f);
+			transform_pass(y, n, h, 8, f);
 		else if (steps == 2)
-			transform_pass(x, n, h, 4, f);
+			transform_pass(y, n, h, 4, f);
 		else
-			transform_pass(x, n, h, 2, f);
+			transform_pass(y, n, h, 2, f);
 		h <<= steps;
 	}
 }
@@ -600,22 +685,28 @@ add_rows(__m512i table, __m512i codes, __m512i *low, __m512i *high)
 static AVX512 void
 bq_lut_block_avx512(const uint8_t *table, const uint8_t *block, int nrows, uint16_t out[BQ_BLOCK])
 {
-	__m512i		low = _mm512_setzero_si512();
-	__m512i		high = _mm512_setzero_si512();
+	/* two sums each: one chain of dot products would wait for its own latency */
+	__m512i		low[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+	__m512i		high[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
 	int			j = 0;
 
-	for (; j + 4 <= nrows; j += 4)
-		add_rows(load(table + 16 * j), load(block + 16 * j), &low, &high);
-	if (j < nrows)
+	for (; j + 8 <= nrows; j += 8)
+	{
+		add_rows(load(table + 16 * j), load(block + 16 * j), &low[0], &high[0]);
+		add_rows(load(table + 16 * j + 64), load(block + 16 * j + 64), &low[1], &high[1]);
+	}
+	for (; j < nrows; j += 4)
 	{
 		/* rows of zeros add nothing */
-		__mmask16	rest = first_lanes(4 * (nrows - j));
+		__mmask16	rest = nrows - j >= 4 ? 0xffff : first_lanes(4 * (nrows - j));
 
 		add_rows(_mm512_maskz_loadu_epi32(rest, table + 16 * j),
-				 _mm512_maskz_loadu_epi32(rest, block + 16 * j), &low, &high);
+				 _mm512_maskz_loadu_epi32(rest, block + 16 * j), &low[0], &high[0]);
 	}
-	_mm256_storeu_si256((__m256i *) out, _mm512_cvtepi32_epi16(low));
-	_mm256_storeu_si256((__m256i *) (out + 16), _mm512_cvtepi32_epi16(high));
+	low[0] = _mm512_add_epi32(low[0], low[1]);
+	high[0] = _mm512_add_epi32(high[0], high[1]);
+	_mm256_storeu_si256((__m256i *) out, _mm512_cvtepi32_epi16(low[0]));
+	_mm256_storeu_si256((__m256i *) (out + 16), _mm512_cvtepi32_epi16(high[0]));
 }
 
 const BqKernel bq_kernel_avx512 = {

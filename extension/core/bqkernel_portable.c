@@ -82,17 +82,18 @@ bq_popcount_portable(const uint8_t *a, size_t nbytes)
 }
 
 static void
-bq_dot_portable(const float *q, const uint8_t *planes, int dim, float *weak, float *strong)
+bq_dot_portable(const float *q, const uint8_t *planes, int dim, float *all, float *strong)
 {
 	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
 	float		lanes[2][BQ_LANES] = {{0}};
 
 	for (int i = 0; i < dim; i++)
 	{
-		int			s = (planes[i / 8] >> (i % 8)) & 1;
-		int			m = (magnitude[i / 8] >> (i % 8)) & 1;
+		float		term = (planes[i / 8] >> (i % 8)) & 1 ? q[i] : -q[i];
 
-		lanes[m][i % BQ_LANES] += s ? q[i] : -q[i];
+		lanes[0][i % BQ_LANES] += term;
+		if ((magnitude[i / 8] >> (i % 8)) & 1)
+			lanes[1][i % BQ_LANES] += term;
 	}
 	for (int width = BQ_LANES / 2; width > 0; width /= 2)
 	{
@@ -102,7 +103,7 @@ bq_dot_portable(const float *q, const uint8_t *planes, int dim, float *weak, flo
 			lanes[1][l] += lanes[1][l + width];
 		}
 	}
-	*weak = lanes[0][0];
+	*all = lanes[0][0];
 	*strong = lanes[1][0];
 }
 
@@ -172,33 +173,35 @@ bq_scale_portable(float *y, const float *x, int n, float factor)
 }
 
 static void
-bq_flip_portable(float *x, int n, const uint64_t *flips, int first)
+bq_flip_portable(float *y, const float *x, int n, const uint64_t *flips, int first)
 {
 	for (int i = 0; i < n; i++)
-		if ((flips[(first + i) / 64] >> ((first + i) % 64)) & 1)
-			x[i] = -x[i];
+		y[i] = (flips[(first + i) / 64] >> ((first + i) % 64)) & 1 ? -x[i] : x[i];
 }
 
 static void
-bq_hadamard_portable(float *x, int n, const uint64_t *flips, int first, float factor)
+bq_hadamard_portable(float *y, const float *x, int n, const uint64_t *flips, int first,
+					 float factor)
 {
 	if (flips != NULL)
-		bq_flip_portable(x, n, flips, first);
+		bq_flip_portable(y, x, n, flips, first);
+	else
+		memmove(y, x, (size_t) n * sizeof(float));
 	for (int h = 1; h < n; h *= 2)
 	{
 		for (int i = 0; i < n; i += 2 * h)
 		{
 			for (int j = i; j < i + h; j++)
 			{
-				float		a = x[j];
-				float		b = x[j + h];
+				float		a = y[j];
+				float		b = y[j + h];
 
-				x[j] = a + b;
-				x[j + h] = a - b;
+				y[j] = a + b;
+				y[j + h] = a - b;
 			}
 		}
 	}
-	bq_scale_portable(x, x, n, factor);
+	bq_scale_portable(y, y, n, factor);
 }
 
 static void

@@ -1,15 +1,25 @@
 /* bqlut.c: queries and codes -> lookup tables; codes -> packed blocks. */
 #include <math.h>
+#include <stdlib.h>
 
 #include "bqlut.h"
 
-/* The two bits at dimensions 2j and 2j + 1 of a plane (bit 2j + 1 is padding if dim is odd). */
-static inline int
-bit_pair(const uint8_t *plane, int j)
+/* Pairs of bits 2k, 2k + 1 of a byte brought to the low ends of four bytes k. */
+static inline uint32_t
+spread_pairs(uint32_t bits)
 {
-	return (plane[j / 4] >> (j % 4 * 2)) & 3;
+	return (bits & 0x03) | (bits & 0x0c) << 6 | (bits & 0x30) << 12 | (bits & 0xc0) << 18;
 }
 
+/* The other way: bits 0 and 1 of four bytes side by side in one. */
+static inline uint8_t
+join_pairs(uint32_t pairs)
+{
+	pairs &= UINT32_C(0x03030303);
+	return (uint8_t) (pairs | pairs >> 6 | pairs >> 12 | pairs >> 18);
+}
+
+/* A byte of each plane covers four rows, or what is left of them. */
 void
 bq_block_put(uint8_t *block, int dim, int c, const uint8_t *planes)
 {
@@ -17,11 +27,14 @@ bq_block_put(uint8_t *block, int dim, int c, const uint8_t *planes)
 	int			nrows = bq_block_nrows(dim);
 	int			shift = c < 16 ? 0 : 4;
 
-	for (int j = 0; j < nrows; j++)
+	block += c % 16;
+	for (int j = 0; j < nrows; j += 4)
 	{
-		int			nibble = bit_pair(planes, j) | bit_pair(magnitude, j) << 2;
+		uint32_t	nibbles = (spread_pairs(planes[j / 4]) |
+							   spread_pairs(magnitude[j / 4]) << 2) << shift;
 
-		block[16 * j + c % 16] |= (uint8_t) (nibble << shift);
+		for (int k = 0; k < 4 && j + k < nrows; k++)
+			block[16 * (j + k)] |= (uint8_t) (nibbles >> (8 * k));
 	}
 }
 
@@ -32,87 +45,126 @@ bq_block_get(const uint8_t *block, int dim, int c, uint8_t *planes)
 	int			nrows = bq_block_nrows(dim);
 	int			shift = c < 16 ? 0 : 4;
 
-	memset(planes, 0, bq_planes_nbytes(dim));
-	for (int j = 0; j < nrows; j++)
+	block += c % 16;
+	for (int j = 0; j < nrows; j += 4)
 	{
-		int			nibble = (block[16 * j + c % 16] >> shift) & 15;
+		uint32_t	nibbles = 0;
 
-		planes[j / 4] |= (uint8_t) ((nibble & 3) << (j % 4 * 2));
-		magnitude[j / 4] |= (uint8_t) ((nibble >> 2) << (j % 4 * 2));
+		for (int k = 0; k < 4 && j + k < nrows; k++)
+			nibbles |= (uint32_t) block[16 * (j + k)] << (8 * k);
+		nibbles >>= shift;
+		planes[j / 4] = join_pairs(nibbles);
+		magnitude[j / 4] = join_pairs(nibbles >> 2);
 	}
 }
 
-/* Value of a nibble's first (0) or second (1) dimension. */
-static inline double
-nibble_value(int nibble, int which)
+/* Level of a nibble's first (0) or second (1) dimension. */
+static inline int
+nibble_level(int nibble, int which)
 {
-	return bq_level_value(bq_level((nibble >> which) & 1, (nibble >> (2 + which)) & 1));
+	return bq_level((nibble >> which) & 1, (nibble >> (2 + which)) & 1);
 }
 
+/* The largest |q[2j]| + |q[2j + 1]|. */
+static float
+widest_pair(const float *q, int dim)
+{
+	float		widest[4] = {0};	/* four chains: one would wait for its own latency */
+	int			i = 0;
+
+	for (; i + 8 <= dim; i += 8)
+	{
+		for (int k = 0; k < 4; k++)
+		{
+			float		width = fabsf(q[i + 2 * k]) + fabsf(q[i + 2 * k + 1]);
+
+			widest[k] = width > widest[k] ? width : widest[k];
+		}
+	}
+	for (; i < dim; i += 2)
+		widest[0] = fmaxf(widest[0], fabsf(q[i]) + (i + 1 < dim ? fabsf(q[i + 1]) : 0));
+	return fmaxf(fmaxf(widest[0], widest[1]), fmaxf(widest[2], widest[3]));
+}
+
+/*
+ * An entry is (top - value) / step, rounded, where value is the nibble's share of
+ * the inner product and top the largest share in its row.  The loop over nibbles
+ * makes one word of four entries at a time, which compilers turn into vectors.
+ */
 void
 bq_lut_query(const float *q, int dim, uint8_t *table, float *scale, float *bias)
 {
 	int			nrows = bq_block_nrows(dim);
-	double		widest = 0;
-	double		total = 0;
+	double		total = BQ_STRONG * bq_kernel->sum_absolute(q, dim);
+	double		widest = BQ_STRONG * widest_pair(q, dim);
+	double		inverse;
 	double		step;
-
-	/* Row j spans +-BQ_STRONG * (|q[2j]| + |q[2j + 1]|). */
-	for (int j = 0; j < nrows; j++)
-	{
-		double		width = 2 * BQ_STRONG *
-			(fabs((double) q[2 * j]) + (2 * j + 1 < dim ? fabs((double) q[2 * j + 1]) : 0));
-
-		total += width;
-		if (width > widest)
-			widest = width;
-	}
+	float		value[2][4][4];	/* of nibble 4k + r at [r][k], by the row's dimension */
 
 	/* One entry must fit 8 bits, and any sum of entries, each rounded, 16. */
-	step = fmax(widest / UINT8_MAX, total / (UINT16_MAX - nrows));
+	step = fmax(2 * widest / UINT8_MAX, 2 * total / (UINT16_MAX - nrows));
+	*scale = (float) step;
+	*bias = (float) total;
 	if (step == 0)
 	{
 		memset(table, 0, bq_block_nbytes(dim));
-		*scale = 0;
-		*bias = 0;
 		return;
 	}
+
+	for (int nibble = 0; nibble < 16; nibble++)
+		for (int which = 0; which < 2; which++)
+			value[which][nibble % 4][nibble / 4] =
+				(float) bq_level_value(nibble_level(nibble, which));
+	inverse = 1 / step;
 	for (int j = 0; j < nrows; j++)
 	{
-		double		a = q[2 * j];
-		double		b = 2 * j + 1 < dim ? q[2 * j + 1] : 0;
-		double		top = BQ_STRONG * (fabs(a) + fabs(b));
+		/* the products are small, whatever the size of q */
+		float		a = (float) (q[2 * j] * inverse);
+		float		b = 2 * j + 1 < dim ? (float) (q[2 * j + 1] * inverse) : 0;
+		float		top = (fabsf(a) + fabsf(b)) * (float) BQ_STRONG + 0.5f;
+		uint32_t	words[4];
 
-		for (int nibble = 0; nibble < 16; nibble++)
-		{
-			double		value = a * nibble_value(nibble, 0) + b * nibble_value(nibble, 1);
-
-			table[16 * j + nibble] = (uint8_t) ((top - value) / step + 0.5);
-		}
+#define ENTRY(r) ((uint32_t) (int) (top - (a * value[0][r][k] + b * value[1][r][k])))
+		for (int k = 0; k < 4; k++)
+			words[k] = ENTRY(0) | ENTRY(1) << 8 | ENTRY(2) << 16 | ENTRY(3) << 24;
+#undef ENTRY
+		memcpy(table + 16 * j, words, 16);
 	}
-	*scale = (float) step;
-	*bias = (float) (total / 2);
 }
 
+/* Eight entries of at most 6 in a word: they add up without a carry. */
 void
 bq_lut_hamming(const uint8_t *planes, int dim, uint8_t *table)
 {
+	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
 	int			nrows = bq_block_nrows(dim);
+	uint64_t	entries[2][4][2];	/* of the row's dimension, by its level in the code */
 
+	for (int which = 0; which < 2; which++)
+	{
+		for (int level = 0; level < BQ_LEVELS; level++)
+		{
+			uint8_t		row[16];
+
+			for (int nibble = 0; nibble < 16; nibble++)
+				row[nibble] = (uint8_t) abs(level - nibble_level(nibble, which));
+			memcpy(entries[which][level], row, 16);
+		}
+	}
 	for (int j = 0; j < nrows; j++)
 	{
-		for (int nibble = 0; nibble < 16; nibble++)
+		int			s = planes[j / 4] >> (j % 4 * 2);
+		int			m = magnitude[j / 4] >> (j % 4 * 2);
+		const uint64_t *first = entries[0][bq_level(s & 1, m & 1)];
+		const uint64_t *second = entries[1][bq_level((s >> 1) & 1, (m >> 1) & 1)];
+		uint64_t	row[2] = {first[0], first[1]};
+
+		/* beyond an odd dim there is only padding, which counts nothing */
+		if (2 * j + 1 < dim)
 		{
-			int			sum = 0;
-
-			for (int which = 0; which < 2 && 2 * j + which < dim; which++)
-			{
-				int			level = bq_level((nibble >> which) & 1, (nibble >> (2 + which)) & 1);
-				int			difference = level - bq_get_level(planes, dim, 2 * j + which);
-
-				sum += difference < 0 ? -difference : difference;
-			}
-			table[16 * j + nibble] = (uint8_t) sum;
+			row[0] += second[0];
+			row[1] += second[1];
 		}
+		memcpy(table + 16 * j, row, 16);
 	}
 }

@@ -73,7 +73,7 @@ get_round(int dim, int round)
 }
 
 void
-bq_rotate(const BqRotation *rotation, float *x)
+bq_rotate(const BqRotation *rotation, const float *x, float *y)
 {
 	int			dim = rotation->dim;
 	int			half = dim / 2;
@@ -83,12 +83,14 @@ bq_rotate(const BqRotation *rotation, float *x)
 		Round		r = get_round(dim, round);
 		const uint64_t *flips = rotation->flips[round];
 
-		bq_kernel->hadamard(x + r.block, r.n, flips, r.block, r.factor);
+		bq_kernel->hadamard(y + r.block, x + r.block, r.n, flips, r.block, r.factor);
 		if (r.n != dim)
 		{
-			bq_kernel->flip(x + r.rest, dim - r.n, flips, r.rest);
-			bq_kernel->mix(x, x + dim - half, half);
+			bq_kernel->flip(y + r.rest, x + r.rest, dim - r.n, flips, r.rest);
+			bq_kernel->mix(y, y + dim - half, half);
 		}
+		/* the first round has brought everything from x to y */
+		x = y;
 	}
 }
 
@@ -105,7 +107,7 @@ bq_unrotate(const BqRotation *rotation, float *x)
 
 		if (r.n != dim)
 			bq_kernel->mix(x, x + dim - half, half);
-		bq_kernel->hadamard(x + r.block, r.n, NULL, 0, r.factor);
-		bq_kernel->flip(x, dim, rotation->flips[round], 0);
+		bq_kernel->hadamard(x + r.block, x + r.block, r.n, NULL, 0, r.factor);
+		bq_kernel->flip(x, x, dim, rotation->flips[round], 0);
 	}
 }

@@ -19,8 +19,11 @@ typedef struct BqRotation
 
 extern void bq_rotation_init(BqRotation *rotation, int dim, int transform);
 
-/* Turn dim floats in place, and back. */
-extern void bq_rotate(const BqRotation *rotation, float *x);
+/*
+ * Turn dim floats from x to y, which may be the same array, and back in place.
+ * No sum overflows while |x| is at most BQ_MAX_NORM.
+ */
+extern void bq_rotate(const BqRotation *rotation, const float *x, float *y);
 extern void bq_unrotate(const BqRotation *rotation, float *x);
 
 #endif							/* BQROTATE_H */
