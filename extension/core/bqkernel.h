@@ -75,6 +75,9 @@ typedef struct BqKernel
 	 */
 	void		(*lut_block) (const uint8_t *table, const uint8_t *block, int nrows,
 							  uint16_t out[BQ_BLOCK]);
+
+	/* Integer inner product; the sum must fit 32 bits. */
+	int32_t		(*dot_integer) (const int16_t *q, const int8_t *c, int n);
 } BqKernel;
 
 extern const BqKernel bq_kernel_portable;

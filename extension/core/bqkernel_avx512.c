@@ -709,6 +709,25 @@ bq_lut_block_avx512(const uint8_t *table, const uint8_t *block, int nrows, uint1
 	_mm256_storeu_si256((__m256i *) (out + 16), _mm512_cvtepi32_epi16(high[0]));
 }
 
+static AVX512 int32_t
+bq_dot_integer_avx512(const int16_t *q, const int8_t *c, int n)
+{
+	__m512i		sum = _mm512_setzero_si512();
+	int32_t		total;
+	int			i = 0;
+
+	for (; i + 32 <= n; i += 32)
+	{
+		__m512i		wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *) (c + i)));
+
+		sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_loadu_si512(q + i), wide));
+	}
+	total = _mm512_reduce_add_epi32(sum);
+	for (; i < n; i++)
+		total += (int32_t) q[i] * c[i];
+	return total;
+}
+
 const BqKernel bq_kernel_avx512 = {
 	.name = "avx512",
 	.hamming = bq_hamming_avx512,
@@ -725,6 +744,7 @@ const BqKernel bq_kernel_avx512 = {
 	.hadamard = bq_hadamard_avx512,
 	.mix = bq_mix_avx512,
 	.lut_block = bq_lut_block_avx512,
+	.dot_integer = bq_dot_integer_avx512,
 };
 
 #endif							/* BQ_HAVE_X86 */

@@ -233,6 +233,16 @@ bq_lut_block_portable(const uint8_t *table, const uint8_t *block, int nrows, uin
 	}
 }
 
+static int32_t
+bq_dot_integer_portable(const int16_t *q, const int8_t *c, int n)
+{
+	int32_t		sum = 0;
+
+	for (int i = 0; i < n; i++)
+		sum += (int32_t) q[i] * c[i];
+	return sum;
+}
+
 const BqKernel bq_kernel_portable = {
 	.name = "portable",
 	.hamming = bq_hamming_portable,
@@ -249,4 +259,5 @@ const BqKernel bq_kernel_portable = {
 	.hadamard = bq_hadamard_portable,
 	.mix = bq_mix_portable,
 	.lut_block = bq_lut_block_portable,
+	.dot_integer = bq_dot_integer_portable,
 };

@@ -6,18 +6,9 @@
 #include "index/bqindex.h"
 
 /*
- * Integer inner product.  |q| <= 1023 and |c| <= 127, so 8,000 terms stay below 2^31.
+ * Coordinates of a rounded query: with |c| <= 127 and at most BQ_INDEX_MAX_DIM (8,000)
+ * terms, inner products stay below 2^30.
  */
-static int32
-dot_int8(const int16 *q, const int8 *c, int n)
-{
-	int32		sum = 0;
-
-	for (int i = 0; i < n; i++)
-		sum += (int32) q[i] * c[i];
-	return sum;
-}
-
 #define QUERY_MAX 1023
 
 /* Round a query to 11 bits per coordinate: what ranks lists needs no more. */
@@ -52,7 +43,7 @@ score_lists(Relation index, const BqLayout *layout, const float *q, float *score
 		{
 			const BqCentroidData *centroid = (const BqCentroidData *) record;
 
-			scores[list] = centroid->scale * dot_int8(rounded, centroid->value, layout->dim);
+			scores[list] = centroid->scale * bq_kernel->dot_integer(rounded, centroid->value, layout->dim);
 			record += BQ_CENTROID_NBYTES(layout->dim);
 		}
 		UnlockReleaseBuffer(buffer);
