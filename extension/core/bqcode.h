@@ -39,6 +39,17 @@
 #include <stdint.h>
 #include <string.h>
 
+/*
+ * Same bytes everywhere, or no build: the kernels read planes and flips as little
+ * endian words, and float sums must not be kept in wider registers (x87).
+ */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "bq needs a little-endian machine"
+#endif
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
+#error "bq needs float arithmetic without excess precision; on 32-bit x86 use -msse2 -mfpmath=sse"
+#endif
+
 #define BQ_MAX_DIM 16000		/* as pgvector's vector */
 #define BQ_MAX_TRANSFORM 65535
 #define BQ_HEADER_NBYTES 8

@@ -17,6 +17,8 @@
 #define BQ_LANES 32
 #define BQ_BLOCK 32				/* codes in one packed block, see bqlut.h */
 
+#define BQ_SQRT_HALF 0.70710678f
+
 /* Words of a string of n flips, with one to spare for kernels that read 32 bits at any byte. */
 #define BQ_FLIP_WORDS(n) (((n) + 63) / 64 + 1)
 
@@ -86,7 +88,7 @@ extern const BqKernel bq_kernel_portable;
 extern const BqKernel bq_kernel_avx2;
 extern const BqKernel bq_kernel_avx512;
 #endif
-#if 0 && defined(__aarch64__)
+#ifdef __aarch64__
 #define BQ_HAVE_NEON 1
 extern const BqKernel bq_kernel_neon;
 #endif

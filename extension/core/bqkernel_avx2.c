@@ -536,7 +536,7 @@ bq_hadamard_avx2(float *y, const float *x, int n, const uint64_t *flips, int fir
 static AVX2 void
 bq_mix_avx2(float *a, float *b, int n)
 {
-	const __m256 half_sqrt = _mm256_set1_ps(0.70710678f);
+	const __m256 sqrt_half = _mm256_set1_ps(BQ_SQRT_HALF);
 	int			i = 0;
 
 	for (; i + 8 <= n; i += 8)
@@ -544,8 +544,8 @@ bq_mix_avx2(float *a, float *b, int n)
 		__m256		u = _mm256_loadu_ps(a + i);
 		__m256		v = _mm256_loadu_ps(b + i);
 
-		_mm256_storeu_ps(a + i, _mm256_mul_ps(_mm256_add_ps(u, v), half_sqrt));
-		_mm256_storeu_ps(b + i, _mm256_mul_ps(_mm256_sub_ps(u, v), half_sqrt));
+		_mm256_storeu_ps(a + i, _mm256_mul_ps(_mm256_add_ps(u, v), sqrt_half));
+		_mm256_storeu_ps(b + i, _mm256_mul_ps(_mm256_sub_ps(u, v), sqrt_half));
 	}
 	bq_kernel_portable.mix(a + i, b + i, n - i);
 }

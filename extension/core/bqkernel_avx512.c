@@ -634,7 +634,7 @@ bq_hadamard_avx512(float *y, const float *x, int n, const uint64_t *flips, int f
 static AVX512 void
 bq_mix_avx512(float *a, float *b, int n)
 {
-	const __m512 half_sqrt = _mm512_set1_ps(0.70710678f);
+	const __m512 sqrt_half = _mm512_set1_ps(BQ_SQRT_HALF);
 	int			i = 0;
 
 	for (; i + 16 <= n; i += 16)
@@ -642,8 +642,8 @@ bq_mix_avx512(float *a, float *b, int n)
 		__m512		u = _mm512_loadu_ps(a + i);
 		__m512		v = _mm512_loadu_ps(b + i);
 
-		_mm512_storeu_ps(a + i, _mm512_mul_ps(_mm512_add_ps(u, v), half_sqrt));
-		_mm512_storeu_ps(b + i, _mm512_mul_ps(_mm512_sub_ps(u, v), half_sqrt));
+		_mm512_storeu_ps(a + i, _mm512_mul_ps(_mm512_add_ps(u, v), sqrt_half));
+		_mm512_storeu_ps(b + i, _mm512_mul_ps(_mm512_sub_ps(u, v), sqrt_half));
 	}
 	if (i < n)
 	{
@@ -651,8 +651,8 @@ bq_mix_avx512(float *a, float *b, int n)
 		__m512		u = _mm512_maskz_loadu_ps(rest, a + i);
 		__m512		v = _mm512_maskz_loadu_ps(rest, b + i);
 
-		_mm512_mask_storeu_ps(a + i, rest, _mm512_mul_ps(_mm512_add_ps(u, v), half_sqrt));
-		_mm512_mask_storeu_ps(b + i, rest, _mm512_mul_ps(_mm512_sub_ps(u, v), half_sqrt));
+		_mm512_mask_storeu_ps(a + i, rest, _mm512_mul_ps(_mm512_add_ps(u, v), sqrt_half));
+		_mm512_mask_storeu_ps(b + i, rest, _mm512_mul_ps(_mm512_sub_ps(u, v), sqrt_half));
 	}
 }
 

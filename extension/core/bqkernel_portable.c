@@ -207,15 +207,13 @@ bq_hadamard_portable(float *y, const float *x, int n, const uint64_t *flips, int
 static void
 bq_mix_portable(float *a, float *b, int n)
 {
-	const float half_sqrt = 0.70710678f;
-
 	for (int i = 0; i < n; i++)
 	{
 		float		sum = a[i] + b[i];
 		float		difference = a[i] - b[i];
 
-		a[i] = sum * half_sqrt;
-		b[i] = difference * half_sqrt;
+		a[i] = sum * BQ_SQRT_HALF;
+		b[i] = difference * BQ_SQRT_HALF;
 	}
 }
 
