@@ -15,8 +15,10 @@
 #include "common/pg_prng.h"
 #include "index/bqindex.h"
 #include "miscadmin.h"
+#include "utils/memutils.h"
 
 #define TRAIN_ITERATIONS 8
+#define TRAIN_ROWS_PER_LIST 64
 #define TILE_BLOCKS 64			/* blocks that stay in cache while all tables pass */
 #define PROBE_QUERIES 128
 #define PROBE_NEIGHBOURS 10
@@ -159,8 +161,8 @@ set_to_code(float *direction, const uint8 *planes, int dim)
  * Starts from rows spread evenly over a random order; a list that loses all its rows
  * restarts from a random row of the largest list, so it splits that one.
  */
-void
-bq_train(BqCentroids *centroids, const uint8 *codes, size_t ncodes)
+static void
+train(BqCentroids *centroids, const uint8 *codes, size_t ncodes)
 {
 	int			dim = centroids->dim;
 	uint32		nlists = centroids->nlists;
@@ -216,6 +218,35 @@ bq_train(BqCentroids *centroids, const uint8 *codes, size_t ncodes)
 	}
 	pfree(counts);
 	pfree(lists);
+}
+
+/* Train the lists of a layout on a random part of the rows. */
+BqCentroids
+bq_train_on_sample(const BqLayout *layout, const BqRows *rows, BqReport report)
+{
+	size_t		planes_nbytes = bq_planes_nbytes(layout->dim);
+	size_t		wanted = Min(rows->n, (size_t) layout->nlists * TRAIN_ROWS_PER_LIST);
+	uint8	   *sample = (uint8 *) MemoryContextAllocHuge(CurrentMemoryContext,
+														  wanted * planes_nbytes);
+	size_t		taken = 0;
+	BqCentroids centroids;
+	pg_prng_state random;
+
+	report(BQ_PHASE_TRAIN);
+	centroids.nlists = layout->nlists;
+	centroids.dim = layout->dim;
+	centroids.values = (float *) MemoryContextAllocHuge(CurrentMemoryContext,
+														(size_t) layout->nlists * layout->dim *
+														sizeof(float));
+	/* Selection sampling (Knuth 3.4.2, algorithm S): in order, each row equally likely. */
+	pg_prng_seed(&random, 0x6271);
+	for (size_t i = 0; i < rows->n && taken < wanted; i++)
+		if (pg_prng_double(&random) * (double) (rows->n - i) < (double) (wanted - taken))
+			memcpy(sample + taken++ * planes_nbytes, rows->planes + i * planes_nbytes,
+				   planes_nbytes);
+	train(&centroids, sample, taken);
+	pfree(sample);
+	return centroids;
 }
 
 /* Keep the PROBE_NEIGHBOURS nearest codes of a query, nearest first. */

@@ -149,7 +149,7 @@ typedef struct BqOptions
 	int			probes;			/* 0: measured when the index is built */
 } BqOptions;
 
-/* Where things lie; everything a reader needs of the metapage, kept in rd_amcache. */
+/* Where things lie: everything a reader needs of the metapage. */
 typedef struct BqLayout
 {
 	int			dim;
@@ -163,13 +163,13 @@ typedef struct BqLayout
 } BqLayout;
 
 /*
- * What a backend remembers of an index (rd_amcache): its layout, and in which buffer
- * each page was last seen.  Most of the cost of reading a page that is in shared
- * buffers is finding it there; a good guess saves the search.
+ * What a backend remembers of an index (rd_amcache): in which buffer each page was last
+ * seen.  Most of the cost of reading a page that is in shared buffers is finding it
+ * there; a good guess saves the search.  The relcache may drop this whenever a lock is
+ * taken: never keep a pointer to it.
  */
 typedef struct BqCache
 {
-	BqLayout	layout;
 	uint32		nreads;
 	BlockNumber nrecent;
 	Buffer		recent[FLEXIBLE_ARRAY_MEMBER];	/* by block number, InvalidBuffer: never seen */
@@ -256,13 +256,37 @@ extern int	bq_probes;
 extern bool bq_iterative_scan;
 extern int	bq_max_scan_tuples;
 
+/* Rows in memory: codes, norms and heap positions. */
+typedef struct BqRows
+{
+	size_t		n;
+	size_t		capacity;
+	uint8	   *planes;			/* bq_planes_nbytes(dim) each */
+	float	   *norms;
+	ItemPointerData *tids;
+} BqRows;
+
+/* A set of lists being written; see bqwrite.c. */
+typedef struct BqWriter
+{
+	Relation	index;
+	BqLayout	layout;
+	uint32		nblocks;		/* written so far */
+	BqListData *lists;
+	uint8	   *rows;			/* code rows of the block being filled */
+	BqBlockData block;			/* its header */
+	int			used;			/* its slots in use */
+} BqWriter;
+
+typedef void (*BqReport) (int phase);
+
 /* bqpage.c */
 extern void bq_init_page(Page page, BqPageKind kind);
 extern void bq_check_page(Relation index, Buffer buffer, BqPageKind kind);
 extern Buffer bq_read_page(Relation index, BlockNumber blkno, BqPageKind kind, int lockmode);
 extern BqLayout bq_get_layout(Relation index);
+extern BqLayout bq_read_layout(Relation index, uint32 *nblocks);
 extern void bq_prefetch(Relation index, BlockNumber blkno, size_t offset, size_t nbytes);
-extern void bq_fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout);
 extern void bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log);
 extern BlockNumber bq_data_end(const BqLayout *layout, uint32 nblocks);
 extern uint16 bq_inverse_pack(const uint8 *planes, int dim, float norm);
@@ -270,8 +294,33 @@ extern void bq_check_code(Relation index, const BqLayout *layout, const BqHeader
 extern void bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot,
 						   uint8 *planes);
 
+/* bqwrite.c */
+extern uint32 bq_choose_lists(Relation index, double nrows);
+extern BqLayout bq_plan_layout(int dim, uint32 nlists, BlockNumber start);
+extern Buffer bq_append_page(Relation index, ForkNumber fork, BqPageKind kind);
+extern void bq_append_lists(Relation index, ForkNumber fork, const BqLayout *layout);
+extern void bq_fill_metapage(Page page, const BqLayout *layout, uint32 nblocks, double nrows);
+extern BqWriter *bq_begin_writing(Relation index, const BqLayout *layout);
+extern void bq_write_row(BqWriter *writer, uint32 list, const ItemPointerData *tid, float norm,
+						 const uint8 *planes);
+extern void bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *lists);
+extern uint32 bq_end_writing(BqWriter *writer);
+extern void bq_write_centroids(Relation index, const BqLayout *layout,
+							   const BqCentroids *centroids);
+extern uint32 bq_write_lists(Relation index, BqLayout *layout, const BqRows *rows,
+							 BqReport report);
+
+/* bqbuild.c */
+extern size_t bq_rows_limit(int dim, int work_mem_kb);
+extern void bq_grow_rows(BqRows *rows, int dim, size_t limit);
+
+/* bqregroup.c */
+extern bool bq_wants_regrouping(Relation index, double nrows);
+extern void bq_regroup(Relation index);
+
 /* bqcluster.c */
-extern void bq_train(BqCentroids *centroids, const uint8 *codes, size_t ncodes);
+extern BqCentroids bq_train_on_sample(const BqLayout *layout, const BqRows *rows,
+									  BqReport report);
 extern void bq_assign(const BqCentroids *centroids, const uint8 *codes, size_t ncodes,
 					  uint32 *lists);
 extern uint32 bq_measure_probes(const BqCentroids *centroids, const uint8 *codes,

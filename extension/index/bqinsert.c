@@ -13,6 +13,7 @@
 
 #include "access/generic_xlog.h"
 #include "index/bqindex.h"
+#include "storage/lmgr.h"
 #include "type/bqvec.h"
 #include "utils/memutils.h"
 
@@ -215,6 +216,8 @@ bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation 
 	old_context = MemoryContextSwitchTo(context);
 
 	code = bqvec_view(PG_DETOAST_DATUM_PACKED(values[0]));
+	/* The layout must not change under us: bqregroup.c. */
+	LockPage(index, BQ_METAPAGE_BLKNO, ShareLock);
 	layout = bq_get_layout(index);
 	bq_check_code(index, &layout, &code.header);
 	if (layout.transform < 0)
@@ -242,6 +245,7 @@ bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation 
 			break;
 		provide_block(index, &layout, list, b);
 	}
+	UnlockPage(index, BQ_METAPAGE_BLKNO, ShareLock);
 
 	MemoryContextSwitchTo(old_context);
 	MemoryContextDelete(context);

@@ -110,8 +110,8 @@ bq_read_page(Relation index, BlockNumber blkno, BqPageKind kind, int lockmode)
 }
 
 /* Check a metapage and take from it what readers need. */
-void
-bq_fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
+static void
+fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
 {
 	if (meta->magic != BQ_MAGIC)
 		report_damage(index, BQ_METAPAGE_BLKNO, "metapage has no bq signature");
@@ -140,40 +140,48 @@ bq_fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
 /* How many buffers to remember at most: 64 MB of memory for a 128 GB index. */
 #define MAX_RECENT (16 * 1024 * 1024)
 
+/* Read the layout, and the number of blocks unless NULL, from the metapage. */
+BqLayout
+bq_read_layout(Relation index, uint32 *nblocks)
+{
+	Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+									  BUFFER_LOCK_SHARE);
+	BqMetaPage	meta = BqPageGetMeta(BufferGetPage(buffer));
+	BqLayout	layout;
+
+	fill_layout(index, meta, &layout);
+	if (nblocks != NULL)
+		*nblocks = meta->nblocks;
+	UnlockReleaseBuffer(buffer);
+	return layout;
+}
+
+/* How many buffers to remember at most: 64 MB of memory for a 128 GB index. */
+#define MAX_RECENT (16 * 1024 * 1024)
+
 /*
- * The layout of an index, read once per relcache entry.  It is fixed when the index
- * is built, except that the transform is unknown until the first row.  Returned by
- * value: the relcache may drop what it remembers whenever a lock is taken.
+ * The layout, for a scan that begins now; also prepares the memory of buffers.  A scan
+ * works with the layout it began with, even if vacuum regroups the index meanwhile.
  */
 BqLayout
 bq_get_layout(Relation index)
 {
-	BqCache    *cache = (BqCache *) index->rd_amcache;
-	BqLayout	layout;
-	Buffer		buffer;
-
-	if (cache != NULL && cache->layout.transform >= 0)
-		return cache->layout;
-
-	buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_SHARE);
-	bq_fill_layout(index, BqPageGetMeta(BufferGetPage(buffer)), &layout);
-	UnlockReleaseBuffer(buffer);
-	if (cache == NULL)
+	if (index->rd_amcache == NULL)
 	{
 		BlockNumber npages = RelationGetNumberOfBlocks(index);
 		/* room to grow; the relcache entry rarely lives much longer */
 		BlockNumber nrecent = Min((uint64) npages + npages / 4 + 64, MAX_RECENT);
+		BqCache    *cache = (BqCache *) MemoryContextAllocHuge(index->rd_indexcxt,
+															   offsetof(BqCache, recent) +
+															   nrecent * sizeof(Buffer));
 
-		cache = (BqCache *) MemoryContextAllocHuge(index->rd_indexcxt, offsetof(BqCache, recent) +
-												   nrecent * sizeof(Buffer));
 		cache->nreads = 0;
 		cache->nrecent = nrecent;
 		for (BlockNumber blkno = 0; blkno < nrecent; blkno++)
 			cache->recent[blkno] = InvalidBuffer;
 		index->rd_amcache = cache;
 	}
-	cache->layout = layout;
-	return layout;
+	return bq_read_layout(index, NULL);
 }
 
 /* Number of pages that an index of so many blocks has. */
@@ -196,10 +204,10 @@ bq_data_end(const BqLayout *layout, uint32 nblocks)
 }
 
 /*
- * Make the relation have `npages` initialised data pages at its end.  Pages that an
- * earlier extension left empty before a crash are initialised, too.  The caller
- * prevents others from doing the same: by a lock on the metapage, or because nobody
- * else knows the index yet.  Pages are WAL-logged if `log`.
+ * Initialise the pages from `from` to `npages`, extending the relation as needed.  They
+ * may exist already, left by an extension or a regrouping that a crash interrupted.
+ * The caller prevents others from doing the same: by a lock on the metapage, or because
+ * nobody else knows the pages yet.  They are WAL-logged if `log`.
  */
 void
 bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log)
@@ -224,22 +232,18 @@ bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log)
 			if (BufferGetBlockNumber(buffer) != blkno)
 				report_damage(index, BufferGetBlockNumber(buffer), "relation grew unexpectedly");
 		}
-		if (PageIsNew(BufferGetPage(buffer)))
+		if (log)
 		{
-			if (log)
-			{
-				GenericXLogState *state = GenericXLogStart(index);
-				Page		page = GenericXLogRegisterBuffer(state, buffer,
-															 GENERIC_XLOG_FULL_IMAGE);
+			GenericXLogState *state = GenericXLogStart(index);
+			Page		page = GenericXLogRegisterBuffer(state, buffer, GENERIC_XLOG_FULL_IMAGE);
 
-				bq_init_page(page, BQ_PAGE_DATA);
-				GenericXLogFinish(state);
-			}
-			else
-			{
-				bq_init_page(BufferGetPage(buffer), BQ_PAGE_DATA);
-				MarkBufferDirty(buffer);
-			}
+			bq_init_page(page, BQ_PAGE_DATA);
+			GenericXLogFinish(state);
+		}
+		else
+		{
+			bq_init_page(BufferGetPage(buffer), BQ_PAGE_DATA);
+			MarkBufferDirty(buffer);
 		}
 		UnlockReleaseBuffer(buffer);
 	}

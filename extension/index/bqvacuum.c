@@ -18,17 +18,6 @@
 #define delay_point() vacuum_delay_point()
 #endif
 
-static uint32
-read_nblocks(Relation index)
-{
-	Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
-									  BUFFER_LOCK_SHARE);
-	uint32		nblocks = BqPageGetMeta(BufferGetPage(buffer))->nblocks;
-
-	UnlockReleaseBuffer(buffer);
-	return nblocks;
-}
-
 /* Let a list's inserts find the free slots of block b. */
 static void
 add_to_free_chain(Relation index, const BqLayout *layout, uint32 b, uint32 list)
@@ -114,8 +103,8 @@ static IndexBulkDeleteResult *
 vacuum_index(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
 			 IndexBulkDeleteCallback callback, void *arg)
 {
-	BqLayout	layout = bq_get_layout(info->index);
-	uint32		nblocks = read_nblocks(info->index);
+	uint32		nblocks;
+	BqLayout	layout = bq_read_layout(info->index, &nblocks);
 
 	if (stats == NULL)
 		stats = (IndexBulkDeleteResult *) palloc0(sizeof(IndexBulkDeleteResult));
@@ -145,6 +134,8 @@ bqvacuumcleanup(IndexVacuumInfo *info, IndexBulkDeleteResult *stats)
 	/* no bqbulkdelete() before: nothing to remove, but the counts are wanted */
 	if (stats == NULL)
 		stats = vacuum_index(info, NULL, NULL, NULL);
+	if (bq_wants_regrouping(info->index, stats->num_index_tuples))
+		bq_regroup(info->index);
 	stats->num_pages = RelationGetNumberOfBlocks(info->index);
 	stats->estimated_count = false;
 	return stats;

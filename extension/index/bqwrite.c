@@ -1,0 +1,310 @@
+/*
+ * bqwrite.c: a whole new set of lists, rows arriving in list order.
+ *
+ * For CREATE INDEX and for vacuum's regrouping.  Nobody else knows the new pages until
+ * they are complete, so they are written without WAL and logged whole at the end.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "index/bqindex.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/memutils.h"
+
+/*
+ * How many lists.  About 200 rows each: then the half block that a list wastes on
+ * average, and its centroid, stay below a tenth of the index.  Above 640,000 rows
+ * 4 sqrt(n), so that ranking the lists stays cheaper than reading them.
+ */
+uint32
+bq_choose_lists(Relation index, double nrows)
+{
+	BqOptions  *options = (BqOptions *) index->rd_options;
+	double		lists;
+
+	if (options != NULL && options->lists > 0)
+		lists = options->lists;
+	else if (nrows < BQ_FLAT_ROWS)
+		lists = 1;
+	else
+		lists = Min(nrows / 200, 4 * sqrt(nrows));
+	/* training needs a row for each list */
+	return (uint32) Max(1, Min(Min(lists, nrows), BQ_MAX_LISTS));
+}
+
+/* Lay out `nlists` empty lists from page `start` on; transform and probes come later. */
+BqLayout
+bq_plan_layout(int dim, uint32 nlists, BlockNumber start)
+{
+	BqLayout	layout = {0};
+	int			per_page = BQ_CENTROIDS_PER_PAGE(dim);
+
+	layout.dim = dim;
+	layout.nrows = bq_block_nrows(dim);
+	layout.transform = -1;
+	layout.nlists = nlists;
+	layout.nprobes = 1;
+	layout.centroid_start = start;
+	layout.list_start = start + (nlists > 1 ? (nlists + per_page - 1) / per_page : 0);
+	layout.data_start = layout.list_start + (nlists + BQ_LISTS_PER_PAGE - 1) / BQ_LISTS_PER_PAGE;
+	return layout;
+}
+
+/* Append a page to the relation; the caller unlocks it. */
+Buffer
+bq_append_page(Relation index, ForkNumber fork, BqPageKind kind)
+{
+	Buffer		buffer;
+
+	LockRelationForExtension(index, ExclusiveLock);
+	buffer = ReadBufferExtended(index, fork, P_NEW, RBM_NORMAL, NULL);
+	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+	UnlockRelationForExtension(index, ExclusiveLock);
+	bq_init_page(BufferGetPage(buffer), kind);
+	MarkBufferDirty(buffer);
+	return buffer;
+}
+
+/* Append the pages of centroids and lists; all lists are empty. */
+void
+bq_append_lists(Relation index, ForkNumber fork, const BqLayout *layout)
+{
+	for (BlockNumber blkno = layout->centroid_start; blkno < layout->list_start; blkno++)
+		UnlockReleaseBuffer(bq_append_page(index, fork, BQ_PAGE_CENTROIDS));
+	for (BlockNumber blkno = layout->list_start; blkno < layout->data_start; blkno++)
+	{
+		Buffer		buffer = bq_append_page(index, fork, BQ_PAGE_LISTS);
+		BqListData *entry = BqPageGetList(BufferGetPage(buffer), 0);
+
+		for (int i = 0; i < BQ_LISTS_PER_PAGE; i++)
+		{
+			entry[i].head = BQ_NO_BLOCK;
+			entry[i].free = BQ_NO_BLOCK;
+		}
+		UnlockReleaseBuffer(buffer);
+	}
+}
+
+/* What the metapage says of a layout. */
+void
+bq_fill_metapage(Page page, const BqLayout *layout, uint32 nblocks, double nrows)
+{
+	BqMetaPage	meta = BqPageGetMeta(page);
+
+	meta->magic = BQ_MAGIC;
+	meta->version = BQ_VERSION;
+	meta->dim = layout->dim;
+	meta->transform = layout->transform;
+	meta->nlists = layout->nlists;
+	meta->nprobes = layout->nprobes;
+	meta->centroid_start = layout->centroid_start;
+	meta->list_start = layout->list_start;
+	meta->data_start = layout->data_start;
+	meta->nblocks = nblocks;
+	meta->build_rows = nrows;
+}
+
+/* Start writing; the layout's pages up to data_start exist and are empty. */
+BqWriter *
+bq_begin_writing(Relation index, const BqLayout *layout)
+{
+	BqWriter   *writer = (BqWriter *) palloc0(sizeof(BqWriter));
+
+	writer->index = index;
+	writer->layout = *layout;
+	writer->lists = (BqListData *) MemoryContextAllocZero(CurrentMemoryContext,
+														  layout->nlists * sizeof(BqListData));
+	for (uint32 list = 0; list < layout->nlists; list++)
+	{
+		writer->lists[list].head = BQ_NO_BLOCK;
+		writer->lists[list].free = BQ_NO_BLOCK;
+	}
+	writer->rows = (uint8 *) palloc0(bq_block_nbytes(layout->dim));
+	return writer;
+}
+
+/* Write the block being filled; `more`: the next row belongs to the same list. */
+static void
+flush_block(BqWriter *writer, bool more)
+{
+	Relation	index = writer->index;
+	const BqLayout *layout = &writer->layout;
+	uint32		b = writer->nblocks;
+	BqListData *list = &writer->lists[writer->block.list];
+	uint64		row = bq_first_row(layout, b);
+	Buffer		buffer;
+
+	if (writer->used == 0)
+		return;
+	bq_extend(index, bq_data_end(layout, b), bq_data_end(layout, b + 1), false);
+
+	for (int j = 0; j < layout->nrows;)
+	{
+		int			n = Min(layout->nrows - j,
+							BQ_ROWS_PER_PAGE - (int) ((row + j) % BQ_ROWS_PER_PAGE));
+
+		buffer = bq_read_page(index, bq_code_page(layout, row + j), BQ_PAGE_DATA,
+							  BUFFER_LOCK_EXCLUSIVE);
+		memcpy(BqPageGetRow(BufferGetPage(buffer), row + j), writer->rows + j * BQ_ROW_NBYTES,
+			   n * BQ_ROW_NBYTES);
+		MarkBufferDirty(buffer);
+		UnlockReleaseBuffer(buffer);
+		j += n;
+	}
+
+	/* Blocks of a list lie in a row; only the last one can have free slots. */
+	writer->block.next = more ? b + 1 : BQ_NO_BLOCK;
+	writer->block.next_free = BQ_NO_BLOCK;
+	writer->block.in_free_chain = writer->used < BQ_BLOCK;
+	writer->block.live = writer->used == BQ_BLOCK ? UINT32_MAX :
+		((uint32) 1 << writer->used) - 1;
+	buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA, BUFFER_LOCK_EXCLUSIVE);
+	*BqPageGetBlock(BufferGetPage(buffer), b) = writer->block;
+	MarkBufferDirty(buffer);
+	UnlockReleaseBuffer(buffer);
+
+	if (list->head == BQ_NO_BLOCK)
+		list->head = b;
+	list->nblocks++;
+	if (writer->used < BQ_BLOCK)
+		list->free = b;
+	writer->nblocks++;
+	writer->used = 0;
+	memset(writer->rows, 0, bq_block_nbytes(layout->dim));
+	memset(&writer->block, 0, sizeof(BqBlockData));
+}
+
+/* Add a row; lists must arrive in order. */
+void
+bq_write_row(BqWriter *writer, uint32 list, const ItemPointerData *tid, float norm,
+			 const uint8 *planes)
+{
+	int			dim = writer->layout.dim;
+
+	if (writer->used > 0 && (writer->block.list != list || writer->used == BQ_BLOCK))
+	{
+		CHECK_FOR_INTERRUPTS();
+		flush_block(writer, writer->block.list == list);
+	}
+	writer->block.list = list;
+	writer->block.tid[writer->used] = *tid;
+	writer->block.norm[writer->used] = norm;
+	writer->block.inverse[writer->used] = bq_inverse_pack(planes, dim, norm);
+	bq_block_put(writer->rows, dim, writer->used, planes);
+	writer->used++;
+}
+
+/* Add all of `rows`, which lie in no order: bring them into list order by counting. */
+void
+bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *lists)
+{
+	uint32		nlists = writer->layout.nlists;
+	size_t	   *start = (size_t *) MemoryContextAllocZero(CurrentMemoryContext,
+														  ((size_t) nlists + 1) * sizeof(size_t));
+	size_t	   *order = (size_t *) MemoryContextAllocHuge(CurrentMemoryContext,
+														  (rows->n + 1) * sizeof(size_t));
+
+	for (size_t i = 0; i < rows->n; i++)
+		start[lists[i] + 1]++;
+	for (uint32 list = 0; list < nlists; list++)
+		start[list + 1] += start[list];
+	for (size_t i = 0; i < rows->n; i++)
+		order[start[lists[i]]++] = i;
+	for (size_t k = 0; k < rows->n; k++)
+	{
+		size_t		i = order[k];
+
+		bq_write_row(writer, lists[i], &rows->tids[i], rows->norms[i],
+					 rows->planes + i * bq_planes_nbytes(writer->layout.dim));
+	}
+	pfree(order);
+	pfree(start);
+}
+
+/* Write the last block and the lists' entries; returns the number of blocks. */
+uint32
+bq_end_writing(BqWriter *writer)
+{
+	uint32		list = 0;
+	uint32		nblocks;
+
+	flush_block(writer, false);
+	while (list < writer->layout.nlists)
+	{
+		uint32		n = Min(writer->layout.nlists - list, (uint32) BQ_LISTS_PER_PAGE);
+		Buffer		buffer = bq_read_page(writer->index, bq_list_page(&writer->layout, list),
+										  BQ_PAGE_LISTS, BUFFER_LOCK_EXCLUSIVE);
+
+		memcpy(BqPageGetList(BufferGetPage(buffer), list), writer->lists + list,
+			   n * sizeof(BqListData));
+		MarkBufferDirty(buffer);
+		UnlockReleaseBuffer(buffer);
+		list += n;
+	}
+	nblocks = writer->nblocks;
+	pfree(writer->rows);
+	pfree(writer->lists);
+	pfree(writer);
+	return nblocks;
+}
+
+/* Write the directions of the lists, each coordinate in 8 bits. */
+void
+bq_write_centroids(Relation index, const BqLayout *layout, const BqCentroids *centroids)
+{
+	int			per_page = BQ_CENTROIDS_PER_PAGE(layout->dim);
+
+	for (uint32 list = 0; list < layout->nlists;)
+	{
+		Buffer		buffer = bq_read_page(index, layout->centroid_start + list / per_page,
+										  BQ_PAGE_CENTROIDS, BUFFER_LOCK_EXCLUSIVE);
+		char	   *record = PageGetContents(BufferGetPage(buffer));
+
+		for (int k = 0; k < per_page && list < layout->nlists; k++, list++)
+		{
+			const float *direction = centroids->values + (size_t) list * layout->dim;
+			BqCentroidData *centroid = (BqCentroidData *) record;
+			float		largest = 0;
+
+			for (int i = 0; i < layout->dim; i++)
+				largest = Max(largest, fabsf(direction[i]));
+			centroid->scale = largest / 127;
+			for (int i = 0; i < layout->dim; i++)
+				centroid->value[i] = largest > 0 ? (int8) lrintf(direction[i] / centroid->scale) : 0;
+			record += BQ_CENTROID_NBYTES(layout->dim);
+		}
+		MarkBufferDirty(buffer);
+		UnlockReleaseBuffer(buffer);
+	}
+}
+
+/*
+ * Lists for rows that are all in memory: train, assign, write.  Returns the number of
+ * blocks; the layout gets its probes.
+ */
+uint32
+bq_write_lists(Relation index, BqLayout *layout, const BqRows *rows, BqReport report)
+{
+	uint32	   *lists = (uint32 *) MemoryContextAllocHuge(CurrentMemoryContext,
+														  (rows->n + 1) * sizeof(uint32));
+	BqWriter   *writer;
+
+	memset(lists, 0, rows->n * sizeof(uint32));
+	if (layout->nlists > 1)
+	{
+		BqCentroids centroids = bq_train_on_sample(layout, rows, report);
+
+		bq_write_centroids(index, layout, &centroids);
+		report(BQ_PHASE_ASSIGN);
+		bq_assign(&centroids, rows->planes, rows->n, lists);
+		layout->nprobes = bq_measure_probes(&centroids, rows->planes, rows->n, lists);
+		pfree(centroids.values);
+	}
+	report(BQ_PHASE_WRITE);
+	writer = bq_begin_writing(index, layout);
+	bq_write_rows(writer, rows, lists);
+	pfree(lists);
+	return bq_end_writing(writer);
+}
