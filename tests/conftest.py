@@ -1,0 +1,127 @@
+"""Fixtures: a server, a connection to a fresh database with bq, a seeded random generator.
+
+The suite starts one embedded server; another one, which has bq installed, is named by --dsn:
+
+    pytest --postgres 16
+    pytest --dsn "host=/var/run/postgresql user=postgres"
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from pytest_postgresql import factories
+
+import pybq
+from pybq.psycopg import register_bq
+
+SEED = 20261121
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("bq")
+    group.addoption(
+        "--dsn",
+        default=os.environ.get("PYBQ_TEST_DSN"),
+        help="server to test, of a superuser [PYBQ_TEST_DSN]; default: an embedded one",
+    )
+    group.addoption(
+        "--postgres",
+        type=int,
+        default=int(os.environ.get("PYBQ_TEST_POSTGRES", "18")),
+        help="version of the embedded server, 18 or 16 [PYBQ_TEST_POSTGRES]",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    server = config.getoption("dsn") or f"embedded PostgreSQL {config.getoption('postgres')}"
+    return f"bq: {server}; kernels: {', '.join(pybq.kernels())}; seed: {SEED}"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture
+def restore_kernel() -> Iterator[None]:
+    """For tests that force kernels in this process."""
+    before = pybq.simd()
+    yield
+    pybq.set_kernel(before)
+
+
+@dataclass
+class TestServer:
+    """A running server, with the attributes that pytest-postgresql asks for."""
+
+    dsn: str
+    host: str
+    port: int
+    user: str
+    password: str | None
+    options: str = ""
+    maintenance_dbname: str = "postgres"
+    template_dbname: str = "template1"
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
+    """One server for the whole run."""
+    dsn = request.config.getoption("dsn")
+    if dsn:
+        yield _describe(dsn)
+        return
+    with pybq.serve(postgres=request.config.getoption("postgres")) as embedded:
+        yield _describe(embedded.dsn)
+
+
+def _describe(dsn: str) -> TestServer:
+    parameters: dict[str, Any] = conninfo_to_dict(dsn)
+    return TestServer(
+        dsn,
+        host=parameters.get("host", "localhost"),
+        port=int(parameters.get("port", 5432)),
+        user=parameters.get("user", "postgres"),
+        password=parameters.get("password"),
+    )
+
+
+def _create_extensions(**parameters: Any) -> None:
+    """Fill the template that the tests' databases are copied from."""
+    with psycopg.connect(**parameters) as conn:
+        conn.execute("CREATE EXTENSION bq")
+        if conn.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'").fetchone():
+            conn.execute("CREATE EXTENSION vector")
+
+
+postgresql_noproc = factories.postgresql_noproc(
+    dbname="bq_test", load=[_create_extensions], depends_on="server"
+)
+postgresql = factories.postgresql("postgresql_noproc")
+
+
+@pytest.fixture
+def conn(postgresql: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """A connection to a fresh database with bq, and pgvector if the server has it."""
+    register_bq(postgresql)
+    postgresql.commit()
+    return postgresql
+
+
+@pytest.fixture
+def vector(conn: psycopg.Connection[Any]) -> None:
+    """For tests that need pgvector; registers its adapters on `conn`."""
+    if conn.execute("SELECT to_regtype('vector')").fetchone() == (None,):
+        pytest.skip("the server has no pgvector")
+    from pgvector.psycopg import register_vector
+
+    register_vector(conn)
+    conn.commit()

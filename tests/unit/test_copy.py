@@ -1,0 +1,272 @@
+"""The COPY BINARY encoder and decoder: bytes by hand, round trips, hostile input.
+
+That PostgreSQL reads and writes the same bytes is shown in server/test_copy.py.
+"""
+
+import struct
+import uuid
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pybq import Quantizer, _copy
+
+HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+
+
+def encode(*columns, **options):
+    return b"".join(_copy.encode_rows(columns, **options))
+
+
+def field(content):
+    return struct.pack("!i", len(content)) + content
+
+
+def test_bytes_by_hand():
+    identifier = uuid.UUID(int=5)
+    data = encode(
+        ("int2", np.array([-2])),
+        ("int4", [70_000]),
+        ("int8", np.array([2**40], "u8")),
+        ("float4", [1.5]),
+        ("float8", np.array([2], "f2")),
+        ("bool", [True]),
+        ("bqvec", np.array([[1, 2, 3]], "u1")),
+        ("vector", [[1.0, -2.0]]),
+        ("halfvec", [[1.0, -2.0, 0.5]]),
+        ("float4[]", [[1.0, -2.0]]),
+        ("text", ["grün"]),
+        ("bytea", [b"\0\xff"]),
+        ("uuid", [identifier]),
+        ("text", [None]),
+        ("int4", [7], [True]),
+    )
+    assert data == HEADER + struct.pack("!h", 15) + b"".join(
+        [
+            field(struct.pack("!h", -2)),
+            field(struct.pack("!i", 70_000)),
+            field(struct.pack("!q", 2**40)),
+            field(struct.pack("!f", 1.5)),
+            field(struct.pack("!d", 2)),
+            field(b"\1"),
+            field(b"\1\2\3"),
+            field(struct.pack("!hhff", 2, 0, 1, -2)),
+            field(struct.pack("!hheee", 3, 0, 1, -2, 0.5)),
+            field(struct.pack("!iiiii if if", 1, 0, 700, 2, 1, 4, 1, 4, -2)),
+            field("grün".encode()),
+            field(b"\0\xff"),
+            field(identifier.bytes),
+            b"\xff\xff\xff\xff",
+            b"\xff\xff\xff\xff",
+            b"\xff\xff",
+        ]
+    )
+
+
+def test_no_rows():
+    assert encode(("int8", np.empty(0, int)), ("text", [])) == HEADER + b"\xff\xff"
+
+
+@pytest.mark.parametrize("chunk_nbytes", [1, 100, 1000, 10**6])
+def test_chunks_hold_whole_rows(rng, chunk_nbytes):
+    n = 500
+    columns = [
+        ("int8", np.arange(n)),
+        ("bqvec", Quantizer(40).encode(rng.standard_normal((n, 40)))),
+        ("text", ["x" * (i % 150) for i in range(n)]),
+    ]
+    chunks = list(_copy.encode_rows(columns, chunk_nbytes))
+    whole = encode(*columns)
+    assert b"".join(chunks) == whole
+    assert chunks[0] == HEADER and chunks[-1] == b"\xff\xff"
+    starts = [struct.unpack("!hiq", chunk[:14]) for chunk in chunks[1:-1]]
+    assert all(start[:2] == (3, 8) for start in starts)
+    longest_row = 2 + 12 + (4 + 8 + 10) + 4 + 149
+    assert all(len(chunk) <= max(chunk_nbytes, longest_row) for chunk in chunks)
+    if chunk_nbytes > longest_row:
+        assert len(chunks) < 2 + 2 * len(whole) / chunk_nbytes + 1
+
+
+def test_null_masks(rng):
+    n = 1000
+    nulls = rng.random(n) < 0.3
+    values = np.arange(n)
+    data = encode(("int4", values, nulls), ("text", ["a"] * n, ~nulls), chunk_nbytes=500)
+    expected = HEADER
+    for value, null in zip(values, nulls, strict=True):
+        expected += struct.pack("!h", 2)
+        expected += b"\xff\xff\xff\xff" if null else struct.pack("!ii", 4, value)
+        expected += field(b"a") if null else b"\xff\xff\xff\xff"
+    assert data == expected + b"\xff\xff"
+
+
+def test_strides_and_types_do_not_matter(rng):
+    base = rng.standard_normal((60, 40))
+    for view in (base[::-2, ::3], base.astype(">f8")[:, :5], base.T, np.asfortranarray(base)):
+        for kind in ("vector", "halfvec", "float4[]"):
+            assert encode((kind, view)) == encode((kind, np.array(view, "f4", order="C")))
+    codes = Quantizer(20).encode(base[:, :20])
+    assert encode(("bqvec", codes[::-3])) == encode(("bqvec", codes[::-3].copy()))
+    ids = np.arange(60)
+    assert encode(("int8", ids[::-7])) == encode(("int8", ids[::-7].astype(">i4")))
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        ([], ValueError, "expected 1 to 1600 columns, got 0"),
+        ([("int8", [1])] * 1601, ValueError, "expected 1 to 1600 columns, got 1601"),
+        ([("int8",)], TypeError, "column 0: expected (kind, values)"),
+        ([("json", ["1"])], ValueError, "column 0: expected a kind of bool, int2"),
+        ([("int8", [1]), ("int8", [1, 2])], ValueError, "column 1: expected 1 rows as in column 0"),
+        ([("int8", [[1]])], ValueError, "column 0: expected shape (n,) for int8, got (1, 1)"),
+        ([("vector", [1.0])], ValueError, "column 0: expected shape (n, m) for vector, got (1,)"),
+        ([("vector", np.zeros((2, 0)))], ValueError, "column 0: expected at least one value"),
+        ([("vector", np.zeros((1, 16001)))], ValueError, "at most 16000 dimensions for vector"),
+        ([("int8", [1.5])], TypeError, "column 0: expected integers for int8, got dtype float64"),
+        ([("float8", ["1"])], TypeError, "column 0: expected numbers for float8"),
+        ([("bqvec", [[1, 2]])], TypeError, "column 0: expected dtype uint8 for bqvec"),
+        ([("bool", [1])], TypeError, "column 0: expected dtype bool, got int64"),
+        ([("int2", [1, 40000])], ValueError, "column 0, row 1: 40000 is out of range for int2"),
+        ([("int4", [-(2**31) - 1])], ValueError, "column 0, row 0: -2147483649 is out of range"),
+        ([("int8", np.array([2**63], "u8"))], ValueError, "is out of range for int8"),
+        ([("int8", [1], [True, False])], ValueError, "expected nulls of dtype bool, shape (1,)"),
+        ([("int8", [1], [1])], ValueError, "expected nulls of dtype bool, shape (1,), got int64"),
+        ([("text", [b"a"])], TypeError, "column 0, row 0: expected str or None, got bytes"),
+        ([("text", ["a", 5])], TypeError, "column 0, row 1: expected str or None, got int"),
+        ([("bytea", ["a"])], TypeError, "column 0, row 0: expected bytes or None, got str"),
+        ([("uuid", ["a"])], TypeError, "column 0, row 0: expected uuid.UUID or None, got str"),
+        ([("uuid", [b"a"])], ValueError, "column 0, row 0: expected 16 bytes, got 1"),
+    ],
+)
+def test_wrong_columns(columns, error, message):
+    with pytest.raises(error) as raised:
+        encode(*columns)
+    assert message in str(raised.value)
+
+
+def test_arguments_are_checked_at_the_call():
+    with pytest.raises(ValueError, match="column 0"):
+        _copy.encode_rows([("int2", [40000])])
+    with pytest.raises(ValueError, match="expected chunk_nbytes of at least 1, got 0"):
+        _copy.encode_rows([("int2", [4])], 0)
+
+
+def test_field_over_one_gigabyte_is_refused():
+    width = 2**28
+    huge = np.broadcast_to(np.zeros(1, np.float32), (1, width))
+    with pytest.raises(ValueError, match="more than PostgreSQL's 1 GB"):
+        _copy.encode_rows([("float4[]", huge)])
+
+
+@given(st.integers(0, 30), st.integers(1, 40), st.integers(0, 2**32), st.integers(1, 300))
+def test_decode_is_the_inverse(n, dim, seed, chunk_nbytes):
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((n, dim)).astype(np.float32)
+    columns = {
+        "int2": rng.integers(-(2**15), 2**15, n, dtype="i2"),
+        "int4": rng.integers(-(2**31), 2**31, n, dtype="i4"),
+        "int8": rng.integers(-(2**63), 2**63, n, dtype="i8"),
+        "float4": rng.standard_normal(n).astype("f4"),
+        "float8": rng.standard_normal(n),
+        "bool": rng.random(n) < 0.5,
+        "bqvec": Quantizer(dim).encode(vectors),
+        "vector": vectors,
+        "halfvec": vectors.astype("f2"),
+        "float4[]": vectors,
+        "text": [None if i % 5 == 4 else "ä" * i for i in range(n)],
+        "bytea": [None if i % 5 == 3 else bytes(i) for i in range(n)],
+        "uuid": [None if i % 5 == 2 else uuid.UUID(int=i) for i in range(n)],
+    }
+    data = encode(*columns.items(), chunk_nbytes=chunk_nbytes)
+    decoded = _copy.decode_rows(data, list(columns))
+    for (kind, values), found in zip(columns.items(), decoded, strict=True):
+        if isinstance(values, list):
+            assert found == values, kind
+        else:
+            assert found.dtype == values.dtype, kind
+            assert n == len(found) and (n == 0 or np.array_equal(found, values)), kind
+
+
+ROWS = encode(
+    ("int8", [1, 2]),
+    ("bqvec", Quantizer(8).encode(np.ones((2, 8)))),
+    ("vector", np.ones((2, 3))),
+    ("float4[]", np.ones((2, 2))),
+)
+KINDS = ["int8", "bqvec", "vector", "float4[]"]
+
+
+def patch(offset, content):
+    return ROWS[:offset] + content + ROWS[offset + len(content) :]
+
+
+# offsets of the first row: count 19, int8 21, code 33, vector 47, array 67; second row 107
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "its signature is missing"),
+        (b"PGCOPY\n\xff\r\n\0", "its signature is missing"),
+        (patch(5, b"y"), "its signature is missing"),
+        (patch(11, b"\0\1"), "unknown flags 0x10000 in the COPY header"),
+        (patch(15, b"\0\0\7\0"), "COPY header extension is longer than the data"),
+        (patch(15, b"\xff"), "COPY header extension is longer than the data"),
+        (ROWS[:-2], "COPY data ends in row 2, without a trailer"),
+        (ROWS[:-1], "COPY data ends in row 2, without a trailer"),
+        (ROWS[:-3], "row 1, column 3: field of 36 bytes, 35 are left"),
+        (ROWS[:24], "COPY data ends in row 0, column 0"),
+        (ROWS + b"\0", "1 bytes after the trailer of the COPY data"),
+        (patch(19, b"\0\3"), "row 0: expected 4 columns, got 3"),
+        (patch(19, b"\xff\xfe"), "row 0: expected 4 columns, got -2"),
+        (patch(21, b"\xff\xff\xff\xfe"), "row 0, column 0: field of -2 bytes"),
+        (patch(21, b"\x7f\xff\xff\xff"), "row 0, column 0: field of 2147483647 bytes"),
+        (patch(37, b"\0\x09"), "column 1, row 0: length of the code does not match"),
+        (patch(41, b"\x7f\x80"), "column 1, row 0: norm of the code must be finite"),
+        (patch(51, b"\0\4"), "row 0, column 2: not a vector"),
+        (patch(54, b"\1"), "row 0, column 2: not a vector"),
+        (patch(71, b"\0\0\0\2"), "row 0, column 3: not a float4[]"),
+        (patch(79, b"\0\0\2\xbd"), "row 0, column 3: not a float4[]"),
+        (patch(91, b"\xff\xff\xff\xff"), "row 0, column 3: NULL inside a float4[]"),
+    ],
+)
+def test_hostile_copy_data_is_refused(data, message):
+    with pytest.raises(ValueError) as error:
+        _copy.decode_rows(data, KINDS)
+    assert message in str(error.value)
+
+
+def test_decode_refuses_what_makes_no_array():
+    with pytest.raises(ValueError, match="row 1, column 0: NULL; leave such rows out"):
+        _copy.decode_rows(encode(("int8", [1, 2], [False, True])), ["int8"])
+    with pytest.raises(ValueError, match="row 1, column 0: expected 5 bytes as in row 0, got 2"):
+        _copy.decode_rows(encode(("bytea", [bytes(5), bytes(2), bytes(9)])), ["bqvec"])
+    with pytest.raises(ValueError, match="column 0: expected 8 bytes for int8, got 4"):
+        _copy.decode_rows(encode(("int4", [1])), ["int8"])
+    with pytest.raises(ValueError, match="row 0, column 0: expected 16 bytes for uuid, got 3"):
+        _copy.decode_rows(encode(("bytea", [b"abc"])), ["uuid"])
+    with pytest.raises(ValueError, match="expected a kind of"):
+        _copy.decode_rows(ROWS, ["json"])
+    with pytest.raises(ValueError, match="expected 1 to 1600 columns, got 0"):
+        _copy.decode_rows(ROWS, [])
+
+
+def test_long_first_row_reserves_no_memory():
+    """A damaged length must not ask for (number of rows) x (its bytes)."""
+    rows = [bytes(10**6)] + [b""] * 10**6
+    with pytest.raises(ValueError, match="column 0: expected fields of equal length"):
+        _copy.decode_rows(encode(("bytea", rows)), ["bqvec"])
+
+
+@given(st.data())
+def test_damaged_copy_data_is_an_error_or_arrays(data):
+    damaged = bytearray(ROWS)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(ROWS) - 1))] = data.draw(st.integers(0, 255))
+    damaged = damaged[: data.draw(st.integers(0, len(ROWS)))]
+    try:
+        columns = _copy.decode_rows(bytes(damaged), KINDS)
+    except ValueError:
+        return
+    assert [len(column) for column in columns] == [len(columns[0])] * 4
