@@ -557,6 +557,27 @@ bq_lut_block_neon(const uint8_t *table, const uint8_t *block, int nrows, uint16_
 		vst1q_u16(out + 8 * k, sum[k]);
 }
 
+static int32_t
+bq_dot_integer_neon(const int16_t *q, const int8_t *c, int n)
+{
+	int32x4_t	sum = vdupq_n_s32(0);
+	int32_t		total;
+	int			i = 0;
+
+	for (; i + 8 <= n; i += 8)
+	{
+		int16x8_t	wide = vmovl_s8(vld1_s8(c + i));
+		int16x8_t	x = vld1q_s16(q + i);
+
+		sum = vmlal_s16(sum, vget_low_s16(x), vget_low_s16(wide));
+		sum = vmlal_s16(sum, vget_high_s16(x), vget_high_s16(wide));
+	}
+	total = vaddvq_s32(sum);
+	for (; i < n; i++)
+		total += (int32_t) q[i] * c[i];
+	return total;
+}
+
 const BqKernel bq_kernel_neon = {
 	.name = "neon",
 	.hamming = bq_hamming_neon,
@@ -573,6 +594,7 @@ const BqKernel bq_kernel_neon = {
 	.hadamard = bq_hadamard_neon,
 	.mix = bq_mix_neon,
 	.lut_block = bq_lut_block_neon,
+	.dot_integer = bq_dot_integer_neon,
 };
 
 #endif							/* BQ_HAVE_NEON */
