@@ -11,7 +11,7 @@ from pybq.statistics import Statistics
 from pybq.strategy import MIN_ROWS, Probe, choose, fidelities, probe
 
 SEED = 20261121
-ROWS, QUERIES = 3000, 500
+ROWS, QUERIES = 2400, 400
 
 
 def low_rank(rng, n, dim, rank):
@@ -89,24 +89,34 @@ def collected(base):
     return statistics
 
 
-def measured(base, queries, transform):
-    """Mean correlation within a query, and recall@10 of each query, for vectors of norm 1."""
+def products(base, queries, transform):
+    """True and estimated inner products, shape (queries, rows)."""
     quantizer = Quantizer(base.shape[1], transform)
-    decoded = quantizer.decode(quantizer.encode(base)).astype(np.float64)
-    truth = queries.astype(np.float64) @ base.T.astype(np.float64)
-    estimate = queries.astype(np.float64) @ decoded.T
-    fidelity = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(truth, estimate, strict=True)])
-    reach = np.partition(truth, -10, axis=1)[:, -10] - 1e-9
-    estimate += 1e-9 * np.random.default_rng(SEED).standard_normal(estimate.shape)
-    nearest = np.argpartition(-estimate, 9, axis=1)[:, :10]
-    return fidelity, (np.take_along_axis(truth, nearest, axis=1) >= reach[:, None]).mean(axis=1)
+    decoded = quantizer.decode(quantizer.encode(base))
+    return queries @ base.T, queries @ decoded.T
+
+
+def measured_fidelity(base, queries, transform):
+    """Mean correlation within a query."""
+    pairs = zip(*products(base, queries, transform), strict=True)
+    return np.mean([np.corrcoef(truth, estimate)[0, 1] for truth, estimate in pairs])
+
+
+def measured_recall(base, queries, transform):
+    """Recall@10 of each query, for vectors of norm 1."""
+    truth, estimate = products(base, queries, transform)
+    reach = np.partition(truth, -10, axis=1)[:, -10] - 1e-6
+    # equal codes are ranked at random
+    noise = np.random.default_rng(SEED).standard_normal(estimate.shape, np.float32)
+    nearest = np.argpartition(-(estimate + 1e-6 * noise), 9, axis=1)[:, :10]
+    return (np.take_along_axis(truth, nearest, axis=1) >= reach[:, None]).mean(axis=1)
 
 
 def assert_choice_costs_nothing(base, queries):
-    """At most 0.01 recall against the better side, beyond twice the error of 500 queries."""
+    """At most 0.01 recall against the better side, beyond twice the error of 400 queries."""
     decision = choose(collected(base))
-    axis = measured(base, queries, 0)[1]
-    rotated = measured(base, queries, 1)[1]
+    axis = measured_recall(base, queries, 0)
+    rotated = measured_recall(base, queries, 1)
     chosen, other = (rotated, axis) if decision.rotate else (axis, rotated)
     error = (rotated - axis).std() / math.sqrt(len(axis))
     cost = other.mean() - chosen.mean()
@@ -121,7 +131,7 @@ def test_choice_is_the_better_side(family, dim):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GAUSSIAN)
 def test_choice_is_the_better_side_at_1536_dimensions(family):
     assert_choice_costs_nothing(*make(family, 1536))
 
@@ -178,8 +188,8 @@ INDEPENDENT = [
 def test_predicted_fidelity_equals_measured(family):
     base, queries = make(family, 384)
     f_axis, _, f_rotate = fidelities(collected(base))
-    assert f_axis == pytest.approx(measured(base, queries, 0)[0], abs=0.02)
-    assert f_rotate == pytest.approx(measured(base, queries, 1)[0], abs=0.02)
+    assert f_axis == pytest.approx(measured_fidelity(base, queries, 0), abs=0.02)
+    assert f_rotate == pytest.approx(measured_fidelity(base, queries, 1), abs=0.02)
 
 
 def test_gaussian_fidelity_equals_that_of_the_axes_on_gaussian_data():
@@ -189,7 +199,7 @@ def test_gaussian_fidelity_equals_that_of_the_axes_on_gaussian_data():
 
 def test_even_gaussian_coordinates_have_the_fidelity_of_the_quantizer():
     """1 - D of Max's quantizer is 0.8825, and its root 0.9394."""
-    statistics = collected(np.random.default_rng(SEED).standard_normal((20_000, 1000)))
+    statistics = collected(np.random.default_rng(SEED).standard_normal((5000, 1000)))
     for fidelity in fidelities(statistics):
         assert fidelity == pytest.approx(math.sqrt(0.8825), abs=1e-3)
 
@@ -280,7 +290,7 @@ def test_probe_equals_recall_by_hand():
     base, queries = make("log-normal 0.6", 96)
     base, queries = base[:2000], queries[:400]
     found = probe(base, queries)
-    axis, rotated = measured(base, queries, 0)[1], measured(base, queries, 1)[1]
+    axis, rotated = (measured_recall(base, queries, transform) for transform in (0, 1))
     assert found.recall_axis == pytest.approx(axis.mean(), abs=0.002)
     assert found.recall_rotate == pytest.approx(rotated.mean(), abs=0.002)
     assert found.error == pytest.approx((rotated - axis).std() / 20, rel=0.1)
