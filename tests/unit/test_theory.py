@@ -56,9 +56,9 @@ def test_constants_are_those_of_the_core():
 
 def test_gaussian_code_equals_simulation():
     rng = np.random.default_rng(1)
-    dim = 400
+    dim = 200
     mean, sigma = rng.standard_normal(dim), rng.uniform(0.2, 2, dim)
-    x = (mean + sigma * rng.standard_normal((8000, dim))).astype(np.float32)
+    x = (mean + sigma * rng.standard_normal((20_000, dim))).astype(np.float32)
     f = decoded(x)
     rms = float(np.sqrt(np.mean(mean**2 + sigma**2)))
     code = theory.gaussian_code(mean, sigma**2, rms)
