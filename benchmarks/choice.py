@@ -27,6 +27,8 @@ Found with it (4,000 rows, 500 queries, seeds 0 and 3, cosine, l2 and inner prod
 - The rule fails where the nearest neighbours differ from each other in another way than rows in
   general do: tight clusters around corners of a cube or around sparse centres (0.02 to 0.09),
   latent factors with an offset of several sigma (up to 0.05). `pybq.strategy.probe` sees these.
+- The formula is for vectors of one norm. Inner product of vectors whose norms vary along a large
+  offset is not that ("3 offsets of 20": 0.39 lost); the probe sees it.
 - Data of four directions or fewer lose 0.01 to 0.02 by rotation, by a Haar-random one as well
   (low rank 4; two blocks of 0.5 x 32).
 """

@@ -97,10 +97,12 @@ bq_kernel_select("auto")
 # -- kernels ------------------------------------------------------------------------
 
 def simd():
+    """Name of the kernel in use in this process, as `bq_simd()` in SQL."""
     return bq_kernel.name.decode()
 
 
 def kernels():
+    """Names of the kernels that this CPU runs, best first."""
     names = []
     cdef int i = 0
     while bq_kernel_name(i) != NULL:
@@ -111,6 +113,18 @@ def kernels():
 
 
 def set_kernel(name):
+    """Use one kernel in this process; all give the same bits, at different speeds.
+
+    Parameters
+    ----------
+    name : str
+        One of `kernels()`, or "auto" for the best.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or this CPU cannot run it.
+    """
     if not bq_kernel_select(name.encode()):
         raise ValueError(
             f"expected a kernel that this CPU runs ({', '.join(kernels())}) or auto, got {name!r}"

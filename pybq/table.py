@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from psycopg import Connection, DataError, sql
+from psycopg import Connection, DataError, ProgrammingError, sql
 from psycopg.adapt import Dumper
-from psycopg.errors import SyntaxErrorOrAccessRuleViolation
 from psycopg.pq import Format, TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 from psycopg.types import TypeInfo
@@ -444,7 +443,7 @@ class Table:
         if managed is None:
             raise TableError(f"table {self.name!r} has no codes that pybq made; use Table.create")
         code, source, self.dim, self.metric = managed
-        with self._conn.cursor(row_factory=tuple_row) as cursor:
+        with _reading(self._conn), self._conn.cursor(row_factory=tuple_row) as cursor:
             attributes = cursor.execute(
                 """
                 SELECT a.attname, t.typname, t.oid, coalesce(a.attnum = i.indkey[0], false)
@@ -571,13 +570,17 @@ class Table:
         known = self._statements.get((k, rerank, columns))
         if known is not None:
             return known
-        operator = sql.SQL(OPERATORS[self.metric])
+
+        def quote(identifier: sql.Identifier) -> sql.SQL:
+            return sql.SQL(identifier.as_string(self._conn).replace("%", "%%"))
+
+        extra = [sql.SQL(", {}").format(quote(sql.Identifier(name))) for name in columns]
         names = {
-            "id": sql.Identifier(self._id_column.name),
-            "code": sql.Identifier(self._code_column.name),
-            "table": self._identifier,
-            "operator": operator,
-            "extra": sql.SQL("").join(sql.SQL(", {}").format(sql.Identifier(c)) for c in columns),
+            "id": quote(sql.Identifier(self._id_column.name)),
+            "code": quote(sql.Identifier(self._code_column.name)),
+            "table": quote(self._identifier),
+            "operator": sql.SQL(OPERATORS[self.metric]),
+            "extra": sql.SQL("").join(extra),
             "k": sql.Literal(k),
         }
         if rerank is None or not self._stored_columns:
@@ -592,7 +595,7 @@ class Table:
                 " ORDER BY {code} {operator} %(query)s LIMIT {candidates}) AS candidates"
                 " ORDER BY distance LIMIT {k}"
             ).format(
-                vector=sql.Identifier(self._stored_columns[0].name),
+                vector=quote(sql.Identifier(self._stored_columns[0].name)),
                 candidates=sql.Literal(math.ceil(k * rerank)),
                 **names,
             )
@@ -689,7 +692,7 @@ def _check_type(conn: Connection[Any], name: str, type_name: str) -> None:
         with conn.transaction():
             cursor = conn.cursor(row_factory=tuple_row)
             row = cursor.execute("SELECT to_regtype(%s)", [type_name]).fetchone()
-    except (SyntaxErrorOrAccessRuleViolation, DataError):
+    except (ProgrammingError, DataError):
         row = None
     if row is None or row[0] is None:
         raise ValueError(f"column {name!r}: no type {type_name!r} in the database")

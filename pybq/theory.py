@@ -245,7 +245,7 @@ def rotated_fidelity(dim: float, effective_dim: float, bits: int = 2) -> float:
     effective_dim : float
         `effective_dim` of the vectors, at most `dim`.
     bits : {1, 2}
-        Sign bit alone, or sign and magnitude, with a float query.
+        Sign bit alone, or sign and magnitude; with a float query and the norm of each vector.
 
     Returns
     -------

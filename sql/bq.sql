@@ -382,6 +382,30 @@ CREATE OPERATOR CLASS bqvec_distance_ops
 	OPERATOR 4 <-> (bqvec, bqquery) FOR ORDER BY float_ops;
 COMMENT ON OPERATOR CLASS bqvec_distance_ops USING bq IS 'all distances of codes: one index serves each of them';
 
+-- index functions
+
+CREATE FUNCTION bq_index_check(index regclass, heapallindexed boolean DEFAULT false) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION bq_index_check(regclass, boolean) IS
+	'error if a bq index is damaged; with heapallindexed, also if a row of its table is missing or differs. Keeps writers out meanwhile';
+
+CREATE FUNCTION bq_index_info(index regclass,
+	OUT format_version integer, OUT dim integer, OUT transform integer,
+	OUT lists integer, OUT probes integer, OUT blocks bigint,
+	OUT live_rows bigint, OUT free_slots bigint,
+	OUT min_rows bigint, OUT median_rows float8, OUT max_rows bigint,
+	OUT centroid_bytes bigint, OUT header_bytes bigint, OUT code_bytes bigint,
+	OUT unused_bytes bigint, OUT total_bytes bigint, OUT build_rows bigint, OUT hint text)
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION bq_index_info(regclass) IS
+	'what a bq index consists of; min_rows, median_rows, max_rows: per list; hint: when REINDEX would help';
+
+CREATE FUNCTION bq_recall(index regclass, sample integer DEFAULT 100, k integer DEFAULT 10)
+	RETURNS float8
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION bq_recall(regclass, integer, integer) IS
+	'share of the k nearest codes, by <=>, that a scan finds at the current settings, of what it finds in all lists; the queries are codes of the index itself, other queries may find less';
+
 -- bq_columns: what is known about each managed column
 
 CREATE TABLE bq_columns (

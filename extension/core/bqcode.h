@@ -58,7 +58,7 @@
  * The largest norm of a vector or query.  Sums of up to BQ_MAX_DIM coordinates
  * (at most sqrt(16000) = 126.5 norms) then stay below FLT_MAX.
  */
-#define BQ_MAX_NORM (3.402823466e+38 / 128)
+#define BQ_MAX_NORM 0x1.fffffep+120	/* FLT_MAX / 128, itself a float */
 
 #define BQ_LEVELS 4
 #define BQ_THRESHOLD 0.9816		/* in units of rms(x) */

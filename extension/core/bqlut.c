@@ -1,4 +1,5 @@
 /* bqlut.c: queries and codes -> lookup tables; codes -> packed blocks. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -104,7 +105,7 @@ bq_lut_query(const float *q, int dim, uint8_t *table, float *scale, float *bias)
 	/* One entry must fit 8 bits, and any sum of entries, each rounded, 16. */
 	step = fmax(2 * widest / UINT8_MAX, 2 * total / (UINT16_MAX - nrows));
 	*scale = (float) step;
-	*bias = (float) total;
+	*bias = (float) fmin(total, FLT_MAX);
 	if (step == 0)
 	{
 		memset(table, 0, bq_block_nbytes(dim));

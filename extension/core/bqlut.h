@@ -37,7 +37,9 @@ extern void bq_block_get(const uint8_t *block, int dim, int c, uint8_t *planes);
 
 /*
  * Table of a float query: a sum s of entries stands for the inner product of q
- * with the level values, bias - scale * s (so a smaller sum is nearer).
+ * with the level values, bias - scale * s (so a smaller sum is nearer).  The error
+ * is at most scale / 2 for each row; of queries near BQ_MAX_NORM in thousands of
+ * dimensions only the order remains, as bias ends at FLT_MAX.
  */
 extern void bq_lut_query(const float *q, int dim, uint8_t *table, float *scale, float *bias);
 

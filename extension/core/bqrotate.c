@@ -1,12 +1,16 @@
 /*
  * bqrotate.c: the seeded random rotation.
  *
- * Four rounds, each: random sign flips, Walsh-Hadamard transform of the leading
- * (rounds 0, 2) or trailing (rounds 1, 3) block of the largest power of two that
- * fits, and, where that block is not the whole vector, a mixing step between the
- * two halves.  Each step is orthogonal.  Measured against Haar-random matrices on
- * three real sets (benchmarks/recall.py): recall within 0.01; transforming both
- * blocks in each round costs twice as much and is no better.
+ * Four rounds, each: random sign flips, then the Walsh-Hadamard transform of the
+ * leading (rounds 0, 2) or trailing (rounds 1, 3) block of the largest power of two
+ * that fits.  Where that is not the whole vector, rounds 1 and 3 end with a mixing
+ * step between the two halves.  Each step is orthogonal.
+ *
+ * Not after every round: a coordinate that the leading block misses is spread by the
+ * trailing one, but mixing in between would leave a half of it where the trailing
+ * block misses it, and so on; of some axes 1/8 of the energy then stayed on two
+ * coordinates.  Transforming both blocks in each round costs twice as much and is no
+ * better.
  */
 #include <math.h>
 
@@ -58,6 +62,7 @@ typedef struct Round
 	int			block;			/* its first element */
 	int			rest;			/* first element of what is outside it */
 	float		factor;			/* 1 / sqrt n */
+	bool		mix;			/* whether it ends with the mixing step */
 } Round;
 
 static Round
@@ -69,6 +74,7 @@ get_round(int dim, int round)
 	r.block = round % 2 == 0 ? 0 : dim - r.n;
 	r.rest = round % 2 == 0 ? r.n : 0;
 	r.factor = (float) (1.0 / sqrt((double) r.n));
+	r.mix = round % 2 == 1 && r.n != dim;
 	return r;
 }
 
@@ -84,11 +90,9 @@ bq_rotate(const BqRotation *rotation, const float *x, float *y)
 		const uint64_t *flips = rotation->flips[round];
 
 		bq_kernel->hadamard(y + r.block, x + r.block, r.n, flips, r.block, r.factor);
-		if (r.n != dim)
-		{
-			bq_kernel->flip(y + r.rest, x + r.rest, dim - r.n, flips, r.rest);
+		bq_kernel->flip(y + r.rest, x + r.rest, dim - r.n, flips, r.rest);
+		if (r.mix)
 			bq_kernel->mix(y, y + dim - half, half);
-		}
 		/* the first round has brought everything from x to y */
 		x = y;
 	}
@@ -105,7 +109,7 @@ bq_unrotate(const BqRotation *rotation, float *x)
 	{
 		Round		r = get_round(dim, round);
 
-		if (r.n != dim)
+		if (r.mix)
 			bq_kernel->mix(x, x + dim - half, half);
 		bq_kernel->hadamard(x + r.block, x + r.block, r.n, NULL, 0, r.factor);
 		bq_kernel->flip(x, x, dim, rotation->flips[round], 0);

@@ -48,6 +48,8 @@ bq_index_init(void)
 							"Number of rows after which a scan reads no more lists.",
 							"-1 means no limit: a scan ends when the query has its rows or all lists were read.",
 							&bq_max_scan_tuples, -1, -1, INT_MAX, PGC_USERSET, 0, NULL, NULL, NULL);
+
+	bq_explain_init();
 }
 
 static bytea *

@@ -25,6 +25,7 @@
 #include "access/generic_xlog.h"
 #include "access/genam.h"
 #include "nodes/execnodes.h"
+#include "nodes/parsenodes.h"
 #include "nodes/pathnodes.h"
 #include "storage/bufmgr.h"
 #include "storage/itemptr.h"
@@ -336,6 +337,25 @@ typedef struct BqRankedList
 extern void bq_rank_lists(Relation index, const BqLayout *layout, const float *q,
 						  BqRankedList *ranked);
 extern uint32 bq_nearest_list(Relation index, const BqLayout *layout, const float *q);
+
+/* bqscan.c: what a scan did, and the row that it gave last */
+typedef struct BqScanReport
+{
+	int64		nlists;			/* lists read */
+	int64		ncodes;			/* codes compared */
+	double		key;			/* grows with the distance of the last row */
+	uint32		block;
+	uint16		slot;
+} BqScanReport;
+
+extern BqScanReport bq_scan_report(IndexScanDesc scan);
+
+/* bqcheck.c */
+extern Relation bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privilege,
+							  Relation *heap);
+
+/* bqexplain.c */
+extern void bq_explain_init(void);
 
 /* access method callbacks */
 extern IndexBuildResult *bqbuild(Relation heap, Relation index, IndexInfo *info);

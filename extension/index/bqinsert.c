@@ -8,6 +8,8 @@
  * Order of locks, here and everywhere: list page, metapage, header page, code pages.
  * A block's header page stays locked while its code pages are written, so two writers
  * never work on one block, and a reader that saw a slot live finds its code in place.
+ * Replay locks the pages of a record in the order they were registered in, and keeps
+ * them: register pages in the order of locks, or readers of a standby deadlock with it.
  */
 #include "postgres.h"
 
@@ -37,6 +39,13 @@ write_nibbles(Page page, uint64 first_row, int j, int n, int slot, const uint8 *
 	}
 }
 
+/* On how many pages `n` code rows lie. */
+static int
+code_page_count(uint64 first_row, int n)
+{
+	return (int) ((first_row + n - 1) / BQ_ROWS_PER_PAGE - first_row / BQ_ROWS_PER_PAGE) + 1;
+}
+
 /*
  * Put a row into block b if it has a free slot.  For large dims the code pages take
  * more than one WAL record; until the last one, with the header, the slot stays free.
@@ -49,48 +58,51 @@ insert_into_block(Relation index, const BqLayout *layout, uint32 list, uint32 b,
 	Buffer		header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
 											 BUFFER_LOCK_EXCLUSIVE);
 	BqBlockData *block = BqPageGetBlock(BufferGetPage(header_buffer), b);
-	GenericXLogState *state = GenericXLogStart(index);
-	Buffer		buffers[MAX_GENERIC_XLOG_PAGES];
-	int			nbuffers = 0;
+	GenericXLogState *state;
 	int			slot = 0;
+	int			j = 0;
+	bool		last;
 
 	if (block->list != list || block->live == UINT32_MAX)
 	{
-		GenericXLogAbort(state);
 		UnlockReleaseBuffer(header_buffer);
 		return false;
 	}
 	while (block->live & ((uint32) 1 << slot))
 		slot++;
 
-	for (int j = 0; j < layout->nrows;)
+	do
 	{
-		int			n = Min(layout->nrows - j,
-							BQ_ROWS_PER_PAGE - (int) ((first_row + j) % BQ_ROWS_PER_PAGE));
+		Buffer		buffers[CODE_PAGES_PER_RECORD];
+		int			nbuffers = 0;
 
-		if (nbuffers == CODE_PAGES_PER_RECORD)
+		last = code_page_count(first_row + j, layout->nrows - j) <= CODE_PAGES_PER_RECORD;
+		state = GenericXLogStart(index);
+		if (last)
 		{
-			GenericXLogFinish(state);
-			while (nbuffers > 0)
-				UnlockReleaseBuffer(buffers[--nbuffers]);
-			state = GenericXLogStart(index);
+			block = BqPageGetBlock(GenericXLogRegisterBuffer(state, header_buffer, 0), b);
+			block->tid[slot] = *tid;
+			block->norm[slot] = code->header.norm;
+			block->inverse[slot] = bq_inverse_pack(code->planes, layout->dim,
+												   code->header.norm);
+			block->live |= (uint32) 1 << slot;
 		}
-		buffers[nbuffers] = bq_read_page(index, bq_code_page(layout, first_row + j),
-										 BQ_PAGE_DATA, BUFFER_LOCK_EXCLUSIVE);
-		write_nibbles(GenericXLogRegisterBuffer(state, buffers[nbuffers], 0), first_row, j, n,
-					  slot, code->planes, layout->dim);
-		nbuffers++;
-		j += n;
-	}
+		while (j < layout->nrows && nbuffers < CODE_PAGES_PER_RECORD)
+		{
+			int			n = Min(layout->nrows - j,
+								BQ_ROWS_PER_PAGE - (int) ((first_row + j) % BQ_ROWS_PER_PAGE));
+			Buffer		buffer = bq_read_page(index, bq_code_page(layout, first_row + j),
+											  BQ_PAGE_DATA, BUFFER_LOCK_EXCLUSIVE);
 
-	block = BqPageGetBlock(GenericXLogRegisterBuffer(state, header_buffer, 0), b);
-	block->tid[slot] = *tid;
-	block->norm[slot] = code->header.norm;
-	block->inverse[slot] = bq_inverse_pack(code->planes, layout->dim, code->header.norm);
-	block->live |= (uint32) 1 << slot;
-	GenericXLogFinish(state);
-	while (nbuffers > 0)
-		UnlockReleaseBuffer(buffers[--nbuffers]);
+			write_nibbles(GenericXLogRegisterBuffer(state, buffer, 0), first_row, j, n, slot,
+						  code->planes, layout->dim);
+			buffers[nbuffers++] = buffer;
+			j += n;
+		}
+		GenericXLogFinish(state);
+		while (nbuffers > 0)
+			UnlockReleaseBuffer(buffers[--nbuffers]);
+	} while (!last);
 	UnlockReleaseBuffer(header_buffer);
 	return true;
 }
@@ -122,8 +134,8 @@ add_block(Relation index, const BqLayout *layout, uint32 list, Buffer list_buffe
 								 BUFFER_LOCK_EXCLUSIVE);
 
 	state = GenericXLogStart(index);
-	BqPageGetMeta(GenericXLogRegisterBuffer(state, meta_buffer, 0))->nblocks = b + 1;
 	entry = BqPageGetList(GenericXLogRegisterBuffer(state, list_buffer, 0), list);
+	BqPageGetMeta(GenericXLogRegisterBuffer(state, meta_buffer, 0))->nblocks = b + 1;
 	block = BqPageGetBlock(GenericXLogRegisterBuffer(state, header_buffer, 0), b);
 	memset(block, 0, sizeof(BqBlockData));
 	block->list = list;

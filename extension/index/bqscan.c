@@ -699,3 +699,18 @@ bqendscan(IndexScanDesc scan)
 	pfree(so);
 	scan->opaque = NULL;
 }
+
+BqScanReport
+bq_scan_report(IndexScanDesc scan)
+{
+	const BqScan *so = (const BqScan *) scan->opaque;
+	BqScanReport report = {
+		.nlists = so->nlists,
+		.ncodes = so->ncodes,
+		.key = so->floor.key,
+		.block = so->floor.block,
+		.slot = so->floor.slot
+	};
+
+	return report;
+}

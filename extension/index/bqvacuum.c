@@ -45,7 +45,7 @@ add_to_free_chain(Relation index, const BqLayout *layout, uint32 b, uint32 list)
 
 /*
  * Visit the blocks first .. end - 1, which share a header page.  Without a callback,
- * only count.
+ * only count, and find free slots that a crash kept from the free chain.
  */
 static void
 vacuum_header_page(IndexVacuumInfo *info, const BqLayout *layout, uint32 first, uint32 end,
@@ -77,7 +77,7 @@ vacuum_header_page(IndexVacuumInfo *info, const BqLayout *layout, uint32 first, 
 				live &= ~((uint32) 1 << c);
 		keep[b - first] = live;
 		list[b - first] = block->list;
-		to_chain[b - first] = callback != NULL && live != UINT32_MAX && !block->in_free_chain;
+		to_chain[b - first] = live != UINT32_MAX && !block->in_free_chain;
 		changed |= live != block->live;
 		stats->tuples_removed += pg_popcount32(block->live) - pg_popcount32(live);
 		stats->num_index_tuples += pg_popcount32(live);

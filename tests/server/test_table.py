@@ -1,0 +1,385 @@
+"""Table: what it creates, what it finds, whose transaction it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg.pq import TransactionStatus
+
+import pybq
+from pybq import TableError
+
+N, DIM = 300, 24
+
+Conn = psycopg.Connection[Any]
+pytestmark = pytest.mark.usefixtures("vector")
+
+
+@pytest.fixture
+def vectors(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((N, DIM), dtype=np.float32) * rng.uniform(0.5, 2, (N, 1))
+
+
+@pytest.fixture
+def table(conn: Conn, vectors: np.ndarray) -> pybq.Table:
+    table = pybq.Table.create(conn, "items", DIM, columns={"title": "text", "year": "int"})
+    table.ingest(range(N), vectors, {"title": [f"title {i}" for i in range(N)]})
+    return table
+
+
+def exact_distances(metric: str, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    x, q = vectors.astype(np.float64), query.astype(np.float64)
+    if metric == "l2":
+        return np.linalg.norm(x - q, axis=1)
+    if metric == "inner_product":
+        return -(x @ q)
+    return 1 - (x @ q) / np.linalg.norm(x, axis=1) / np.linalg.norm(q)
+
+
+# -- searching ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "inner_product"])
+@pytest.mark.parametrize(("store", "tolerance"), [("vector", 1e-5), ("halfvec", 1e-2)])
+def test_reranking_every_row_gives_the_exact_order(
+    conn: Conn, vectors: np.ndarray, metric: Any, store: Any, tolerance: float
+) -> None:
+    table = pybq.Table.create(conn, "items", DIM, metric, store=store)
+    table.ingest(np.arange(N), vectors)
+    query = vectors[7] + 0.1
+    distances = exact_distances(metric, vectors, query)
+
+    hits = table.search(query, k=10, rerank=N / 10)
+
+    np.testing.assert_allclose([hit.distance for hit in hits], np.sort(distances)[:10], tolerance)
+    np.testing.assert_allclose(
+        [hit.distance for hit in hits], [distances[hit.id] for hit in hits], tolerance
+    )
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "inner_product"])
+def test_codes_alone_give_the_order_of_the_codes(
+    conn: Conn, vectors: np.ndarray, metric: Any
+) -> None:
+    table = pybq.Table.create(conn, "items", DIM, metric, store=None, transform=3)
+    table.ingest(np.arange(N), vectors)
+    query = vectors[7] + 0.1
+    quantizer = pybq.Quantizer(DIM, 3)
+    decoded = quantizer.decode(quantizer.encode(vectors))
+    expected = np.sort(exact_distances(metric, decoded, query))[:10]
+
+    for rerank in (None, 4):  # there is nothing to re-rank with
+        hits = table.search(query, k=10, rerank=rerank)
+        np.testing.assert_allclose([hit.distance for hit in hits], expected, 1e-5, 1e-5)
+
+
+def test_rerank_none_gives_the_order_of_the_codes(table: pybq.Table, vectors: np.ndarray) -> None:
+    by_code = table.search(vectors[0], k=20, rerank=None)
+    exact = exact_distances("cosine", vectors, vectors[0])
+    assert [hit.distance for hit in by_code] == sorted(hit.distance for hit in by_code)
+    # distances of the codes, not the exact ones
+    assert max(abs(hit.distance - exact[hit.id]) for hit in by_code) > 0.01
+
+
+def test_many_queries_give_what_each_alone_gives(table: pybq.Table, vectors: np.ndarray) -> None:
+    alone = [table.search(vector, k=5) for vector in vectors[:20]]
+    assert table.search(vectors[:20], k=5) == alone
+    assert table.search(vectors[:1], k=5) == alone[:1]
+    assert table.search(vectors[:0], k=5) == []
+
+
+def test_further_columns_come_back(table: pybq.Table, vectors: np.ndarray) -> None:
+    hit = table.search(vectors[42], k=1, columns=["year", "title"])[0]
+    assert (hit.id, hit["title"], hit["year"]) == (42, "title 42", None)
+    assert list(hit.columns) == ["year", "title"]
+    assert table.search(vectors[42], k=1)[0].columns == {}
+
+
+def test_empty_table_has_no_hits(conn: Conn, vectors: np.ndarray) -> None:
+    table = pybq.Table.create(conn, "items", DIM)
+    assert table.ingest([], vectors[:0]) == 0
+    assert table.search(vectors[0]) == []
+    assert table.search(vectors[:3]) == [[], [], []]
+    table.ingest([5], vectors[:1])
+    assert [hit.id for hit in table.search(vectors[0])] == [5]
+
+
+def test_index_answers_searches(conn: Conn, table: pybq.Table, vectors: np.ndarray) -> None:
+    before = table.search(vectors[:20], k=1)
+    table.create_index()
+    (method,) = conn.execute(
+        "SELECT am.amname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+        " JOIN pg_am am ON am.oid = c.relam WHERE indrelid = 'items'::regclass"
+        " AND NOT indisprimary"
+    ).fetchone()
+    assert method == "bq"
+    conn.execute("SET enable_seqscan = off")
+    assert table.search(vectors[:20], k=1) == before
+
+
+@pytest.mark.parametrize(
+    ("query", "options", "message"),
+    [
+        (np.zeros(DIM + 1), {}, r"expected a query of shape \(24,\) or \(q, 24\), got \(25,\)"),
+        (np.zeros((2, 2, DIM)), {}, r"got \(2, 2, 24\)"),
+        (np.full(DIM, np.nan), {}, "NaN|finite"),
+        (np.ones(DIM), {"k": 0}, "expected k of at least 1, got 0"),
+        (np.ones(DIM), {"rerank": 0.5}, "expected rerank of at least 1, got 0.5"),
+        (np.ones(DIM), {"columns": ["nope"]}, "no column 'nope' in table 'items'"),
+    ],
+)
+def test_bad_searches_say_what_is_wrong(
+    table: pybq.Table, query: np.ndarray, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        table.search(query, **options)
+
+
+# -- creating and opening -------------------------------------------------------------
+
+
+def test_constructor_creates_then_opens(conn: Conn, vectors: np.ndarray) -> None:
+    table = pybq.Table(conn, "items", dim=DIM, metric="l2")
+    table.ingest(range(N), vectors)
+    again = pybq.Table(conn, "items")
+    assert (again.dim, again.metric, again.store) == (DIM, "l2", "halfvec")
+    assert again.search(vectors[3], k=1)[0].id == 3
+    assert pybq.Table(conn, "items", dim=DIM).metric == "l2"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("nope", {}, "no table 'nope'; give dim to create it"),
+        ("items", {"dim": 25}, "table 'items' has dim 24, expected 25"),
+        ("items", {"metric": "l2"}, "table 'items' has metric cosine, expected l2"),
+        ("plain", {}, "table 'plain' has no codes that pybq made"),
+    ],
+)
+def test_opening_checks_what_is_there(
+    conn: Conn, table: pybq.Table, name: str, options: dict[str, Any], message: str
+) -> None:
+    conn.execute("CREATE TABLE plain (id int)")
+    with pytest.raises(TableError, match=message):
+        pybq.Table(conn, name, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 0}, "dim"),
+        ({"dim": 16001}, "dim"),
+        ({"transform": 65536}, "transform"),
+        ({"metric": "hamming"}, "expected metric of cosine, l2, inner_product, got 'hamming'"),
+        ({"store": "bit"}, "expected store of halfvec, vector or None, got 'bit'"),
+        ({"columns": {"code": "text"}}, "column 'code' is the table's own"),
+        ({"columns": {"a": "nope"}}, "column 'a': no type 'nope' in the database"),
+        ({"columns": {"a": "text); DROP TABLE precious; --"}}, "column 'a': no type"),
+        ({"columns": {"a": ""}}, "column 'a': no type"),
+        ({"id_type": "int PRIMARY KEY, b int"}, "column 'id': no type"),
+    ],
+)
+def test_bad_options_say_what_is_wrong_and_create_nothing(
+    conn: Conn, options: dict[str, Any], message: str
+) -> None:
+    conn.execute("CREATE TABLE precious (id int)")
+    with pytest.raises(ValueError, match=message):
+        pybq.Table.create(conn, "items", **({"dim": DIM} | options))
+    assert conn.execute("SELECT to_regclass('items'), to_regclass('precious')").fetchone() == (
+        None,
+        "precious",
+    )
+
+
+def test_a_comment_in_a_type_ends_with_its_line(conn: Conn) -> None:
+    pybq.Table.create(conn, "items", DIM, columns={"a": "varchar(7) -- short", "b": "int"})
+    types = conn.execute(
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
+        " WHERE attrelid = 'items'::regclass AND attname IN ('a', 'b') ORDER BY attnum"
+    ).fetchall()
+    assert types == [("character varying(7)",), ("integer",)]
+
+
+def test_create_refuses_an_existing_table(conn: Conn, table: pybq.Table) -> None:
+    with pytest.raises(psycopg.errors.DuplicateTable, match='"items" already exists'):
+        pybq.Table.create(conn, "items", DIM)
+
+
+def test_names_are_quoted(conn: Conn, vectors: np.ndarray) -> None:
+    name, column = 'Odd "items"; DROP TABLE x; --', 'My "column" %s {}'
+    conn.execute('CREATE SCHEMA "My schema"')
+    for schema in (None, "My schema"):
+        table = pybq.Table.create(conn, name, DIM, columns={column: "text"}, schema=schema)
+        table.ingest(range(N), vectors, {column: ["a"] * N})
+        hits = table.search(vectors[3], k=1, columns=[column])
+        assert (hits[0].id, hits[0][column]) == (3, "a")
+        assert pybq.Table(conn, name, schema=schema).status().count == N
+    assert conn.execute("SELECT count(*) FROM bq_columns").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("id_type", ["smallint", "int", "bigint", "text", "uuid"])
+def test_keys_of_any_type(conn: Conn, vectors: np.ndarray, id_type: str) -> None:
+    from uuid import UUID
+
+    make = {"text": "key {}".format, "uuid": lambda i: UUID(int=i)}.get(id_type, int)
+    table = pybq.Table.create(conn, "items", DIM, id_type=id_type)
+    table.ingest([make(i) for i in range(N)], vectors)
+    assert table.search(vectors[17], k=1)[0].id == make(17)
+
+
+# -- storage --------------------------------------------------------------------------
+
+
+def storage(conn: Conn) -> str:
+    (found,) = conn.execute(
+        "SELECT attstorage FROM pg_attribute WHERE attrelid = 'items'::regclass"
+        " AND attname = 'embedding'"
+    ).fetchone()
+    return found
+
+
+@pytest.mark.parametrize(("store", "dim"), [("halfvec", 1536), ("halfvec", 3072), ("vector", 1536)])
+def test_vectors_stay_in_their_rows(
+    conn: Conn, rng: np.random.Generator, store: Any, dim: int
+) -> None:
+    table = pybq.Table.create(conn, "items", dim, store=store, columns={"text": "text"})
+    text = "".join(map(chr, rng.integers(33, 127, 200)))
+    table.ingest(range(50), rng.standard_normal((50, dim), dtype=np.float32), {"text": [text] * 50})
+    out_of_line = conn.execute(
+        "SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE oid = 'items'::regclass"
+    ).fetchone()
+    assert (storage(conn), out_of_line) == ("p", (0,))
+
+
+def test_long_values_beside_them_are_moved_out(conn: Conn, rng: np.random.Generator) -> None:
+    table = pybq.Table.create(conn, "items", 3072, columns={"text": "text"})
+    text = "".join(map(chr, rng.integers(33, 127, 50_000)))
+    table.ingest([1], rng.standard_normal((1, 3072)), {"text": [text]})
+    assert conn.execute("SELECT text = %s FROM items", [text]).fetchone() == (True,)
+
+
+@pytest.mark.parametrize(("store", "dim"), [("halfvec", 4000), ("vector", 2000)])
+def test_vectors_larger_than_a_page_are_stored_all_the_same(
+    conn: Conn, rng: np.random.Generator, store: Any, dim: int
+) -> None:
+    vectors = rng.standard_normal((20, dim), dtype=np.float32)
+    table = pybq.Table.create(conn, "items", dim, store=store)
+    table.ingest(range(20), vectors)
+    assert storage(conn) != "p"
+    assert table.search(vectors[11], k=1)[0].id == 11
+
+
+# -- status ---------------------------------------------------------------------------
+
+
+def test_status_before_and_after_the_first_ingest(conn: Conn, vectors: np.ndarray) -> None:
+    table = pybq.Table.create(conn, "items", DIM)
+    before = table.status()
+    assert (before.count, before.transform, before.decided_at) == (0, None, None)
+    assert "the first ingest decides" in str(before)
+
+    table.ingest(range(N), vectors)
+    status = table.status()
+    assert (status.count, status.decided_count, status.dim) == (N, N, DIM)
+    assert status.transform is not None and status.decided_at is not None
+    assert status.f_axis is not None and 0.5 < status.f_axis <= 1
+    assert status.reason is not None and status.reason in str(status)
+
+
+# -- transactions ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(conn: Conn) -> Iterator[Conn]:
+    """A second connection to the same database."""
+    with psycopg.connect(conn.info.dsn, password=conn.info.password, autocommit=True) as other:
+        yield other
+
+
+def count(conn: Conn) -> int:
+    (rows,) = conn.execute("SELECT count(*) FROM items").fetchone()
+    return rows
+
+
+def test_idle_connections_are_left_idle_and_work_is_committed(
+    conn: Conn, other: Conn, vectors: np.ndarray
+) -> None:
+    table = pybq.Table(conn, "items", dim=DIM)
+    assert conn.info.transaction_status == TransactionStatus.IDLE
+    table.search(vectors[0])
+    table.status()
+    assert conn.info.transaction_status == TransactionStatus.IDLE
+    table.ingest(range(N), vectors)
+    table.search(vectors[:3])
+    assert conn.info.transaction_status == TransactionStatus.IDLE
+    assert count(other) == N
+
+
+def test_an_open_transaction_is_joined(conn: Conn, other: Conn, vectors: np.ndarray) -> None:
+    table = pybq.Table(conn, "items", dim=DIM)
+    with conn.transaction(force_rollback=True):
+        table.ingest(range(N), vectors)
+        assert len(table.search(vectors[0])) == 10
+        assert count(other) == 0
+    assert count(other) == 0
+    assert pybq.Table(conn, "items").status().count == 0
+
+
+def test_autocommit_works(other: Conn, vectors: np.ndarray) -> None:
+    table = pybq.Table(other, "items", dim=DIM)
+    table.ingest(range(N), vectors)
+    assert table.search(vectors[:2], k=1)[1][0].id == 1
+
+
+# -- what a database may lack ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extensions", "store", "message"),
+    [
+        ([], "halfvec", 'type "bqvec" not found; run CREATE EXTENSION bq'),
+        (["bq"], "halfvec", 'type "halfvec" not found; run CREATE EXTENSION vector'),
+    ],
+)
+def test_missing_extensions_are_named(
+    conn: Conn, other: Conn, extensions: list[str], store: Any, message: str
+) -> None:
+    other.execute("CREATE DATABASE bare TEMPLATE template0")
+    try:
+        with psycopg.connect(
+            conn.info.dsn, dbname="bare", password=conn.info.password, autocommit=True
+        ) as bare:
+            for name in extensions:
+                bare.execute(f"CREATE EXTENSION {name}".encode())
+            with pytest.raises(pybq.ExtensionMissingError, match=message):
+                pybq.Table.create(bare, "items", DIM, store=store)
+            if extensions:
+                assert pybq.Table.create(bare, "items", DIM, store=None).store is None
+    finally:
+        other.execute("DROP DATABASE bare WITH (FORCE)")
+
+
+def test_only_the_owner_ingests_but_readers_search(
+    conn: Conn, table: pybq.Table, vectors: np.ndarray
+) -> None:
+    conn.execute("CREATE ROLE regress_pybq_reader")
+    try:
+        conn.execute("GRANT SELECT, INSERT ON items TO regress_pybq_reader")
+        conn.execute("SET ROLE regress_pybq_reader")
+        conn.commit()
+        reader = pybq.Table(conn, "items")
+        assert reader.search(vectors[9], k=1)[0].id == 9
+        with pytest.raises(TableError, match="only the owner of table 'items' can ingest"):
+            reader.ingest([N], vectors[:1])
+        conn.execute("RESET ROLE")
+        assert count(conn) == N
+    finally:
+        conn.rollback()
+        conn.execute("RESET ROLE")
+        conn.execute("REVOKE ALL ON items FROM regress_pybq_reader")
+        conn.execute("DROP ROLE regress_pybq_reader")
+        conn.commit()
