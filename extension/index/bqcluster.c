@@ -278,12 +278,16 @@ compare_ranks(const void *a, const void *b)
 
 /*
  * How many lists a query must read so that it meets PROBE_COVERAGE of its nearest
- * codes: measured with rows of the table as queries (each without itself).
+ * codes: measured with rows of the table as queries (each without itself).  By inner
+ * product if `by_product`: long vectors are then near from far away, and more lists
+ * have to be read; else by angle.
  */
 uint32
-bq_measure_probes(const BqCentroids *centroids, const uint8 *codes, size_t ncodes,
-				  const uint32 *lists)
+bq_measure_probes(const BqCentroids *centroids, const BqRows *rows, const uint32 *lists,
+				  bool by_product)
 {
+	const uint8 *codes = rows->planes;
+	size_t		ncodes = rows->n;
 	int			dim = centroids->dim;
 	int			nrows = bq_block_nrows(dim);
 	size_t		planes_nbytes = bq_planes_nbytes(dim);
@@ -335,8 +339,11 @@ bq_measure_probes(const BqCentroids *centroids, const uint8 *codes, size_t ncode
 					float		score = t.bias[k] - t.scale[k] * (float) sums[c];
 					size_t		i = start + (size_t) b * BQ_BLOCK + c;
 
-					if (score > nearest[k][PROBE_NEIGHBOURS - 1].score && i < start + n &&
-						i != self)
+					if (i >= start + n || i == self)
+						continue;
+					if (by_product)
+						score *= rows->norms[i];
+					if (score > nearest[k][PROBE_NEIGHBOURS - 1].score)
 						add_neighbour(nearest[k], score, lists[i]);
 				}
 			}

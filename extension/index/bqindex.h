@@ -91,6 +91,7 @@ typedef struct BqMetaPageData
 	int32		transform;		/* of every code in the index; -1 until the first one */
 	uint32		nlists;			/* 1: flat, no centroids */
 	uint32		nprobes;		/* lists per scan unless a setting says otherwise */
+	uint32		product_nprobes;	/* the same for inner products */
 	BlockNumber centroid_start;
 	BlockNumber list_start;
 	BlockNumber data_start;
@@ -158,6 +159,7 @@ typedef struct BqLayout
 	int			transform;
 	uint32		nlists;
 	uint32		nprobes;
+	uint32		product_nprobes;
 	BlockNumber centroid_start;
 	BlockNumber list_start;
 	BlockNumber data_start;
@@ -324,8 +326,8 @@ extern BqCentroids bq_train_on_sample(const BqLayout *layout, const BqRows *rows
 									  BqReport report);
 extern void bq_assign(const BqCentroids *centroids, const uint8 *codes, size_t ncodes,
 					  uint32 *lists);
-extern uint32 bq_measure_probes(const BqCentroids *centroids, const uint8 *codes,
-								size_t ncodes, const uint32 *lists);
+extern uint32 bq_measure_probes(const BqCentroids *centroids, const BqRows *rows,
+								const uint32 *lists, bool by_product);
 
 /* bqrank.c */
 typedef struct BqRankedList

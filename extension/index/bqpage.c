@@ -132,6 +132,7 @@ fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
 	layout->transform = meta->transform;
 	layout->nlists = meta->nlists;
 	layout->nprobes = meta->nprobes;
+	layout->product_nprobes = meta->product_nprobes;
 	layout->centroid_start = meta->centroid_start;
 	layout->list_start = meta->list_start;
 	layout->data_start = meta->data_start;

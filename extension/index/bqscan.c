@@ -572,7 +572,7 @@ start_query(IndexScanDesc scan)
 	read_entries(index, so);
 	so->nranked = 0;
 
-	probes = so->layout.nprobes;
+	probes = so->strategy == BQ_STRATEGY_IP ? so->layout.product_nprobes : so->layout.nprobes;
 	if (options != NULL && options->probes > 0)
 		probes = options->probes;
 	if (bq_probes > 0)

@@ -46,6 +46,7 @@ bq_plan_layout(int dim, uint32 nlists, BlockNumber start)
 	layout.transform = -1;
 	layout.nlists = nlists;
 	layout.nprobes = 1;
+	layout.product_nprobes = 1;
 	layout.centroid_start = start;
 	layout.list_start = start + (nlists > 1 ? (nlists + per_page - 1) / per_page : 0);
 	layout.data_start = layout.list_start + (nlists + BQ_LISTS_PER_PAGE - 1) / BQ_LISTS_PER_PAGE;
@@ -99,6 +100,7 @@ bq_fill_metapage(Page page, const BqLayout *layout, uint32 nblocks, double nrows
 	meta->transform = layout->transform;
 	meta->nlists = layout->nlists;
 	meta->nprobes = layout->nprobes;
+	meta->product_nprobes = layout->product_nprobes;
 	meta->centroid_start = layout->centroid_start;
 	meta->list_start = layout->list_start;
 	meta->data_start = layout->data_start;
@@ -299,7 +301,8 @@ bq_write_lists(Relation index, BqLayout *layout, const BqRows *rows, BqReport re
 		bq_write_centroids(index, layout, &centroids);
 		report(BQ_PHASE_ASSIGN);
 		bq_assign(&centroids, rows->planes, rows->n, lists);
-		layout->nprobes = bq_measure_probes(&centroids, rows->planes, rows->n, lists);
+		layout->nprobes = bq_measure_probes(&centroids, rows, lists, false);
+		layout->product_nprobes = bq_measure_probes(&centroids, rows, lists, true);
 		pfree(centroids.values);
 	}
 	report(BQ_PHASE_WRITE);
