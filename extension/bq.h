@@ -11,7 +11,6 @@
 #if PG_VERSION_NUM < 160000
 #define ereturn(context, dummy_value, ...) \
 	do { (void) (context); ereport(ERROR, __VA_ARGS__); } while (0)
-#define SOFT_ERROR_OCCURRED(context) ((void) (context), false)
 #endif
 
 /* index/bqhandler.c: settings and options of the access method, for _PG_init() */

@@ -21,6 +21,9 @@
 /* A number of lists this many times too small or too large is worth a REINDEX. */
 #define LISTS_OFF_BY 4
 
+/* Pages (1 MB) below which nobody minds a few that are not used. */
+#define SMALL_INDEX 128
+
 static double
 read_build_rows(Relation index)
 {
@@ -80,6 +83,8 @@ advise(Relation index, const BqLayout *layout, double build_rows, int64 nrows, i
 		return psprintf("REINDEX: the index has %u lists, made for %.0f rows; for "
 						INT64_FORMAT " rows %u are good",
 						layout->nlists, build_rows, nrows, wanted);
+	if (npages < SMALL_INDEX)
+		return NULL;
 	/* a list keeps half a block free on average, and one more that it is filling */
 	if (layout->nlists >= (uint64) wanted * LISTS_OFF_BY ||
 		nslots - nrows > nrows + (int64) layout->nlists * BQ_BLOCK ||
