@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdio.h>
@@ -399,7 +400,7 @@ judge_bqvec(const uint8 *bytes, size_t nbytes)
 	norm = get_float(bytes + 4);
 	if (dim < 1 || dim > 16000 || nbytes != (size_t) (8 + 2 * ((dim + 7) / 8)))
 		return 0;
-	if (isnan(norm) || signbit(norm) || norm > 3.402823466e+38 / 128)
+	if (isnan(norm) || signbit(norm) || norm > FLT_MAX / 128)
 		return 0;
 	for (size_t i = 8; i < nbytes; i++)
 		for (size_t bit = 0; bit < 8; bit++)
@@ -429,7 +430,7 @@ make_bqquery(uint8 *bytes)
 static int
 judge_bqquery(const uint8 *bytes, size_t nbytes)
 {
-	const double limit = 3.402823466e+38 / 128;
+	const double limit = FLT_MAX / 128;
 	double		sum = 0;
 
 	if (nbytes < 4)
