@@ -143,7 +143,7 @@ cdef object _row(size_t bad_row, object first_row):
     return None if first_row is None else first_row + bad_row
 
 
-cdef _check_dim(int dim):
+cdef _check_dim(Py_ssize_t dim):
     if not 1 <= dim <= BQ_MAX_DIM:
         raise ValueError(f"expected dim between 1 and {BQ_MAX_DIM}, got {dim}")
 
@@ -196,9 +196,9 @@ cdef const BqRotation *_rotation(Rotation rotation, Py_ssize_t dim) except? NULL
 
 # -- vectors and codes --------------------------------------------------------------
 
-def nbytes(int dim):
+def nbytes(Py_ssize_t dim):
     _check_dim(dim)
-    return bq_nbytes(dim)
+    return bq_nbytes(<int> dim)
 
 
 def encode(const float[:, :] x, uint8_t[:, ::1] out, Rotation rotation=None,

@@ -89,7 +89,8 @@ class Server:
     def start(self) -> Server:
         """Build what is missing, start, and create the extensions.
 
-        A server that already runs on `data_dir` is used, and left running by `stop`.
+        A server that already runs on `data_dir` is used as it is, without `settings`, and left
+        running by `stop`.
 
         Returns
         -------
@@ -157,16 +158,20 @@ class Server:
         mode : {"smart", "fast", "immediate"}
             As for pg_ctl: wait for clients, roll them back, or crash.
         """
-        if self._owner == os.getpid():
-            atexit.unregister(self.stop)
-            self._pg_ctl("--mode", mode, "stop")
-        self._owner = None
-        self._socket_dir = None
-        for folder in self._folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        self._folders.clear()
-        if self._temporary:
-            self.data_dir = None
+        try:
+            # not in a forked child, where this runs at exit as well
+            if self._owner == os.getpid():
+                atexit.unregister(self.stop)
+                if self._is_running():
+                    self._pg_ctl("--mode", mode, "stop")
+        finally:
+            self._owner = None
+            self._socket_dir = None
+            for folder in self._folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            self._folders.clear()
+            if self._temporary:
+                self.data_dir = None
 
     def __enter__(self) -> Server:
         return self.start()
@@ -212,16 +217,21 @@ class Server:
             "--no-sync",
         )
 
+    def _is_running(self) -> bool:
+        try:
+            self._pg_ctl("status")
+        except ServerError:
+            return False
+        return True
+
     def _attach(self) -> bool:
         """Use the server that runs on the folder, if there is one."""
         assert self.data_dir is not None
-        try:
-            self._pg_ctl("status")
-            # PostgreSQL, src/include/utils/pidfile.h: line 4 port, line 5 socket folder
-            lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
-            self._port, self._socket_dir = int(lines[3]), Path(lines[4])
-        except (ServerError, OSError, IndexError):
+        if not self._is_running():
             return False
+        # PostgreSQL, src/include/utils/pidfile.h: line 4 port, line 5 socket folder
+        lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
+        self._port, self._socket_dir = int(lines[3]), Path(lines[4])
         return True
 
     def _create_extensions(self) -> None:
@@ -245,17 +255,23 @@ class Server:
         uid, gid = _server_ids()
         # A file, not a pipe: the server may keep it open for as long as it runs.
         with tempfile.TemporaryFile() as output:
-            code = subprocess.run(
-                [self._bin / program, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=env,
-                cwd="/",
-                user=uid,
-                group=gid,
-                extra_groups=None if uid is None else [],
-            ).returncode
+            try:
+                code = subprocess.run(
+                    [self._bin / program, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=env,
+                    cwd="/",
+                    user=uid,
+                    group=gid,
+                    extra_groups=None if uid is None else [],
+                ).returncode
+            except PermissionError as error:
+                raise ServerError(
+                    f"the OS user {_SERVER_USER} cannot run {self._bin / program}; set "
+                    "PYBQ_CACHE_DIR to a folder that all users can read"
+                ) from error
             output.seek(0)
             text = output.read().decode(errors="replace").strip()
         if code != 0:
@@ -362,7 +378,13 @@ def _cache_dir() -> Path:
         folder = Path("~/Library/Caches/pybq").expanduser()
     else:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pybq"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(
+            f"cannot keep builds in {folder} ({error.strerror}); set PYBQ_CACHE_DIR to a folder "
+            "of yours"
+        ) from error
     return folder
 
 

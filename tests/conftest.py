@@ -59,7 +59,7 @@ def restore_kernel() -> Iterator[None]:
 
 
 @dataclass
-class TestServer:
+class RunningServer:
     """A running server, with the attributes that pytest-postgresql asks for."""
 
     dsn: str
@@ -73,7 +73,7 @@ class TestServer:
 
 
 @pytest.fixture(scope="session")
-def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
+def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
     """One server for the whole run."""
     dsn = request.config.getoption("dsn")
     if dsn:
@@ -83,9 +83,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
         yield _describe(embedded.dsn)
 
 
-def _describe(dsn: str) -> TestServer:
+def _describe(dsn: str) -> RunningServer:
     parameters: dict[str, Any] = conninfo_to_dict(dsn)
-    return TestServer(
+    return RunningServer(
         dsn,
         host=parameters.get("host", "localhost"),
         port=int(parameters.get("port", 5432)),

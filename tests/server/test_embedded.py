@@ -100,6 +100,13 @@ def test_restart_after_a_crash(folder):
         assert query(server, "SELECT value FROM kept") == (5,)
 
 
+def test_stop_of_a_server_that_has_ended_is_no_error(folder):
+    server = pybq.serve(folder / "data").start()
+    server._pg_ctl("--mode", "fast", "stop")
+    server.stop()
+    assert "stopped" in repr(server)
+
+
 def test_server_ends_with_the_process(folder):
     """Without stop(), at the end of the interpreter."""
     script = f"""
@@ -145,6 +152,21 @@ def test_root_hears_who_cannot_reach_the_folder(folder):
     folder.chmod(0o700)
     with pytest.raises(pybq.ServerError, match="runs as the OS user pgserver, who cannot reach"):
         pybq.serve(folder / "data").start()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts the server as another user")
+def test_root_hears_who_cannot_read_the_builds(folder, monkeypatch):
+    (folder / "cache").mkdir(mode=0o700)
+    monkeypatch.setenv("PYBQ_CACHE_DIR", str(folder / "cache"))
+    with pytest.raises(pybq.ServerError, match="pgserver cannot run .*; set PYBQ_CACHE_DIR to a"):
+        pybq.serve(folder / "data").start()
+
+
+def test_cache_that_cannot_be_made_is_named(folder, monkeypatch):
+    (folder / "file").touch()
+    monkeypatch.setenv("PYBQ_CACHE_DIR", str(folder / "file" / "cache"))
+    with pytest.raises(pybq.BuildError, match=r"cannot keep builds in .*; set PYBQ_CACHE_DIR"):
+        pybq.serve().start()
 
 
 # -- building --------------------------------------------------------------------------
