@@ -433,7 +433,7 @@ def nearest(
     if candidates.corresponding_column(vector) is None:
         candidates = statement.add_columns(vector).subquery("candidates")
     found: list[Any] = [
-        aliased(description["entity"], candidates)
+        aliased(description["entity"], candidates, name=description["name"])
         if description["expr"] is description.get("entity")
         else candidates.corresponding_column(_as_column(description["expr"]))
         for description in wanted
