@@ -554,9 +554,15 @@ transform_block(float *y, const float *x, const int count, const uint64_t *flips
 	for (int k = 0; k < count; k++)
 		r[k] = transform_register(r[k]);
 	transform_across(r, count);
+	if (factor != 1)
+	{
+		UNROLL
+		for (int k = 0; k < count; k++)
+			r[k] = _mm512_mul_ps(r[k], f);
+	}
 	UNROLL
 	for (int k = 0; k < count; k++)
-		_mm512_storeu_ps(y + 16 * k, _mm512_mul_ps(r[k], f));
+		_mm512_storeu_ps(y + 16 * k, r[k]);
 }
 
 /* Not inlined: with one body per function the compiler finds registers for all of r. */
@@ -595,7 +601,7 @@ transform_pass(float *x, int n, int h, const int count, float factor)
 	}
 }
 
-/* factor is 1 in all passes but the last: a product with 1 is exact. */
+/* Only the last pass takes the factor: the others have 1, a product with which is exact. */
 static AVX512 void
 bq_hadamard_avx512(float *y, const float *x, int n, const uint64_t *flips, int first,
 				   float factor)

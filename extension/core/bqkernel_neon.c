@@ -446,9 +446,15 @@ transform_block(float *y, const float *x, const int count, const uint64_t *flips
 	for (int k = 0; k < count; k++)
 		r[k] = transform_register(r[k]);
 	transform_across(r, count);
+	if (factor != 1)
+	{
+		UNROLL
+		for (int k = 0; k < count; k++)
+			r[k] = vmulq_n_f32(r[k], factor);
+	}
 	UNROLL
 	for (int k = 0; k < count; k++)
-		vst1q_f32(y + 4 * k, vmulq_n_f32(r[k], factor));
+		vst1q_f32(y + 4 * k, r[k]);
 }
 
 /* Not inlined: with one body per function the compiler finds registers for all of r. */
@@ -485,7 +491,7 @@ transform_pass(float *x, int n, int h, const int count, float factor)
 	}
 }
 
-/* factor is 1 in all passes but the last: a product with 1 is exact. */
+/* Only the last pass takes the factor: the others have 1, a product with which is exact. */
 static void
 bq_hadamard_neon(float *y, const float *x, int n, const uint64_t *flips, int first, float factor)
 {

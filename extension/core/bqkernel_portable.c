@@ -84,16 +84,18 @@ bq_popcount_portable(const uint8_t *a, size_t nbytes)
 static void
 bq_dot_portable(const float *q, const uint8_t *planes, int dim, float *all, float *strong)
 {
+	/* exact products instead of branches that no CPU can predict */
+	static const float sign[2] = {-1, 1};
+	static const float weight[2] = {0, 1};
 	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
 	float		lanes[2][BQ_LANES] = {{0}};
 
 	for (int i = 0; i < dim; i++)
 	{
-		float		term = (planes[i / 8] >> (i % 8)) & 1 ? q[i] : -q[i];
+		float		term = q[i] * sign[(planes[i / 8] >> (i % 8)) & 1];
 
 		lanes[0][i % BQ_LANES] += term;
-		if ((magnitude[i / 8] >> (i % 8)) & 1)
-			lanes[1][i % BQ_LANES] += term;
+		lanes[1][i % BQ_LANES] += term * weight[(magnitude[i / 8] >> (i % 8)) & 1];
 	}
 	for (int width = BQ_LANES / 2; width > 0; width /= 2)
 	{

@@ -88,6 +88,25 @@ widest_pair(const float *q, int dim)
 }
 
 /*
+ * A row's entries are rounded down after adding this, the same for every query; between
+ * 0 and 1, but for room that errors of float arithmetic need.  (A hash of 32 bits to 10.)
+ *
+ * Adding 1/2 everywhere would round as well, but would make the same error in every row
+ * where a query repeats the same values: the errors of a sum would add up instead of
+ * cancelling.  This way they are independent whatever the query is (subtractive dither;
+ * Schuchman, "Dither signals and their effect on quantization noise", IEEE Trans. Commun.
+ * Technol. 12, 1964).
+ */
+static inline float
+dither(int j)
+{
+	uint32_t	hash = (uint32_t) j * UINT32_C(0x9E3779B1);
+
+	hash = (hash ^ hash >> 15) * UINT32_C(0x85EBCA77);
+	return ((float) (hash >> 22) + 0.5f) / 1024;
+}
+
+/*
  * An entry is (top - value) / step, rounded, where value is the nibble's share of
  * the inner product and top the largest share in its row.  The loop over nibbles
  * makes one word of four entries at a time, which compilers turn into vectors.
@@ -100,14 +119,15 @@ bq_lut_query(const float *q, int dim, uint8_t *table, float *scale, float *bias)
 	double		widest = BQ_STRONG * widest_pair(q, dim);
 	double		inverse;
 	double		step;
+	float		added = 0;
 	float		value[2][4][4];	/* of nibble 4k + r at [r][k], by the row's dimension */
 
 	/* One entry must fit 8 bits, and any sum of entries, each rounded, 16. */
 	step = fmax(2 * widest / UINT8_MAX, 2 * total / (UINT16_MAX - nrows));
 	*scale = (float) step;
-	*bias = (float) fmin(total, FLT_MAX);
 	if (step == 0)
 	{
+		*bias = 0;
 		memset(table, 0, bq_block_nbytes(dim));
 		return;
 	}
@@ -122,7 +142,8 @@ bq_lut_query(const float *q, int dim, uint8_t *table, float *scale, float *bias)
 		/* the products are small, whatever the size of q */
 		float		a = (float) (q[2 * j] * inverse);
 		float		b = 2 * j + 1 < dim ? (float) (q[2 * j + 1] * inverse) : 0;
-		float		top = (fabsf(a) + fabsf(b)) * (float) BQ_STRONG + 0.5f;
+		float		added_here = dither(j);
+		float		top = (fabsf(a) + fabsf(b)) * (float) BQ_STRONG + added_here;
 		uint32_t	words[4];
 
 #define ENTRY(r) ((uint32_t) (int) (top - (a * value[0][r][k] + b * value[1][r][k])))
@@ -130,7 +151,9 @@ bq_lut_query(const float *q, int dim, uint8_t *table, float *scale, float *bias)
 			words[k] = ENTRY(0) | ENTRY(1) << 8 | ENTRY(2) << 16 | ENTRY(3) << 24;
 #undef ENTRY
 		memcpy(table + 16 * j, words, 16);
+		added += added_here;
 	}
+	*bias = (float) fmin(total + step * (added - 0.5 * nrows), FLT_MAX);
 }
 
 /* Eight entries of at most 6 in a word: they add up without a carry. */
