@@ -21,11 +21,15 @@
 
 #include <float.h>
 #include <math.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include "access/relscan.h"
 #include "index/bqindex.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "port/pg_bitutils.h"
 #include "type/bqvec.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -182,6 +186,24 @@ drop_candidates(BqScan *so)
  * Reading lists
  */
 
+/* Bit c: keys[c] <= limit, or not quite (compared as floats). */
+static inline uint32
+keys_up_to(const float *keys, double limit)
+{
+	float		bound = nextafterf((float) limit, FLT_MAX);
+	uint32		mask = 0;
+
+#ifdef __SSE2__
+	for (int c = 0; c < BQ_BLOCK; c += 4)
+		mask |= (uint32) _mm_movemask_ps(_mm_cmple_ps(_mm_loadu_ps(keys + c),
+													  _mm_set1_ps(bound))) << c;
+#else
+	for (int c = 0; c < BQ_BLOCK; c++)
+		mask |= (uint32) (keys[c] <= bound) << c;
+#endif
+	return mask;
+}
+
 /*
  * Take in a block: its header, and the sums of the query's table over its rows.
  *
@@ -195,7 +217,7 @@ read_block(BqScan *so, uint32 b, const BqBlockData *block, const uint16 *sums)
 	float		keys[BQ_BLOCK];
 	float		bias = so->bias + so->slack;
 	float		unit = (float) (BQ_INVERSE_UNIT / sqrt(so->layout.dim));
-	double		limit = so->dropped ? so->limit.key : DBL_MAX;
+	double		limit = so->dropped ? so->limit.key : FLT_MAX;
 
 	switch (so->strategy)
 	{
@@ -219,13 +241,15 @@ read_block(BqScan *so, uint32 b, const BqBlockData *block, const uint16 *sums)
 			break;
 	}
 
-	for (int c = 0; c < BQ_BLOCK; c++)
+	/* Few blocks have a row worth a look: find them without a branch per row. */
+	for (uint32 wanted = keys_up_to(keys, limit) & block->live; wanted != 0;
+		 wanted &= wanted - 1)
 	{
-		BqCandidate *candidate;
+		int			c = pg_rightmost_one_pos32(wanted);
+		BqCandidate *candidate = &so->candidates[so->ncandidates];
 
-		if (keys[c] > limit || !(block->live & ((uint32) 1 << c)))
+		if (keys[c] > limit)
 			continue;
-		candidate = &so->candidates[so->ncandidates];
 		candidate->key = keys[c];
 		candidate->block = b;
 		candidate->slot = (uint16) c;
