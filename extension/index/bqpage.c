@@ -57,7 +57,7 @@ bq_check_page(Relation index, Buffer buffer, BqPageKind kind)
  * ReadRecentBuffer() does not count as a use for the clock sweep.  One read in so many
  * goes the usual way, so that a busy index does not look idle.
  */
-#define READS_PER_USE 16
+#define READS_PER_USE 64
 
 #if PG_VERSION_NUM < 160000
 #define rd_locator rd_node
@@ -94,6 +94,7 @@ bq_prefetch(Relation index, BlockNumber blkno, size_t offset, size_t nbytes)
 	if (buffer <= 0)
 		return;
 	__builtin_prefetch(GetBufferDescriptor(buffer - 1));
+	__builtin_prefetch((char *) BufferGetPage(buffer));
 	for (size_t i = 0; i < nbytes; i += 64)
 		__builtin_prefetch((char *) BufferGetPage(buffer) + offset + i);
 }
