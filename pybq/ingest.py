@@ -111,7 +111,7 @@ class ChunkEncoder:
             try:
                 self.quantizer.encode(vector)
             except ValueError as error:
-                return RowError(start + i, list(ids)[i], str(error))
+                return row_error(start, i, ids, str(error))
         raise AssertionError("rows are bad together, but not one by one")
 
 
@@ -138,7 +138,13 @@ def stored_vectors(
     row = int(np.argmax(overflow))
     largest = np.abs(np.asarray(vectors[row], np.float64)).max()
     reason = f'{largest:g} is too large for halfvec; keep such vectors with store="vector"'
-    raise RowError(start + row, list(ids)[row], reason)
+    raise row_error(start, row, ids, reason)
+
+
+def row_error(start: int, row: int, ids: Any, reason: str) -> RowError:
+    """Make the error for one row of the chunk that begins at row `start` of the ingest."""
+    key = list(ids)[row]
+    return RowError(start + row, key.item() if isinstance(key, np.generic) else key, reason)
 
 
 def copy_column(

@@ -38,10 +38,14 @@
 #define FIRST_KEEP 64
 
 /*
- * Rounding errors of table entries, each at most half a step, behave as independent
- * ones: their sum stays within this many standard deviations.
+ * Rounding errors of table entries, each at most half a step, are independent ones
+ * (core/bqlut.c): their sum stays within this many standard deviations.
  */
 #define BOUND_DEVIATIONS 6
+
+/* Relative rounding errors: of BqBlockData.inverse at its smallest, of a few floats. */
+#define INVERSE_ERROR ((float) (0.51 * BQ_INVERSE_UNIT * BQ_STRONG))
+#define FLOAT_ERROR 4e-7f
 
 /* How much of a list is asked for in advance. */
 #define PREFETCH_PAGES 8
@@ -237,9 +241,12 @@ read_block(BqScan *so, uint32 b, const BqBlockData *block, const uint16 *sums)
 		case BQ_STRATEGY_L2:
 			for (int c = 0; c < BQ_BLOCK; c++)
 				keys[c] = ((so->scale * sums[c] - bias) * (2 * unit * block->inverse[c]) +
-						   block->norm[c]) * block->norm[c];
+						   block->norm[c] * (1 - FLOAT_ERROR)) * block->norm[c];
 			break;
 	}
+	/* a bound below, also where the product of two norms is beyond floats */
+	for (int c = 0; c < BQ_BLOCK; c++)
+		keys[c] = keys[c] < FLT_MAX ? keys[c] : FLT_MAX;
 
 	/* Few blocks have a row worth a look: find them without a branch per row. */
 	for (uint32 wanted = keys_up_to(keys, limit) & block->live; wanted != 0;
@@ -259,7 +266,7 @@ read_block(BqScan *so, uint32 b, const BqBlockData *block, const uint16 *sums)
 		candidate->norm = block->norm[c];
 		if (candidate->exact && so->have_floor && !before(&so->floor, candidate))
 			continue;
-		if (so->have_floor && !candidate->exact)
+		if (so->have_floor && !candidate->exact && fabsf(keys[c]) < FLT_MAX)
 		{
 			/* the upper bound, on the other side of the estimate */
 			double		factor = (double) unit * block->inverse[c] * 2 * so->slack;
@@ -267,7 +274,7 @@ read_block(BqScan *so, uint32 b, const BqBlockData *block, const uint16 *sums)
 			if (so->strategy == BQ_STRATEGY_IP)
 				factor *= block->norm[c];
 			else if (so->strategy == BQ_STRATEGY_L2)
-				factor *= 2 * block->norm[c];
+				factor = (2 * factor + 2 * FLOAT_ERROR * block->norm[c]) * block->norm[c];
 			if (candidate->key + factor < so->floor.key)
 				continue;
 		}
@@ -587,7 +594,8 @@ start_query(IndexScanDesc scan)
 		q = query->values;
 		bq_lut_query(q, so->layout.dim, so->table, &so->scale, &so->bias);
 		so->slack = so->scale * (float) Min(0.5 * so->layout.nrows,
-											BOUND_DEVIATIONS * sqrt(so->layout.nrows / 12.0));
+											BOUND_DEVIATIONS * sqrt(so->layout.nrows / 12.0)) +
+			INVERSE_ERROR * fabsf(so->bias);
 	}
 	so->q = q;
 

@@ -26,7 +26,7 @@ N = 50_000
 LSA = Path(__file__).parents[1] / "data" / "lsa.npz"
 
 Conn = psycopg.Connection[Any]
-pytestmark = pytest.mark.usefixtures("vector")
+needs_pgvector = pytest.mark.usefixtures("vector")
 
 
 @pytest.fixture
@@ -73,6 +73,7 @@ def assert_same(a: Statistics, b: Statistics) -> None:
 # -- what is written ------------------------------------------------------------------
 
 
+@needs_pgvector
 @pytest.mark.parametrize("store", ["halfvec", "vector"])
 @pytest.mark.parametrize("transform", [0, 1])
 def test_codes_are_those_of_the_stored_vectors(
@@ -88,6 +89,7 @@ def test_codes_are_those_of_the_stored_vectors(
     )
 
 
+@needs_pgvector
 def test_rows_keep_their_order(conn: Conn, vectors: np.ndarray) -> None:
     pybq.Table.create(conn, "items", DIM, store="vector").ingest(range(N), vectors)
     for row in (0, 1, N // 2, N - 1):
@@ -111,7 +113,7 @@ def test_any_float_array_will_do(conn: Conn, vectors: np.ndarray, convert: Any) 
     vectors = vectors[:500].astype(np.float16).astype(np.float32)  # exact in all of them
     codes = []
     for name, given in (("plain", vectors), ("converted", convert(vectors))):
-        table = pybq.Table.create(conn, name, DIM, transform=1)
+        table = pybq.Table.create(conn, name, DIM, store=None, transform=1)
         table.ingest(np.arange(500), given)
         codes.append(fetch(conn, f"SELECT string_agg(code::text, ' ' ORDER BY id) FROM {name}"))
     assert codes[0] == codes[1]
@@ -135,9 +137,8 @@ def test_further_columns_of_many_types(conn: Conn, vectors: np.ndarray) -> None:
         "day": ("date", [day, None, day]),
         "moment": ("timestamptz", [moment, None, moment]),
     }
-    table = pybq.Table.create(
-        conn, "items", DIM, columns={name: kind for name, (kind, _) in values.items()}
-    )
+    kinds = {name: kind for name, (kind, _) in values.items()}
+    table = pybq.Table.create(conn, "items", DIM, store=None, columns=kinds)
     table.ingest([1, 2, 3], vectors[:3], {name: given for name, (_, given) in values.items()})
     for name, (_, given) in values.items():
         expected = [v.obj if isinstance(v, Jsonb) else v for v in given]
@@ -146,7 +147,7 @@ def test_further_columns_of_many_types(conn: Conn, vectors: np.ndarray) -> None:
 
 
 def test_columns_left_out_get_their_default(conn: Conn, vectors: np.ndarray) -> None:
-    table = pybq.Table.create(conn, "items", DIM, columns={"n": "int"})
+    table = pybq.Table.create(conn, "items", DIM, store=None, columns={"n": "int"})
     conn.execute("ALTER TABLE items ALTER n SET DEFAULT 5")
     table.ingest([1], vectors[:1])
     assert fetch(conn, "SELECT n FROM items") == 5
@@ -158,15 +159,24 @@ def test_columns_left_out_get_their_default(conn: Conn, vectors: np.ndarray) -> 
 @pytest.mark.parametrize(
     ("value", "store", "message"),
     [
-        (np.nan, "halfvec", "NaN"),
-        (np.inf, "vector", "infinit"),
-        (70_000.0, "halfvec", '70000 is too large for halfvec; keep such vectors with store="v'),
+        (np.nan, None, "NaN"),
+        (-np.inf, None, "infinit"),
         (3e38, None, "norm"),
+        (np.nan, "vector", "NaN"),
+        (np.inf, "halfvec", "infinit"),
+        (70_000.0, "halfvec", '70000 is too large for halfvec; keep such vectors with store="v'),
     ],
 )
 def test_a_bad_row_is_named_and_nothing_is_written(
-    conn: Conn, vectors: np.ndarray, value: float, store: Any, message: str
+    conn: Conn,
+    vectors: np.ndarray,
+    request: pytest.FixtureRequest,
+    value: float,
+    store: Any,
+    message: str,
 ) -> None:
+    if store is not None:
+        request.getfixturevalue("vector")
     row = N - 1000  # in the last chunk
     vectors[row, 3] = value
     table = pybq.Table.create(conn, "items", DIM, store=store)
@@ -174,9 +184,7 @@ def test_a_bad_row_is_named_and_nothing_is_written(
     with pytest.raises(RowError, match=message) as caught:
         table.ingest(ids, vectors)
     assert (caught.value.row, caught.value.id) == (row, 10**6 + row)
-    assert f"row {row} (id {10**6 + row}): " in str(caught.value).replace("np.int64(", "").replace(
-        "))", ")"
-    )
+    assert str(caught.value).startswith(f"row {row} (id {10**6 + row}): ")
     assert fetch(conn, "SELECT count(*) FROM items") == 0
     assert table.status().count == 0
     assert table.status().transform is None
@@ -186,7 +194,7 @@ def test_a_bad_row_is_named_and_nothing_is_written(
 
 
 def test_an_id_that_is_there_already_is_named(conn: Conn, vectors: np.ndarray) -> None:
-    table = pybq.Table.create(conn, "items", DIM)
+    table = pybq.Table.create(conn, "items", DIM, store=None)
     table.ingest(range(100), vectors[:100])
     with pytest.raises(psycopg.errors.UniqueViolation, match=r"\(id\)=\(99\) already exists"):
         table.ingest(range(99, 99 + N), vectors)
@@ -212,14 +220,14 @@ def test_an_id_that_is_there_already_is_named(conn: Conn, vectors: np.ndarray) -
 def test_bad_input_says_what_is_wrong(
     conn: Conn, ids: Any, shape: Any, columns: Any, error: Any, message: str
 ) -> None:
-    table = pybq.Table.create(conn, "items", DIM, columns={"n": "int", "day": "date"})
+    table = pybq.Table.create(conn, "items", DIM, store=None, columns={"n": "int", "day": "date"})
     with pytest.raises(error, match=message):
         table.ingest(ids, np.ones(shape, np.float32), columns)
     assert fetch(conn, "SELECT count(*) FROM items") == 0
 
 
 def test_bad_dtype_says_what_is_wrong(conn: Conn) -> None:
-    table = pybq.Table.create(conn, "items", DIM)
+    table = pybq.Table.create(conn, "items", DIM, store=None)
     with pytest.raises(TypeError, match="expected vectors of float32, got dtype complex64"):
         table.ingest([1], np.ones((1, DIM), np.complex64))
 
@@ -230,7 +238,7 @@ def test_bad_dtype_says_what_is_wrong(conn: Conn) -> None:
 def test_first_ingest_decides_and_the_rest_follow(
     conn: Conn, lsa: np.ndarray, rng: np.random.Generator
 ) -> None:
-    table = pybq.Table.create(conn, "items", 256)
+    table = pybq.Table.create(conn, "items", 256, store=None)
     table.ingest(range(1000), lsa[:1000])
     first = table.status()
     assert first.transform == 1
@@ -247,13 +255,13 @@ def test_first_ingest_decides_and_the_rest_follow(
 
 
 def test_axes_are_kept_where_they_are_better(conn: Conn, rng: np.random.Generator) -> None:
-    table = pybq.Table.create(conn, "items", DIM)
+    table = pybq.Table.create(conn, "items", DIM, store=None)
     table.ingest(range(3000), np.tanh(3 * rng.standard_normal((3000, DIM))))
     assert table.status().transform == 0
 
 
 def test_transform_can_be_set(conn: Conn, lsa: np.ndarray) -> None:
-    table = pybq.Table.create(conn, "items", 256, transform=0)
+    table = pybq.Table.create(conn, "items", 256, store=None, transform=0)
     table.ingest(range(2000), lsa)
     status = table.status()
     assert (status.transform, status.reason) == (0, "set when the table was created")
@@ -261,7 +269,7 @@ def test_transform_can_be_set(conn: Conn, lsa: np.ndarray) -> None:
 
 
 def test_a_second_first_ingest_waits_and_follows(conn: Conn, other: Conn, lsa: np.ndarray) -> None:
-    first = pybq.Table.create(conn, "items", 256)
+    first = pybq.Table.create(conn, "items", 256, store=None)
     second = pybq.Table(other, "items")
     signs = np.sign(lsa[1000:])  # these alone would keep the axes
     thread = threading.Thread(target=second.ingest, args=(range(1000, 2000), signs))
@@ -282,7 +290,7 @@ def test_a_second_first_ingest_waits_and_follows(conn: Conn, other: Conn, lsa: n
 def test_statistics_of_parts_are_those_of_the_whole(
     conn: Conn, vectors: np.ndarray, metric: Any
 ) -> None:
-    table = pybq.Table.create(conn, "items", DIM, metric, store="vector")
+    table = pybq.Table.create(conn, "items", DIM, metric, store=None)
     for start, stop in ((0, 7), (7, 30_000), (30_000, N)):
         table.ingest(range(start, stop), vectors[start:stop])
     # cosine distance does not see the lengths of vectors
@@ -292,7 +300,7 @@ def test_statistics_of_parts_are_those_of_the_whole(
 
 
 def test_concurrent_ingests_lose_nothing(conn: Conn, vectors: np.ndarray) -> None:
-    pybq.Table.create(conn, "items", DIM, "l2", store="vector", transform=0)
+    pybq.Table.create(conn, "items", DIM, "l2", store=None, transform=0)
     workers = 4
 
     def work(worker: int) -> None:
@@ -339,7 +347,7 @@ def test_memory_stays_constant(conn: Conn, tmp_path: Path, rng: np.random.Genera
 def test_progress_is_shown_on_request(
     conn: Conn, vectors: np.ndarray, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    table = pybq.Table.create(conn, "items", DIM)
+    table = pybq.Table.create(conn, "items", DIM, store=None)
     table.ingest(range(100), vectors[:100])
     assert capfd.readouterr() == ("", "")  # not a terminal
     table.ingest(range(100, N), vectors[100:], progress=True)

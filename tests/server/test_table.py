@@ -16,7 +16,7 @@ from pybq import TableError
 N, DIM = 300, 24
 
 Conn = psycopg.Connection[Any]
-pytestmark = pytest.mark.usefixtures("vector")
+needs_pgvector = pytest.mark.usefixtures("vector")
 
 
 @pytest.fixture
@@ -25,8 +25,17 @@ def vectors(rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.fixture
-def table(conn: Conn, vectors: np.ndarray) -> pybq.Table:
-    table = pybq.Table.create(conn, "items", DIM, columns={"title": "text", "year": "int"})
+def store(conn: Conn) -> Any:
+    """What the table keeps beside the codes: vectors, if the server has pgvector."""
+    found = conn.execute("SELECT to_regtype('halfvec')::text").fetchone()
+    conn.commit()
+    return None if found is None else found[0]
+
+
+@pytest.fixture
+def table(conn: Conn, vectors: np.ndarray, store: Any) -> pybq.Table:
+    columns = {"title": "text", "year": "int"}
+    table = pybq.Table.create(conn, "items", DIM, store=store, columns=columns)
     table.ingest(range(N), vectors, {"title": [f"title {i}" for i in range(N)]})
     return table
 
@@ -43,6 +52,7 @@ def exact_distances(metric: str, vectors: np.ndarray, query: np.ndarray) -> np.n
 # -- searching ------------------------------------------------------------------------
 
 
+@needs_pgvector
 @pytest.mark.parametrize("metric", ["cosine", "l2", "inner_product"])
 @pytest.mark.parametrize(("store", "tolerance"), [("vector", 1e-5), ("halfvec", 1e-2)])
 def test_reranking_every_row_gives_the_exact_order(
@@ -99,8 +109,8 @@ def test_further_columns_come_back(table: pybq.Table, vectors: np.ndarray) -> No
     assert table.search(vectors[42], k=1)[0].columns == {}
 
 
-def test_empty_table_has_no_hits(conn: Conn, vectors: np.ndarray) -> None:
-    table = pybq.Table.create(conn, "items", DIM)
+def test_empty_table_has_no_hits(conn: Conn, vectors: np.ndarray, store: Any) -> None:
+    table = pybq.Table.create(conn, "items", DIM, store=store)
     assert table.ingest([], vectors[:0]) == 0
     assert table.search(vectors[0]) == []
     assert table.search(vectors[:3]) == [[], [], []]
@@ -142,11 +152,11 @@ def test_bad_searches_say_what_is_wrong(
 # -- creating and opening -------------------------------------------------------------
 
 
-def test_constructor_creates_then_opens(conn: Conn, vectors: np.ndarray) -> None:
-    table = pybq.Table(conn, "items", dim=DIM, metric="l2")
+def test_constructor_creates_then_opens(conn: Conn, vectors: np.ndarray, store: Any) -> None:
+    table = pybq.Table(conn, "items", dim=DIM, metric="l2", store=store)
     table.ingest(range(N), vectors)
     again = pybq.Table(conn, "items")
-    assert (again.dim, again.metric, again.store) == (DIM, "l2", "halfvec")
+    assert (again.dim, again.metric, again.store) == (DIM, "l2", store)
     assert again.search(vectors[3], k=1)[0].id == 3
     assert pybq.Table(conn, "items", dim=DIM).metric == "l2"
 
@@ -188,7 +198,7 @@ def test_bad_options_say_what_is_wrong_and_create_nothing(
 ) -> None:
     conn.execute("CREATE TABLE precious (id int)")
     with pytest.raises(ValueError, match=message):
-        pybq.Table.create(conn, "items", **({"dim": DIM} | options))
+        pybq.Table.create(conn, "items", **({"dim": DIM, "store": None} | options))
     assert conn.execute("SELECT to_regclass('items'), to_regclass('precious')").fetchone() == (
         None,
         "precious",
@@ -196,7 +206,8 @@ def test_bad_options_say_what_is_wrong_and_create_nothing(
 
 
 def test_a_comment_in_a_type_ends_with_its_line(conn: Conn) -> None:
-    pybq.Table.create(conn, "items", DIM, columns={"a": "varchar(7) -- short", "b": "int"})
+    columns = {"a": "varchar(7) -- short", "b": "int"}
+    pybq.Table.create(conn, "items", DIM, store=None, columns=columns)
     types = conn.execute(
         "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
         " WHERE attrelid = 'items'::regclass AND attname IN ('a', 'b') ORDER BY attnum"
@@ -206,14 +217,16 @@ def test_a_comment_in_a_type_ends_with_its_line(conn: Conn) -> None:
 
 def test_create_refuses_an_existing_table(conn: Conn, table: pybq.Table) -> None:
     with pytest.raises(psycopg.errors.DuplicateTable, match='"items" already exists'):
-        pybq.Table.create(conn, "items", DIM)
+        pybq.Table.create(conn, "items", DIM, store=None)
 
 
-def test_names_are_quoted(conn: Conn, vectors: np.ndarray) -> None:
+def test_names_are_quoted(conn: Conn, vectors: np.ndarray, store: Any) -> None:
     name, column = 'Odd "items"; DROP TABLE x; --', 'My "column" %s {}'
     conn.execute('CREATE SCHEMA "My schema"')
     for schema in (None, "My schema"):
-        table = pybq.Table.create(conn, name, DIM, columns={column: "text"}, schema=schema)
+        table = pybq.Table.create(
+            conn, name, DIM, store=store, columns={column: "text"}, schema=schema
+        )
         table.ingest(range(N), vectors, {column: ["a"] * N})
         hits = table.search(vectors[3], k=1, columns=[column])
         assert (hits[0].id, hits[0][column]) == (3, "a")
@@ -226,7 +239,7 @@ def test_keys_of_any_type(conn: Conn, vectors: np.ndarray, id_type: str) -> None
     from uuid import UUID
 
     make = {"text": "key {}".format, "uuid": lambda i: UUID(int=i)}.get(id_type, int)
-    table = pybq.Table.create(conn, "items", DIM, id_type=id_type)
+    table = pybq.Table.create(conn, "items", DIM, store=None, id_type=id_type)
     table.ingest([make(i) for i in range(N)], vectors)
     assert table.search(vectors[17], k=1)[0].id == make(17)
 
@@ -242,6 +255,7 @@ def storage(conn: Conn) -> str:
     return found
 
 
+@needs_pgvector
 @pytest.mark.parametrize(("store", "dim"), [("halfvec", 1536), ("halfvec", 3072), ("vector", 1536)])
 def test_vectors_stay_in_their_rows(
     conn: Conn, rng: np.random.Generator, store: Any, dim: int
@@ -255,6 +269,7 @@ def test_vectors_stay_in_their_rows(
     assert (storage(conn), out_of_line) == ("p", (0,))
 
 
+@needs_pgvector
 def test_long_values_beside_them_are_moved_out(conn: Conn, rng: np.random.Generator) -> None:
     table = pybq.Table.create(conn, "items", 3072, columns={"text": "text"})
     text = "".join(map(chr, rng.integers(33, 127, 50_000)))
@@ -262,6 +277,7 @@ def test_long_values_beside_them_are_moved_out(conn: Conn, rng: np.random.Genera
     assert conn.execute("SELECT text = %s FROM items", [text]).fetchone() == (True,)
 
 
+@needs_pgvector
 @pytest.mark.parametrize(("store", "dim"), [("halfvec", 4000), ("vector", 2000)])
 def test_vectors_larger_than_a_page_are_stored_all_the_same(
     conn: Conn, rng: np.random.Generator, store: Any, dim: int
@@ -277,7 +293,7 @@ def test_vectors_larger_than_a_page_are_stored_all_the_same(
 
 
 def test_status_before_and_after_the_first_ingest(conn: Conn, vectors: np.ndarray) -> None:
-    table = pybq.Table.create(conn, "items", DIM)
+    table = pybq.Table.create(conn, "items", DIM, store=None)
     before = table.status()
     assert (before.count, before.transform, before.decided_at) == (0, None, None)
     assert "the first ingest decides" in str(before)
@@ -306,9 +322,9 @@ def count(conn: Conn) -> int:
 
 
 def test_idle_connections_are_left_idle_and_work_is_committed(
-    conn: Conn, other: Conn, vectors: np.ndarray
+    conn: Conn, other: Conn, vectors: np.ndarray, store: Any
 ) -> None:
-    table = pybq.Table(conn, "items", dim=DIM)
+    table = pybq.Table(conn, "items", dim=DIM, store=store)
     assert conn.info.transaction_status == TransactionStatus.IDLE
     table.search(vectors[0])
     table.status()
@@ -320,7 +336,7 @@ def test_idle_connections_are_left_idle_and_work_is_committed(
 
 
 def test_an_open_transaction_is_joined(conn: Conn, other: Conn, vectors: np.ndarray) -> None:
-    table = pybq.Table(conn, "items", dim=DIM)
+    table = pybq.Table(conn, "items", dim=DIM, store=None)
     with conn.transaction(force_rollback=True):
         table.ingest(range(N), vectors)
         assert len(table.search(vectors[0])) == 10
@@ -330,7 +346,7 @@ def test_an_open_transaction_is_joined(conn: Conn, other: Conn, vectors: np.ndar
 
 
 def test_autocommit_works(other: Conn, vectors: np.ndarray) -> None:
-    table = pybq.Table(other, "items", dim=DIM)
+    table = pybq.Table(other, "items", dim=DIM, store=None)
     table.ingest(range(N), vectors)
     assert table.search(vectors[:2], k=1)[1][0].id == 1
 
@@ -341,7 +357,7 @@ def test_autocommit_works(other: Conn, vectors: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("extensions", "store", "message"),
     [
-        ([], "halfvec", 'type "bqvec" not found; run CREATE EXTENSION bq'),
+        ([], None, 'type "bqvec" not found; run CREATE EXTENSION bq'),
         (["bq"], "halfvec", 'type "halfvec" not found; run CREATE EXTENSION vector'),
     ],
 )

@@ -110,6 +110,20 @@ def test_query_table_is_within_its_error_bound(rng):
             assert np.abs(estimate - exact).max() <= scale * len(table) / 2 + rounding, (dim, kind)
 
 
+@pytest.mark.parametrize("value", [1.0, 0.37, 0.01])
+def test_errors_of_rows_cancel_where_a_query_repeats_itself(value, rng):
+    """As independent errors of +-1/2 do: within 6 standard deviations of sqrt(rows / 12)."""
+    dim = 1536
+    q = np.full(dim, value, np.float32)
+    q[0] = 1
+    codes = random_codes(rng, dim)
+    table, scale, bias = query_table(q)
+    values = np.array([reference.LEVEL_VALUES[reference.levels(p, dim)] for p in codes])
+    estimate = bias - scale * reference.block_sums(table, put_codes(codes, dim))
+    error = (estimate - values @ q.astype(np.float64)) / scale
+    assert np.abs(error).max() < 6 * np.sqrt(len(table) / 12)
+
+
 def test_query_table_steps_are_as_fine_as_possible(rng):
     """The widest row uses the whole of 8 bits, or the rows together the whole of 16."""
     for dim in (1, 2, 100, 384, 1536, 16000):
