@@ -1,0 +1,176 @@
+"""What the tests of the index share: data with traps, tables, the comparison with a sort."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, cast
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg import sql
+
+from pybq import Code, Quantizer, Query
+
+OPERATORS = ("<~>", "<=>", "<#>", "<->")
+
+Vectors = NDArray[np.float32]
+Conn = psycopg.Connection[Any]
+
+
+def random_vectors(rng: np.random.Generator, n: int, dim: int) -> Vectors:
+    """Gaussian vectors with log-normal norms, shape (n, dim)."""
+    vectors = rng.standard_normal((n, dim)) * rng.lognormal(0, 1, (n, 1))
+    return cast(Vectors, vectors.astype(np.float32))
+
+
+def clustered_vectors(rng: np.random.Generator, n: int, dim: int) -> Vectors:
+    """Clusters of uneven size, and among them duplicates and zero vectors, shape (n, dim)."""
+    centres = rng.standard_normal((max(2, n // 100), dim))
+    members = (len(centres) * rng.random(n) ** 2).astype(int)
+    vectors = (centres[members] + 0.3 * rng.standard_normal((n, dim))).astype(np.float32)
+    vectors *= rng.lognormal(0, 1, (n, 1))
+    copies = rng.integers(0, n, n // 10)
+    vectors[rng.integers(0, n, n // 10)] = vectors[copies]
+    vectors[rng.integers(0, n, max(1, n // 50))] = 0
+    return cast(Vectors, vectors)
+
+
+def create(
+    conn: Conn,
+    vectors: Vectors,
+    *,
+    table: str = "items",
+    nulls: int = 3,
+    transform: int = 0,
+    typmod: int | None = None,
+    kind: str = "TABLE",
+) -> None:
+    """Make a table (id, code, other) of encoded vectors, and of rows without a code."""
+    dim = typmod or vectors.shape[1]
+    conn.execute(f"CREATE {kind} {table} (id int, code bqvec({dim}), other int)")
+    insert(conn, vectors, table=table, transform=transform)
+    for i in range(nulls):
+        conn.execute(f"INSERT INTO {table} VALUES (%s, NULL, 0)", (-1 - i,))
+
+
+def insert(
+    conn: Conn,
+    vectors: Vectors,
+    *,
+    first: int = 0,
+    table: str = "items",
+    transform: int = 0,
+) -> None:
+    """COPY encoded vectors; ids count from `first`, `other` is id % 10."""
+    codes = Quantizer(vectors.shape[1], transform).encode(vectors)
+    with conn.cursor().copy(f"COPY {table} FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types(["int4", "bqvec", "int4"])
+        for i, code in enumerate(codes, first):
+            copy.write_row((i, Code(code), i % 10))
+
+
+def operand(operator: str, vector: Vectors, transform: int = 0) -> Code | Query:
+    """The right side of an operator for a query vector."""
+    quantizer = Quantizer(len(vector), transform)
+    if operator == "<~>":
+        return Code(quantizer.encode(vector))
+    return Query(quantizer.rotate(vector), transform)
+
+
+def statement(operator: str, table: str, where: str, limit: int | None) -> sql.SQL:
+    text = f"SELECT id, code {operator} %(q)s AS distance FROM {table} WHERE {where}"
+    text += f" ORDER BY code {operator} %(q)s"
+    if limit is not None:
+        text += f" LIMIT {limit}"
+    return sql.SQL(cast(Any, text))
+
+
+def explain(conn: Conn, query: Any, parameters: Any = None) -> str:
+    rows = conn.execute(sql.SQL("EXPLAIN ") + query, parameters).fetchall()
+    return "\n".join(row[0] for row in rows)
+
+
+def by_sort(
+    conn: Conn,
+    operator: str,
+    q: Code | Query,
+    *,
+    table: str = "items",
+    where: str = "true",
+    limit: int | None = None,
+) -> list[tuple[int, float]]:
+    """Rows (id, distance) in the order of a sequential scan and a sort."""
+    query = statement(operator, table, f"code IS NOT NULL AND {where}", limit)
+    with conn.transaction(force_rollback=True):
+        conn.execute("SET LOCAL enable_indexscan = off")
+        plan = explain(conn, query, {"q": q})
+        assert "Index Scan" not in plan, plan
+        return conn.execute(query, {"q": q}).fetchall()
+
+
+def by_index(
+    conn: Conn,
+    operator: str,
+    q: Code | Query,
+    *,
+    table: str = "items",
+    where: str = "true",
+    limit: int | None = None,
+    probes: int | None = 65536,
+) -> list[tuple[int, float]]:
+    """Rows (id, distance) in the order of the index; `probes` lists first, None: the default."""
+    query = statement(operator, table, where, limit)
+    with conn.transaction(force_rollback=True):
+        conn.execute("SET LOCAL enable_seqscan = off")
+        conn.execute("SET LOCAL enable_sort = off")
+        if probes is not None:
+            conn.execute(f"SET LOCAL bq.probes = {probes}")
+        plan = explain(conn, query, {"q": q})
+        assert "Index Scan using" in plan and "Sort" not in plan, plan
+        return conn.execute(query, {"q": q}).fetchall()
+
+
+def assert_same_order(
+    found: list[tuple[int, float]], expected: list[tuple[int, float]], context: object = ""
+) -> None:
+    """The same distances, exactly; the same ids, but for the order of ties and the last ones."""
+    ids = [row[0] for row in found]
+    assert len(set(ids)) == len(ids), (context, "rows came twice")
+    assert [row[1] for row in found] == [row[1] for row in expected], (context, "other distances")
+    groups = [
+        [(distance, {i for i, _ in rows}) for distance, rows in itertools.groupby(side, _distance)]
+        for side in (found, expected)
+    ]
+    assert groups[0][:-1] == groups[1][:-1], (context, "other rows")
+
+
+def _distance(row: tuple[int, float]) -> float:
+    return row[1]
+
+
+def assert_index_equals_sort(
+    conn: Conn,
+    queries: Vectors,
+    *,
+    operators: tuple[str, ...] = OPERATORS,
+    transform: int = 0,
+    **options: Any,
+) -> None:
+    """Each operator and query: all rows by the index are those of a sort, ties apart."""
+    for vector in queries:
+        for operator in operators:
+            q = operand(operator, vector, transform)
+            expected = by_sort(conn, operator, q, **options)
+            found = by_index(conn, operator, q, **options)
+            assert_same_order(found, expected, operator)
+
+
+def check(conn: Conn, index: str) -> None:
+    conn.execute("SELECT bq_index_check(%s, true)", (index,))
+
+
+def info(conn: Conn, index: str) -> dict[str, Any]:
+    cursor = conn.execute("SELECT * FROM bq_index_info(%s)", (index,))
+    assert cursor.description is not None
+    return dict(zip((column.name for column in cursor.description), cursor.fetchone(), strict=True))
