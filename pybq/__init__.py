@@ -7,6 +7,8 @@ from pybq._core import kernels, set_kernel, simd
 from pybq.embedded import Server, serve
 from pybq.errors import BuildError, ExtensionMissingError, RowError, ServerError, TableError
 from pybq.quantizer import Quantizer
+from pybq.statistics import Statistics
+from pybq.strategy import Decision, choose
 from pybq.vector import Code, Query
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ __version__ = version("pybq")
 __all__ = [
     "BuildError",
     "Code",
+    "Decision",
     "ExtensionMissingError",
     "Hit",
     "Quantizer",
@@ -24,9 +27,11 @@ __all__ = [
     "RowError",
     "Server",
     "ServerError",
+    "Statistics",
     "Status",
     "Table",
     "TableError",
+    "choose",
     "kernels",
     "serve",
     "set_kernel",
