@@ -268,6 +268,15 @@ class BQQuery(_ValueType[Query]):
         return "BQQUERY"
 
 
+class _Statistics(UserDefinedType[str]):
+    """The SQL type `bq_statistics`, for whoever reflects the extension's table `bq_columns`."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **options: Any) -> str:
+        return "BQ_STATISTICS"
+
+
 def bq_encode(vector: Any, transform: int = 0) -> ColumnElement[Code]:
     """Encode on the server: `bq_encode(vector::real[], transform)`.
 
@@ -494,5 +503,9 @@ def _register_dumpers(dbapi_connection: Any, record: Any, proxy: Any) -> None:
                 adapters.register_dumper(value, type(dumper.__name__, (dumper,), {"value": value}))
 
 
-_reflected: dict[str, type[TypeEngine[Any]]] = {"bqvec": BQVec, "bqquery": BQQuery}
+_reflected: dict[str, type[TypeEngine[Any]]] = {
+    "bqvec": BQVec,
+    "bqquery": BQQuery,
+    "bq_statistics": _Statistics,
+}
 ischema_names.update(_reflected)

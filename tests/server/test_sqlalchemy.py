@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+import sqlalchemy
 from psycopg.adapt import PyFormat
 from psycopg.pq import Format
 from sqlalchemy import (
@@ -328,6 +329,8 @@ def test_reflection_finds_types_and_index(engine: Engine) -> None:
     open_dim = Table("open_dim", MetaData(), autoload_with=engine)
     assert repr(open_dim.c.code.type) == "BQVec()"
     assert isinstance(open_dim.c.query.type, BQQuery)
+    bq_columns = Table("bq_columns", MetaData(), autoload_with=engine)  # warns of no type
+    assert "statistics" in bq_columns.c
     (index,) = inspect(engine).get_indexes("items")
     assert index["dialect_options"]["postgresql_using"] == "bq"
     assert index["dialect_options"]["postgresql_with"] == {"lists": "4"}
@@ -509,7 +512,8 @@ def find(session: Session, query: list[float]) -> list[Item]:
     )
     arguments = ["--strict", "--config-file=", f"--cache-dir={tmp_path / 'cache'}", str(model)]
     output, errors, _ = mypy.run(arguments)
-    # one mistake is put there on purpose: types must get through, not just Any
-    assert output.splitlines()[:-1] == [
-        f'{model}:24: error: "Item" has no attribute "title"  [attr-defined]'
-    ], output + errors
+    # One mistake is put there on purpose: types must get through, not just Any.
+    # Before 2.1 a Select had no type for a further column.
+    mistake = f'{model}:24: error: "Item" has no attribute "title"  [attr-defined]'
+    expected = [] if sqlalchemy.__version__.startswith("2.0.") else [mistake]
+    assert output.splitlines()[:-1] == expected, output + errors

@@ -1,0 +1,148 @@
+"""Alembic: autogenerate that sees bq's types, indexes and extension, without hand edits.
+
+In ``env.py``; importing this module registers what compares, the two functions are asked by
+Alembic how a type is written, and which tables are ours to leave alone:
+
+.. code-block:: python
+
+    from pybq.alembic import include_name, render_item
+
+    context.configure(
+        connection=connection,
+        target_metadata=target_metadata,
+        include_name=include_name,
+        render_item=render_item,
+    )
+
+What autogenerate then does beyond its own:
+
+- Migrations import the modules of the types they name, pybq's and pgvector's.
+- If a model has a type of an extension that the database lacks, the migration starts with
+  ``CREATE EXTENSION IF NOT EXISTS bq`` (or ``vector``), and its downgrade ends with
+  ``DROP EXTENSION``, which the server refuses while anything uses it. The role that migrates must
+  be allowed to create extensions; else have an administrator do it once, and autogenerate finds
+  it there. A development database that has had the extension all along gives no such line: add
+  ``op.execute("CREATE EXTENSION IF NOT EXISTS bq")`` to the first migration, or generate that
+  from an empty database.
+- An index ``USING bq`` whose access method or options differ from the model is dropped and
+  created again (Alembic itself compares columns only). To change `probes` of a large index
+  without building it again, write ``op.execute("ALTER INDEX ... SET (probes = 20)")`` instead.
+
+What it cannot see: the expression of a generated column is compared, but a change only gives a
+warning, as for every generated column; `transform` of a `BQVec` is no part of the database.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from alembic.autogenerate import comparators
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import ops
+from sqlalchemy import Index, Table, text
+
+import pybq.sqlalchemy  # noqa: F401  for reflection
+
+__all__ = ["include_name", "render_item"]
+
+# Where the types of an extension come from.
+_EXTENSIONS = {"pybq": "bq", "pgvector": "vector"}
+
+
+def include_name(name: str | None, kind: str, parent_names: Any) -> bool:
+    """Leave out the extension's own table `bq_columns`; for `context.configure`.
+
+    Alembic takes a table that is in no model for one to be dropped. Parameters as Alembic gives
+    them; combine with conditions of your own by ``and``.
+    """
+    return not (kind == "table" and name == "bq_columns")
+
+
+def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:
+    """Import what a migration needs for types of pybq and pgvector; for `context.configure`.
+
+    Parameters
+    ----------
+    kind, item, autogen_context
+        As Alembic calls it.
+
+    Returns
+    -------
+    False
+        Always: the text itself is Alembic's own. A `render_item` of one's own calls this one
+        first, or last.
+    """
+    if kind == "type" and _package(item) in _EXTENSIONS:
+        autogen_context.imports.add(f"import {type(item).__module__}")
+    return False
+
+
+@comparators.dispatch_for("schema")
+def compare_extensions(
+    autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: Any
+) -> None:
+    """Create the extensions whose types the models use."""
+    connection = autogen_context.connection
+    if connection is None or connection.dialect.name != "postgresql":
+        return
+    used = {
+        _EXTENSIONS[package]
+        for table in autogen_context.sorted_tables
+        for column in table.columns
+        if (package := _package(column.type)) in _EXTENSIONS
+    }
+    there = set(connection.scalars(text("SELECT extname FROM pg_extension")))
+    for name in sorted(used - there):
+        upgrade_ops.ops.insert(0, CreateExtensionOp(name))
+
+
+@comparators.dispatch_for("table")
+def compare_index_options(
+    autogen_context: AutogenContext,
+    modify_table_ops: ops.ModifyTableOps,
+    schema: str | None,
+    name: str,
+    conn_table: Table | None,
+    metadata_table: Table | None,
+) -> None:
+    """Replace indexes whose access method or options changed, if one of the two is bq's."""
+    if conn_table is None or metadata_table is None:
+        return
+    found = {index.name: index for index in conn_table.indexes}
+    replaced = {
+        op.index_name
+        for op in modify_table_ops.ops
+        if isinstance(op, (ops.CreateIndexOp, ops.DropIndexOp))
+    }
+    for index in sorted(metadata_table.indexes, key=lambda index: str(index.name)):
+        old = found.get(index.name)
+        if old is None or index.name in replaced:
+            continue
+        (method, options), (old_method, old_options) = _storage(index), _storage(old)
+        if "bq" in (method, old_method) and (method, options) != (old_method, old_options):
+            modify_table_ops.ops += [
+                ops.DropIndexOp.from_index(old),
+                ops.CreateIndexOp.from_index(index),
+            ]
+
+
+class CreateExtensionOp(ops.ExecuteSQLOp):
+    """`CREATE EXTENSION`, and `DROP EXTENSION` to undo it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"CREATE EXTENSION IF NOT EXISTS {name}")
+        self.name = name
+
+    def reverse(self) -> ops.ExecuteSQLOp:
+        return ops.ExecuteSQLOp(f"DROP EXTENSION {self.name}")
+
+
+def _package(item: Any) -> str:
+    return type(item).__module__.partition(".")[0]
+
+
+def _storage(index: Index) -> tuple[str, dict[str, str]]:
+    """Access method and options of an index, as the catalog has them."""
+    options = index.dialect_options["postgresql"]
+    given = options["with"] or {}
+    return options["using"] or "btree", {name: str(value) for name, value in given.items()}
