@@ -1,0 +1,3 @@
+-- Run once, in a new database.
+CREATE EXTENSION vector;
+CREATE EXTENSION bq;
