@@ -68,7 +68,6 @@ typedef struct BqScan
 	BqLayout	layout;
 	int			strategy;
 	bool		started;
-	bool		has_query;		/* false: NULL was given, there are no rows */
 
 	/* the query */
 	const float *q;				/* as in bqquery, or the decoded code */
@@ -566,14 +565,18 @@ start_query(IndexScanDesc scan)
 	float	   *q;
 
 	so->started = true;
-	so->has_query = !(key->sk_flags & SK_ISNULL);
-	if (!so->has_query)
-		return;
 	so->strategy = key->sk_strategy;
 	so->layout = bq_get_layout(index);
-	so->table = (uint8 *) palloc(bq_block_nbytes(so->layout.dim));
+	so->table = (uint8 *) palloc0(bq_block_nbytes(so->layout.dim));
+	so->scale = so->bias = so->slack = 0;
 
-	if (so->strategy == BQ_STRATEGY_HAMMING)
+	if (key->sk_flags & SK_ISNULL)
+	{
+		/* No row is nearer to NULL than another, nor to the zero vector. */
+		so->strategy = BQ_STRATEGY_COSINE;
+		q = (float *) palloc0(so->layout.dim * sizeof(float));
+	}
+	else if (so->strategy == BQ_STRATEGY_HAMMING)
 	{
 		BqVecView	code = bqvec_view(PG_DETOAST_DATUM_PACKED(key->sk_argument));
 		uint8	   *planes = (uint8 *) palloc(bq_planes_nbytes(code.header.dim));
@@ -582,7 +585,6 @@ start_query(IndexScanDesc scan)
 		memcpy(planes, code.planes, bq_planes_nbytes(code.header.dim));
 		so->planes = planes;
 		bq_lut_hamming(planes, so->layout.dim, so->table);
-		so->slack = 0;
 		q = (float *) palloc(so->layout.dim * sizeof(float));
 		bq_decode(planes, so->layout.dim, 1, NULL, q);
 	}
@@ -658,11 +660,10 @@ bqgettuple(IndexScanDesc scan, ScanDirection direction)
 			scan->instrument->nsearches++;
 #endif
 		start_query(scan);
-		if (so->has_query)
-			read_segment(scan);
+		read_segment(scan);
 	}
 
-	while (so->has_query && !found)
+	while (!found)
 	{
 		uint8		planes[2 * (BQ_INDEX_MAX_DIM / 8)];
 

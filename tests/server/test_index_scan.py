@@ -1,0 +1,439 @@
+"""Scans as queries use them: filters, limits, cursors, joins, plans, kinds of tables."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from indexlib import (
+    OPERATORS,
+    assert_index_equals_sort,
+    assert_same_order,
+    by_index,
+    by_sort,
+    check,
+    clustered_vectors,
+    create,
+    info,
+    insert,
+    operand,
+    random_vectors,
+)
+
+from pybq import Query
+
+Conn = psycopg.Connection[Any]
+DIM = 16
+ROWS = 4000
+LISTS = 40
+
+
+@pytest.fixture
+def conn(conn: Conn) -> Conn:
+    conn.autocommit = True
+    return conn
+
+
+@pytest.fixture
+def items(conn: Conn, rng: np.random.Generator) -> Conn:
+    """A table with an index of 40 lists, of which a scan reads one first."""
+    create(conn, clustered_vectors(rng, ROWS, DIM))
+    conn.execute(
+        f"CREATE INDEX items_code ON items USING bq (code) WITH (lists = {LISTS}, probes = 1)"
+    )
+    conn.execute("VACUUM ANALYZE items")
+    return conn
+
+
+@pytest.fixture
+def q(rng: np.random.Generator) -> Query:
+    query = operand("<=>", random_vectors(rng, 1, DIM)[0])
+    assert isinstance(query, Query)
+    return query
+
+
+def plan_of(conn: Conn, statement: str, parameters: Any = None) -> str:
+    rows = conn.execute("EXPLAIN (COSTS OFF) " + statement, parameters)  # type: ignore[arg-type]
+    return "\n".join(row[0] for row in rows)
+
+
+# -- how far a scan goes -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_limit_beyond_the_first_lists_gets_every_row_once(
+    items: Conn, rng: np.random.Generator, operator: str
+) -> None:
+    right = operand(operator, random_vectors(rng, 1, DIM)[0])
+    everything = by_sort(items, operator, right)
+    for limit in (100, ROWS, 2 * ROWS):
+        found = by_index(items, operator, right, limit=limit, probes=None)
+        assert len(found) == len({i for i, _ in found}) == min(limit, len(everything))
+        assert set(found) <= set(everything)
+
+
+def test_segments_are_each_in_order(items: Conn, q: Query) -> None:
+    """One list first, then twice as many as before, each time in order of distance."""
+    distances = np.array([d for _, d in by_index(items, "<=>", q, probes=None)])
+    falls = int((np.diff(distances) < 0).sum())
+    assert 1 <= falls <= 5  # after 1, 3, 7, 15 and 31 lists
+
+
+@pytest.mark.parametrize("where", ["other = 3", "id BETWEEN 100 AND 110", "id = 77", "false"])
+def test_filters_get_their_rows(items: Conn, q: Query, where: str) -> None:
+    expected = by_sort(items, "<=>", q, where=where)
+    if where != "false":
+        found = by_index(items, "<=>", q, where=where, limit=ROWS, probes=None)
+        assert set(found) == set(expected)
+        found = by_index(items, "<=>", q, where=where, limit=5)
+        assert_same_order(found, expected[:5])
+
+
+def test_without_iterative_scan_only_the_probed_lists(items: Conn, q: Query) -> None:
+    items.execute("SET bq.iterative_scan = off")
+    counts = [len(by_index(items, "<=>", q, probes=n)) for n in (1, 2, 10, LISTS)]
+    assert 0 < counts[0] < counts[1] < counts[2] < counts[3] == ROWS
+    items.execute("SET bq.iterative_scan = on")
+    assert len(by_index(items, "<=>", q, probes=1)) == ROWS
+
+
+def test_max_scan_tuples_ends_a_scan(items: Conn, q: Query) -> None:
+    def count(limit: int) -> int:
+        items.execute(f"SET bq.max_scan_tuples = {limit}")
+        return len(by_index(items, "<=>", q, probes=1))
+
+    first = count(0)
+    assert 0 < first < ROWS / 4, "the first lists are read anyway"
+    assert first < count(first + 1) < ROWS
+    assert count(ROWS) == count(-1) == ROWS
+
+
+def test_setting_beats_option_beats_measurement(items: Conn, q: Query) -> None:
+    items.execute("SET bq.iterative_scan = off")
+    one = len(by_index(items, "<=>", q, probes=None))
+    items.execute("ALTER INDEX items_code SET (probes = 40)")
+    assert len(by_index(items, "<=>", q, probes=None)) == ROWS
+    assert len(by_index(items, "<=>", q, probes=1)) == one
+    items.execute("ALTER INDEX items_code RESET (probes)")
+    measured = info(items, "items_code")["probes"]
+    items.execute("SET bq.iterative_scan = off")
+    expected = len(by_index(items, "<=>", q, probes=measured))
+    assert len(by_index(items, "<=>", q, probes=None)) == expected
+
+
+def test_little_work_mem_gives_the_same_rows(items: Conn, q: Query) -> None:
+    """The candidates of a list do not fit: it is read again from where it stopped."""
+    everything = by_index(items, "<=>", q)
+    items.execute("SET work_mem = '64kB'")
+    assert_same_order(by_index(items, "<=>", q), everything)
+
+
+# -- queries ----------------------------------------------------------------------------
+
+
+def test_prepared_statement_with_generic_plan(items: Conn, rng: np.random.Generator) -> None:
+    items.execute("SET plan_cache_mode = force_generic_plan")
+    items.execute("SET bq.probes = 40")
+    items.execute(
+        "PREPARE nearest(bqquery, int) AS"
+        " SELECT id, code <=> $1 FROM items ORDER BY code <=> $1 LIMIT $2"
+    )
+    assert "items_code" in plan_of(
+        items, "EXECUTE nearest('0:[1]', 1)".replace("[1]", str([1] * DIM))
+    )
+    for vector in random_vectors(rng, 5, DIM):
+        right = operand("<=>", vector)
+        found = items.execute(f"EXECUTE nearest('{right.to_text()}', 10)").fetchall()
+        assert_same_order(found, by_sort(items, "<=>", right, limit=10))
+
+
+def test_rescans_in_lateral_join(items: Conn) -> None:
+    items.execute("SET bq.probes = 40")
+    statement = (
+        "SELECT a.id, b.id, b.distance FROM (SELECT * FROM items WHERE id < 50) AS a,"
+        " LATERAL (SELECT i.id, i.code <~> a.code AS distance FROM items AS i{condition}"
+        " ORDER BY i.code <~> a.code LIMIT 4) AS b ORDER BY a.id, b.distance, b.id"
+    )
+    plan = plan_of(items, statement.format(condition=""))
+    assert "Nested Loop" in plan and "Index Scan using items_code" in plan
+    found = items.execute(statement.format(condition="")).fetchall()  # type: ignore[call-overload]
+    items.execute("SET enable_indexscan = off")
+    expected = items.execute(  # type: ignore[call-overload]
+        statement.format(condition=" WHERE i.code IS NOT NULL")
+    ).fetchall()
+    assert len(found) == 4 * 53  # with three codes that are null
+    assert [(row[0], row[2]) for row in found] == [(row[0], row[2]) for row in expected]
+
+
+def test_cursor_outlives_vacuum(items: Conn, rng: np.random.Generator, q: Query) -> None:
+    """Rows deleted, vacuumed away and replaced in their slots: a snapshot sees none of it."""
+    expected = by_index(items, "<=>", q, probes=1)
+    with psycopg.connect(items.info.dsn) as reader:
+        reader.execute("SET enable_seqscan = off; SET enable_sort = off; SET bq.probes = 1")
+        text = f"code <=> '{q.to_text()}'"
+        with reader.cursor("reader") as cursor:
+            cursor.execute(f"SELECT id, {text} FROM items ORDER BY {text}")
+            found = cursor.fetchmany(100)
+            for step in range(5):
+                items.execute("DELETE FROM items WHERE id %% 5 = %s", (step,))
+                items.execute("VACUUM items")
+                insert(items, clustered_vectors(rng, 500, DIM), first=ROWS + 1000 * step)
+                found += cursor.fetchmany(400)
+            found += cursor.fetchall()
+    assert found == expected
+    check(items, "items_code")
+
+
+def test_cursor_does_not_see_later_commands(items: Conn, q: Query) -> None:
+    text = f"code <=> '{q.to_text()}'"
+    with items.transaction():
+        items.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
+        with items.cursor("reader") as cursor:
+            cursor.execute(f"SELECT id FROM items ORDER BY {text}")
+            first = cursor.fetchmany(10)
+            items.execute("UPDATE items SET id = id + 100000, code = code")
+            rest = cursor.fetchall()
+    assert sorted(i for (i,) in first + rest) == list(range(ROWS))
+
+
+def test_scroll_cursor_goes_back(items: Conn, q: Query) -> None:
+    text = f"code <=> '{q.to_text()}'"
+    with items.transaction():
+        items.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
+        with items.cursor("reader", scrollable=True) as cursor:
+            cursor.execute(f"SELECT id FROM items ORDER BY {text}")
+            first = cursor.fetchmany(20)
+            cursor.scroll(0, mode="absolute")
+            assert cursor.fetchmany(20) == first
+
+
+@pytest.mark.parametrize("operator, kind", [("<=>", "bqquery"), ("<~>", "bqvec")])
+def test_nothing_is_nearer_to_null(items: Conn, operator: str, kind: str) -> None:
+    """As in a sort: all rows come, in any order."""
+    items.execute("SET plan_cache_mode = force_generic_plan")
+    items.execute("SET enable_seqscan = off; SET enable_sort = off")
+    items.execute(f"PREPARE n({kind}) AS SELECT id FROM items ORDER BY code {operator} $1")
+    assert "items_code" in plan_of(items, "EXECUTE n(NULL)")
+    rows = items.execute("EXECUTE n(NULL)").fetchall()
+    assert sorted(i for (i,) in rows) == list(range(ROWS))
+
+
+def test_subtransaction_and_rollback(items: Conn, rng: np.random.Generator, q: Query) -> None:
+    before = by_index(items, "<=>", q)
+    with items.transaction(force_rollback=True):
+        insert(items, random_vectors(rng, 100, DIM), first=ROWS)
+        with items.transaction(force_rollback=True):
+            insert(items, random_vectors(rng, 100, DIM), first=ROWS + 100)
+            assert len(by_index(items, "<=>", q)) == ROWS + 200
+        assert len(by_index(items, "<=>", q)) == ROWS + 100
+        with items.transaction(force_rollback=True):
+            items.execute("REINDEX INDEX items_code")
+            assert len(by_index(items, "<=>", q)) == ROWS + 100
+        with items.transaction(force_rollback=True):
+            items.execute("TRUNCATE items")
+            assert by_index(items, "<=>", q) == []
+        assert len(by_index(items, "<=>", q)) == ROWS + 100
+    assert by_index(items, "<=>", q) == before
+    check(items, "items_code")
+    items.execute("VACUUM items")
+    check(items, "items_code")
+    assert info(items, "items_code")["live_rows"] == ROWS
+
+
+# -- kinds of tables and indexes -----------------------------------------------------------
+
+
+def test_partitioned_table(conn: Conn, rng: np.random.Generator, q: Query) -> None:
+    """Partitions are merged in order of distance."""
+    conn.execute(
+        f"CREATE TABLE items (id int, code bqvec({DIM}), other int) PARTITION BY HASH (id)"
+    )
+    for i in range(3):
+        conn.execute(
+            f"CREATE TABLE items_{i} PARTITION OF items FOR VALUES WITH (MODULUS 3, REMAINDER {i})"
+        )
+    conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+    insert(conn, clustered_vectors(rng, 900, DIM))
+    for i in range(3):
+        check(conn, f"items_{i}_code_idx")
+    with conn.transaction(force_rollback=True):
+        conn.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
+        found = conn.execute(
+            "SELECT id, code <=> %(q)s FROM items ORDER BY code <=> %(q)s LIMIT 50", {"q": q}
+        ).fetchall()
+    assert_same_order(found, by_sort(conn, "<=>", q, limit=50))
+
+
+def test_temporary_table(conn: Conn, rng: np.random.Generator) -> None:
+    vectors = clustered_vectors(rng, 2000, DIM)
+    create(conn, vectors[:1000], kind="TEMP TABLE")
+    conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 10)")
+    insert(conn, vectors[1000:], first=1000)
+    conn.execute("DELETE FROM items WHERE id % 4 = 0")
+    conn.execute("VACUUM items")
+    check(conn, "items_code")
+    assert_index_equals_sort(conn, random_vectors(rng, 1, DIM))
+    with psycopg.connect(conn.info.dsn) as other:
+        (name,) = conn.execute("SELECT 'items_code'::regclass::oid").fetchone() or ()
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="other sessions"):
+            other.execute("SELECT bq_index_check(%s::regclass)", (name,))
+
+
+def test_create_index_concurrently_while_rows_change(conn: Conn, rng: np.random.Generator) -> None:
+    vectors = clustered_vectors(rng, 6000, DIM)
+    create(conn, vectors[:3000])
+    stop = threading.Event()
+
+    def change() -> None:
+        with psycopg.connect(conn.info.dsn, autocommit=True) as writer:
+            from pybq.psycopg import register_bq
+
+            register_bq(writer)
+            for start in range(3000, 6000, 50):
+                insert(writer, vectors[start : start + 50], first=start)
+                writer.execute("DELETE FROM items WHERE id = %s", (start - 2900,))
+                writer.execute("UPDATE items SET other = -1 WHERE id = %s", (start - 2000,))
+            stop.set()
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    rounds = 0
+    while not stop.is_set() or rounds == 0:
+        conn.execute("CREATE INDEX CONCURRENTLY items_code ON items USING bq (code) WITH (lists=9)")
+        check(conn, "items_code")
+        conn.execute("REINDEX INDEX CONCURRENTLY items_code")
+        check(conn, "items_code")
+        if not stop.is_set():
+            conn.execute("DROP INDEX items_code")
+        rounds += 1
+    writer.join()
+    if conn.execute("SELECT to_regclass('items_code')").fetchone() == (None,):
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+    check(conn, "items_code")
+    assert_index_equals_sort(conn, random_vectors(rng, 1, DIM))
+
+
+# -- plans ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [64, 384, 3072])
+def test_planner_takes_the_index_for_the_nearest(
+    conn: Conn, rng: np.random.Generator, dim: int
+) -> None:
+    create(conn, random_vectors(rng, 2000, dim), nulls=0)
+    conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+    conn.execute("VACUUM ANALYZE items")
+    for operator in OPERATORS:
+        right = operand(operator, np.ones(dim, np.float32))
+        order = f"SELECT id FROM items{{where}} ORDER BY code {operator} %s"
+        nearest = order + " LIMIT 10"
+        assert "items_code" in plan_of(conn, nearest.format(where=""), (right,))
+        assert "items_code" in plan_of(conn, nearest.format(where=" WHERE other < 5"), (right,))
+        descending = order.format(where="") + " DESC LIMIT 10"
+        assert "items_code" not in plan_of(conn, descending, (right,))
+
+
+def test_planner_leaves_the_index_where_it_does_not_help(items: Conn, q: Query) -> None:
+    items.execute("CREATE INDEX ON items (id)")
+    items.execute("ANALYZE items")
+    for statement in (
+        "SELECT id FROM items",
+        "SELECT count(*) FROM items WHERE code IS NOT NULL",
+        "SELECT id FROM items WHERE code <=> %(q)s < 0.1",
+        "SELECT id FROM items ORDER BY id LIMIT 1",
+        "SELECT id FROM items WHERE id = 5 ORDER BY code <=> %(q)s LIMIT 1",
+    ):
+        assert "items_code" not in plan_of(items, statement, {"q": q}), statement
+    items.execute("SET enable_seqscan = off")
+    assert "items_code" not in plan_of(items, "SELECT count(*) FROM items")
+    items.execute("RESET enable_seqscan")
+    items.execute("SET enable_indexscan = off")
+    nearest = "SELECT id FROM items ORDER BY code <=> %(q)s LIMIT 1"
+    assert "items_code" not in plan_of(items, nearest, {"q": q})
+
+
+def test_explain_shows_what_was_read(items: Conn, q: Query) -> None:
+    if items.info.server_version < 180000:
+        pytest.skip("hooks of EXPLAIN came with PostgreSQL 18")
+    nearest = "SELECT id FROM items ORDER BY code <=> %s LIMIT 1"
+    items.execute("SET bq.probes = 7")
+    (plan,) = items.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {nearest}", (q,)).fetchone() or ()
+    scan = plan[0]["Plan"]["Plans"][0]
+    assert scan["Index Name"] == "items_code"
+    assert scan["Lists Read"] == 7
+    assert 32 * 7 <= scan["Codes Compared"] <= ROWS
+    (plan,) = items.execute(f"EXPLAIN (FORMAT JSON) {nearest}", (q,)).fetchone() or ()
+    assert "Lists Read" not in plan[0]["Plan"]["Plans"][0]
+    # all rounds of a join together
+    join = (
+        "SELECT * FROM generate_series(1, 5), LATERAL"
+        f" (SELECT id FROM items WHERE id <> generate_series ORDER BY code <=> '{q.to_text()}'"
+        " LIMIT 1) AS s"
+    )
+    rows = items.execute(f"EXPLAIN (ANALYZE) {join}").fetchall()
+    assert any("Lists Read: 35" in row[0] for row in rows), rows
+
+
+# -- interrupts and memory -------------------------------------------------------------------
+
+
+def test_statement_timeout_ends_build_and_scan(conn: Conn, rng: np.random.Generator) -> None:
+    create(conn, random_vectors(rng, 20_000, 384), nulls=0)
+    conn.execute("SET statement_timeout = '100ms'")
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 4000)")
+    conn.execute("RESET statement_timeout")
+    conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 10)")
+    q = operand("<=>", np.ones(384, np.float32))
+    conn.execute("SET enable_seqscan = off; SET enable_sort = off")
+    conn.execute("SET work_mem = '64kB'")  # many readings of the same lists
+    conn.execute("SET statement_timeout = '50ms'")
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        conn.execute("SELECT id FROM items ORDER BY code <=> %s", (q,))
+    conn.execute("RESET statement_timeout")
+    check(conn, "items_code")
+
+
+def _memory(conn: Conn) -> int:
+    """Bytes of all memory contexts of the backend."""
+    row = conn.execute("SELECT sum(total_bytes)::bigint FROM pg_backend_memory_contexts").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_no_memory_is_lost(items: Conn, rng: np.random.Generator) -> None:
+    """By 10,000 rescans, nor by 10,000 insertions in one statement."""
+
+    def largest(statement: str) -> int:
+        """Peak of the backend's resident memory in kB, the statement included."""
+        items.execute(statement)  # type: ignore[call-overload]
+        pid = items.info.backend_pid
+        try:
+            with open(f"/proc/{pid}/status") as status:
+                lines = dict(line.split(":", 1) for line in status)
+        except OSError:
+            pytest.skip("no /proc, or the server is elsewhere")
+        return int(lines["RssAnon"].split()[0])
+
+    rescans = (
+        "SELECT count(s.id) FROM generate_series(1, {n}) AS n, LATERAL (SELECT id FROM items"
+        " WHERE n > 0 ORDER BY code <~> (SELECT code FROM items WHERE id = 1) LIMIT 1) AS s"
+    )
+    items.execute("SET enable_seqscan = off")
+    plan = items.execute("EXPLAIN ANALYZE " + rescans.format(n=10)).fetchall()
+    scan = next(line for (line,) in plan if "Index Scan using items_code" in line)
+    assert "loops=10)" in scan
+    before = largest(rescans.format(n=100))
+    assert largest(rescans.format(n=10_000)) - before < 2048
+
+    insertions = "INSERT INTO items SELECT id, code FROM items LIMIT {n}"
+    items.execute("SET enable_seqscan = on")
+    before = largest(insertions.format(n=100))
+    assert largest(insertions.format(n=4_000)) - before < 2048
+    total = _memory(items)
+    for vector in random_vectors(rng, 200, DIM):
+        by_index(items, "<=>", operand("<=>", vector), limit=3, probes=None)
+    assert _memory(items) - total < 1 << 20
