@@ -1,0 +1,557 @@
+"""Crashes, standbys, concurrent writers and churn: no row lost, no page damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from indexlib import (
+    assert_index_equals_sort,
+    by_index,
+    by_sort,
+    check,
+    clustered_vectors,
+    create,
+    info,
+    insert,
+    operand,
+    random_vectors,
+)
+from psycopg import sql
+
+import pybq
+from pybq import embedded
+from pybq.psycopg import register_bq
+
+Conn = psycopg.Connection[Any]
+DIM = 32
+
+
+@pytest.fixture
+def own_server(request: pytest.FixtureRequest) -> Iterator[pybq.Server]:
+    """A server that a test may crash."""
+    if request.config.getoption("dsn"):
+        pytest.skip("needs a server of its own")
+    with pybq.serve(postgres=request.config.getoption("postgres")) as server:
+        yield server
+
+
+def connect(dsn: str) -> Conn:
+    conn = psycopg.connect(dsn, autocommit=True)
+    register_bq(conn)
+    return conn
+
+
+def run_threads(*targets: Callable[[], None]) -> None:
+    """Run functions at the same time; raise what one of them raised."""
+    errors: list[BaseException] = []
+
+    def run(target: Callable[[], None]) -> None:
+        try:
+            target()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(target,)) for target in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+# -- crashes --------------------------------------------------------------------------------
+
+
+def kill_backend(conn: Conn) -> None:
+    """Kill -9 a backend: the server ends all others and recovers as after a power cut."""
+    os.kill(conn.info.backend_pid, signal.SIGKILL)
+
+
+def reconnect(dsn: str) -> Conn:
+    for _ in range(300):
+        with contextlib.suppress(psycopg.OperationalError):
+            return connect(dsn)
+        time.sleep(0.1)
+    raise TimeoutError("the server did not recover")
+
+
+def crash_during(dsn: str, delay: float, work: Callable[[Conn], None]) -> Conn:
+    """Kill the backend that does the work after `delay` seconds; a connection after recovery."""
+    conn = connect(dsn)
+
+    def victim() -> None:
+        with contextlib.suppress(psycopg.OperationalError):
+            work(conn)
+
+    thread = threading.Thread(target=victim)
+    thread.start()
+    time.sleep(delay)
+    if thread.is_alive():
+        kill_backend(conn)
+    thread.join()
+    with contextlib.suppress(psycopg.OperationalError):
+        conn.close()
+    return reconnect(dsn)
+
+
+def _crash(server: pybq.Server, rng: np.random.Generator, rounds: int) -> None:
+    with connect(server.dsn) as conn:
+        create(conn, clustered_vectors(rng, 20_000, DIM))
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+
+    # during builds
+    for delay in rng.uniform(0.02, 0.3, rounds):
+        with crash_during(
+            server.dsn, delay, lambda conn: conn.execute("REINDEX INDEX items_code") and None
+        ) as conn:
+            check(conn, "items_code")
+
+    # during insertion: what was committed is there, what was not is not
+    committed = 20_000
+    for delay in rng.uniform(0.05, 0.5, rounds):
+
+        def insert_batches(conn: Conn) -> None:
+            nonlocal committed
+            while True:
+                insert(conn, clustered_vectors(rng, 100, DIM), first=committed)
+                committed += 100
+
+        with crash_during(server.dsn, delay, insert_batches) as conn:
+            check(conn, "items_code")
+            (n,) = (
+                conn.execute("SELECT count(*) FROM items WHERE code IS NOT NULL").fetchone() or ()
+            )
+            # the answer to the last COMMIT may have been lost
+            assert n in (committed, committed + 100)
+            committed = n
+
+    # during vacuum and the insertions that follow it
+    for delay in rng.uniform(0.01, 0.2, rounds):
+
+        def churn(conn: Conn) -> None:
+            while True:
+                conn.execute("DELETE FROM items WHERE random() < 0.2")
+                conn.execute("VACUUM items")
+                insert(conn, clustered_vectors(rng, 2000, DIM), first=committed)
+
+        with crash_during(server.dsn, delay, churn) as conn:
+            check(conn, "items_code")
+            conn.execute("VACUUM items")
+            check(conn, "items_code")
+
+    # during the making of new lists
+    with connect(server.dsn) as conn:
+        conn.execute(f"CREATE TABLE grown (id int, code bqvec({DIM}), other int)")
+        conn.execute("CREATE INDEX grown_code ON grown USING bq (code)")
+        insert(conn, clustered_vectors(rng, 20_000, DIM), table="grown")
+    for delay in rng.uniform(0.02, 0.1, rounds):
+        with crash_during(
+            server.dsn, delay, lambda conn: conn.execute("VACUUM grown") and None
+        ) as conn:
+            check(conn, "grown_code")
+            insert(conn, clustered_vectors(rng, 500, DIM), table="grown")
+            check(conn, "grown_code")
+
+    with connect(server.dsn) as conn:
+        for table in ("items", "grown"):
+            assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), table=table, limit=200)
+
+
+def test_crashes(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    _crash(own_server, rng, rounds=1)
+
+
+@pytest.mark.slow
+def test_many_crashes(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    _crash(own_server, rng, rounds=12)
+
+
+def test_crash_empties_an_unlogged_index(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    vectors = clustered_vectors(rng, 3000, DIM)
+    with connect(own_server.dsn) as conn:
+        create(conn, vectors, kind="UNLOGGED TABLE")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 9)")
+        insert(conn, vectors[:100], first=5000)
+        check(conn, "items_code")
+    with crash_during(
+        own_server.dsn, 0, lambda conn: conn.execute("SELECT pg_sleep(10)") and None
+    ) as conn:
+        assert conn.execute("SELECT count(*) FROM items").fetchone() == (0,)
+        check(conn, "items_code")
+        assert by_index(conn, "<~>", operand("<~>", vectors[0])) == []
+        insert(conn, vectors)
+        check(conn, "items_code")
+        assert_index_equals_sort(conn, random_vectors(rng, 1, DIM))
+        conn.execute("ALTER TABLE items SET LOGGED")
+        check(conn, "items_code")
+
+
+# -- standbys -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def start_standby(primary: pybq.Server) -> Iterator[pybq.Server]:
+    """A streaming standby of an embedded server."""
+    folder = primary._make_folder()
+    assert primary.data_dir is not None and primary._socket_dir is not None
+    primary._run(
+        "pg_basebackup",
+        f"--pgdata={folder / 'standby'}",
+        "--write-recovery-conf",
+        "--wal-method=stream",
+        "--checkpoint=fast",
+        f"--dbname={primary.dsn}",
+    )
+    for lock in (folder / "standby").glob(".s.PGSQL.*"):
+        lock.unlink()  # of the primary's socket
+    settings: dict[str, embedded.Setting] = {"fsync": False, "max_standby_streaming_delay": -1}
+    standby = pybq.Server(folder / "standby", primary.postgres, settings)
+    standby._bin = primary._bin
+    standby._start()  # not start(): extensions cannot be created here
+    try:
+        yield standby
+    finally:
+        standby.stop("immediate")
+
+
+def wait_for_replay(primary: Conn, standby: Conn, seconds: float = 60) -> None:
+    (lsn,) = primary.execute("SELECT pg_current_wal_insert_lsn()").fetchone() or ()
+    primary.execute("SELECT pg_log_standby_snapshot()" if _is_16(primary) else "CHECKPOINT")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        row = standby.execute("SELECT pg_last_wal_replay_lsn() >= %s", (lsn,)).fetchone()
+        if row == (True,):
+            return
+        time.sleep(0.02)
+    raise TimeoutError("the standby does not follow")
+
+
+def _is_16(conn: Conn) -> bool:
+    return conn.info.server_version >= 160000
+
+
+def test_standby_answers_the_same(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """After each kind of change; replay compares each page with what the primary had."""
+    with connect(own_server.dsn) as conn:
+        conn.execute("ALTER SYSTEM SET wal_consistency_checking = 'all'")
+        conn.execute("SELECT pg_reload_conf()")
+    tables = {"flat": (24, 1), "lists": (24, 20), "wide": (3072, 3)}
+    with (
+        start_standby(own_server) as server,
+        connect(own_server.dsn) as primary,
+        connect(server.dsn) as standby,
+    ):
+
+        def same() -> None:
+            wait_for_replay(primary, standby)
+            for table, (dim, _) in tables.items():
+                check(primary, f"{table}_code")
+                check(standby, f"{table}_code")
+                for operator in ("<~>", "<->"):
+                    q = operand(operator, random_vectors(rng, 1, dim)[0])
+                    expected = by_index(primary, operator, q, table=table)
+                    assert by_index(standby, operator, q, table=table) == expected
+                    assert by_index(standby, operator, q, table=table, probes=1) == by_index(
+                        primary, operator, q, table=table, probes=1
+                    )
+                    assert len(by_sort(standby, operator, q, table=table)) == len(expected)
+
+        for table, (dim, lists) in tables.items():
+            create(primary, clustered_vectors(rng, 40 if dim > 1000 else 800, dim), table=table)
+            primary.execute(
+                f"CREATE INDEX {table}_code ON {table} USING bq (code) WITH (lists = {lists})"
+            )
+        same()
+        for cycle in range(3):
+            for table, (dim, _) in tables.items():
+                n = 40 if dim > 1000 else 800
+                insert(primary, clustered_vectors(rng, n, dim), first=1000 * cycle, table=table)
+                primary.execute(f"DELETE FROM {table} WHERE random() < 0.5")
+            same()
+            for table in tables:
+                primary.execute(f"VACUUM {table}")
+                primary.execute(f"UPDATE {table} SET other = 0 WHERE random() < 0.2")
+            same()
+        for table, (dim, _) in tables.items():
+            primary.execute(f"TRUNCATE {table}")
+            insert(primary, clustered_vectors(rng, 300, dim), table=table)
+            primary.execute(f"VACUUM {table}")  # more lists, where there were fewer
+        assert info(primary, "lists_code")["lists"] == 20
+        same()
+        primary.execute("REINDEX INDEX lists_code")
+        same()
+
+        standby.execute("SELECT pg_promote()")
+        insert(standby, clustered_vectors(rng, 200, 24), first=9000, table="lists")
+        check(standby, "lists_code")
+
+
+def test_standby_reads_while_it_replays(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """Replay and readers lock pages in the same order: neither waits for the other for ever."""
+    with start_standby(own_server) as server, connect(own_server.dsn) as primary:
+        create(primary, clustered_vectors(rng, 3000, 512))
+        primary.execute("CREATE INDEX items_code ON items USING bq (code)")
+        end = time.monotonic() + 4
+        with connect(server.dsn) as standby:
+            wait_for_replay(primary, standby)
+
+        def write() -> None:
+            with connect(own_server.dsn) as conn:
+                while time.monotonic() < end:
+                    insert(conn, clustered_vectors(rng, 50, 512))
+                    conn.execute("DELETE FROM items WHERE random() < 0.02")
+
+        def read() -> None:
+            with connect(server.dsn) as conn:
+                conn.execute("SET enable_seqscan = off")
+                q = operand("<=>", np.ones(512, np.float32))
+                while time.monotonic() < end:
+                    conn.execute("SELECT id FROM items ORDER BY code <=> %s LIMIT 10", (q,))
+
+        run_threads(write, read, read, read)
+        with connect(server.dsn) as standby:
+            wait_for_replay(primary, standby)
+            check(standby, "items_code")
+
+
+# -- concurrency ------------------------------------------------------------------------------
+
+
+def _concurrent_work(dsn: str, seconds: float, rng: np.random.Generator, dim: int) -> None:
+    end = time.monotonic() + seconds
+    seeds = iter(rng.spawn(20))
+
+    def write(first: int) -> None:
+        own = next(seeds)
+        with connect(dsn) as conn:
+            while time.monotonic() < end:
+                insert(conn, clustered_vectors(own, 40, dim), first=first)
+                first += 40
+                with conn.transaction(force_rollback=True):
+                    insert(conn, clustered_vectors(own, 10, dim), first=first)
+
+    def delete() -> None:
+        with connect(dsn) as conn:
+            while time.monotonic() < end:
+                conn.execute(
+                    "DELETE FROM items WHERE ctid = ANY(ARRAY(SELECT ctid FROM items"
+                    " WHERE random() < 0.2 FOR UPDATE SKIP LOCKED))"
+                )
+
+    def update() -> None:
+        with connect(dsn) as conn:
+            while time.monotonic() < end:
+                with contextlib.suppress(psycopg.errors.SerializationFailure):
+                    conn.execute("UPDATE items SET other = other + 1 WHERE random() < 0.05")
+                    conn.execute("UPDATE items SET code = code, id = -id WHERE random() < 0.02")
+
+    def vacuum() -> None:
+        with connect(dsn) as conn:
+            while time.monotonic() < end:
+                conn.execute("VACUUM (INDEX_CLEANUP ON) items")
+
+    def read() -> None:
+        """In one snapshot, the index and a sort agree whatever happens beside."""
+        own = next(seeds)
+        with connect(dsn) as conn:
+            while time.monotonic() < end:
+                q = operand("<=>", random_vectors(own, 1, dim)[0])
+                with conn.transaction():
+                    conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                    expected = by_sort(conn, "<=>", q)
+                    found = by_index(conn, "<=>", q)
+                assert [d for _, d in found] == [d for _, d in expected]
+                assert sorted(i for i, _ in found) == sorted(i for i, _ in expected)
+
+    run_threads(
+        *(lambda i=i: write(i * 10_000_000) for i in range(1, 4)),  # type: ignore[misc]
+        delete,
+        update,
+        vacuum,
+        read,
+        read,
+    )
+
+
+@pytest.mark.parametrize("lists", [1, 50])
+def test_concurrent_changes(
+    own_server: pybq.Server, rng: np.random.Generator, lists: int, dim: int = DIM
+) -> None:
+    with connect(own_server.dsn) as conn:
+        create(conn, clustered_vectors(rng, 1000, dim), nulls=0)
+        conn.execute(f"CREATE INDEX items_code ON items USING bq (code) WITH (lists = {lists})")
+        _concurrent_work(own_server.dsn, 4, rng, dim)
+        check(conn, "items_code")
+        conn.execute("VACUUM items")
+        check(conn, "items_code")
+        assert_index_equals_sort(conn, random_vectors(rng, 1, dim))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [8, 1536])
+def test_more_concurrent_changes(
+    own_server: pybq.Server, rng: np.random.Generator, dim: int
+) -> None:
+    test_concurrent_changes(own_server, rng, 20, dim)
+
+
+def test_regrouping_beside_writers(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """Vacuum makes new lists while rows come in: all of them are in the new ones."""
+    with connect(own_server.dsn) as conn:
+        conn.execute(f"CREATE TABLE items (id int, code bqvec({DIM}), other int)")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+        end = time.monotonic() + 3
+
+        def write(first: int) -> None:
+            own = np.random.default_rng(first)
+            with connect(own_server.dsn) as writer:
+                while time.monotonic() < end:
+                    insert(writer, clustered_vectors(own, 100, DIM), first=first)
+                    first += 100
+
+        def vacuum() -> None:
+            with connect(own_server.dsn) as worker:
+                while time.monotonic() < end:
+                    worker.execute("VACUUM items")
+
+        run_threads(lambda: write(0), lambda: write(10_000_000), vacuum)
+        conn.execute("VACUUM items")
+        check(conn, "items_code")
+        (n,) = conn.execute("SELECT count(*) FROM items").fetchone() or ()
+        facts = info(conn, "items_code")
+        assert facts["live_rows"] == n
+        assert n < 10_000 or facts["lists"] > 1
+        assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=100)
+
+
+def test_cancelled_regrouping_leaves_no_waste(
+    own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """Writers that wait cancel autovacuum; the next attempt uses the same pages again."""
+    with connect(own_server.dsn) as conn:
+        conn.execute(f"CREATE TABLE items (id int, code bqvec({DIM}), other int)")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+        insert(conn, clustered_vectors(rng, 30_000, DIM))
+        conn.execute("VACUUM (INDEX_CLEANUP OFF) items")
+        sizes = []
+        for timeout in (40, 60, 80, 100, 120, 140, 0):
+            conn.execute(f"SET statement_timeout = {timeout}")
+            with contextlib.suppress(psycopg.errors.QueryCanceled):
+                conn.execute("VACUUM items")
+            conn.execute("RESET statement_timeout")
+            sizes.append(info(conn, "items_code")["total_bytes"])
+            check(conn, "items_code")
+        assert info(conn, "items_code")["lists"] > 1
+        assert sizes[-1] < 2.5 * sizes[0], sizes
+
+
+# -- churn ------------------------------------------------------------------------------------
+
+
+def test_churn_does_not_grow(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """Delete half, vacuum, insert again: the index keeps its size and its recall."""
+    rows = 24_000
+    with connect(own_server.dsn) as conn:
+        centres = rng.standard_normal((200, DIM))
+
+        def vectors(n: int) -> Any:
+            noise = rng.standard_normal((n, DIM))
+            return (centres[rng.integers(0, 200, n)] + 0.5 * noise).astype(np.float32)
+
+        create(conn, vectors(rows))
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+        first = info(conn, "items_code")
+        (recall,) = conn.execute("SELECT bq_recall('items_code', 200)").fetchone() or ()
+        for cycle in range(1, 4):
+            conn.execute("DELETE FROM items WHERE id %% 2 = %s" % (cycle % 2))
+            conn.execute("VACUUM items")
+            n = rows - (conn.execute("SELECT count(code) FROM items").fetchone() or (0,))[0]
+            insert(conn, vectors(n), first=rows * cycle)
+            facts = info(conn, "items_code")
+            assert facts["live_rows"] == rows
+            assert facts["total_bytes"] <= 1.05 * first["total_bytes"], cycle
+            row = conn.execute("SELECT bq_recall('items_code', 200)").fetchone() or (0,)
+            assert row[0] >= recall - 0.01, (cycle, recall)
+        check(conn, "items_code")
+
+
+# -- damage ---------------------------------------------------------------------------------
+
+
+def _damage(server: pybq.Server, index: str, blkno: int, offset: int, data: bytes) -> None:
+    """Change bytes of a page behind the server's back."""
+    assert server.data_dir is not None
+    with connect(server.dsn) as conn:
+        conn.execute("CHECKPOINT")
+        (path,) = conn.execute("SELECT pg_relation_filepath(%s)", (index,)).fetchone() or ()
+    server._pg_ctl("--mode", "fast", "stop")
+    with open(Path(server.data_dir, path), "r+b") as file:
+        file.seek(blkno * 8192 + offset)
+        file.write(data)
+    server._pg_ctl(
+        "--log",
+        str(server.log_path),
+        "--options",
+        f"-c listen_addresses= -c unix_socket_directories={server._socket_dir}"
+        " -c ignore_checksum_failure=on -c fsync=off",
+        "start",
+    )
+
+
+def test_check_finds_damage(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """A changed byte in each part of the index is found, and scans do not crash on it."""
+    with connect(own_server.dsn) as conn:
+        create(conn, random_vectors(rng, 1000, DIM), nulls=0)
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 5)")
+    # Pages: metapage, centroids, lists, headers of blocks 0 to 19, of 20 to 39, codes.  Their
+    # contents begin at byte 24: BqMetaPageData, BqCentroidData, BqListData, BqBlockData.
+    cases = [
+        (0, 24, b"\1\2\3\4", "no bq signature"),
+        (0, 28, b"\x63\0\0\0", "format version 99"),
+        (0, 8190, b"\0\0", "not of a bq index"),
+        (1, 24, b"\0\0\xc0\x7f", "has scale NaN"),
+        (2, 24, b"\xfe\xff\xff\x7f", "leads to block"),
+        (2, 32, b"\1\0\0\0", "has . blocks, expected 1|belongs to|leads to|not in the chain"),
+        (3, 24, b"\4\0\0\0", "belongs to list|of list|not in the chain"),
+        (3, 24 + 4, b"\0\0\0\0", "twice|of list"),
+        (3, 24 + 20, b"\xff\xff\xff\x7f", "has position"),
+        (5, 24, b"\x5a", "inverse length|another code"),
+    ]
+    for blkno, offset, data, message in cases:
+        with connect(own_server.dsn) as conn:
+            conn.execute("REINDEX INDEX items_code")
+            check(conn, "items_code")
+        _damage(own_server, "items_code", blkno, offset, data)
+        with connect(own_server.dsn) as conn:
+            with pytest.raises(psycopg.errors.IndexCorrupted, match=message) as error:
+                check(conn, "items_code")
+            assert error.value.diag.message_hint == "Rebuild the index with REINDEX."
+            # block numbers out of range are an error of the storage manager
+            with contextlib.suppress(psycopg.errors.IndexCorrupted, psycopg.errors.InternalError_):
+                by_index(conn, "<=>", operand("<=>", np.ones(DIM, np.float32)))
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_check_finds_what_is_missing(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """A row that vanished from the index is found only by comparison with the table."""
+    with connect(own_server.dsn) as conn:
+        create(conn, random_vectors(rng, 64, DIM), nulls=0)
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+    _damage(own_server, "items_code", 2, 24 + 16, b"\xfe\xff\xff\xff")  # live: without slot 0
+    with connect(own_server.dsn) as conn:
+        conn.execute("SELECT bq_index_check('items_code')")
+        with pytest.raises(psycopg.errors.IndexCorrupted, match=r"row \(0,1\) .* is missing"):
+            check(conn, "items_code")
+        conn.execute(sql.SQL("REINDEX INDEX items_code"))
+        check(conn, "items_code")
