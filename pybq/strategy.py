@@ -191,9 +191,7 @@ def choose(statistics: Statistics, probe: Probe | None = None, transform: int = 
     False
     """
     if not 1 <= transform <= _core.MAX_TRANSFORM:
-        raise ValueError(
-            f"expected transform between 1 and {_core.MAX_TRANSFORM}, got {transform}"
-        )
+        raise ValueError(f"expected transform between 1 and {_core.MAX_TRANSFORM}, got {transform}")
     f_axis, f_gaussian, f_rotate = fidelities(statistics)
     if statistics.count < MIN_ROWS or math.isnan(f_axis):
         rotate, reason = True, _reason_unknown(statistics)
