@@ -1,0 +1,146 @@
+"""Every kind of file gives the vectors, keys and columns that were written to it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pybq.sources import open_source
+
+
+@pytest.fixture
+def vectors(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((50, 12)).astype(np.float32)
+
+
+def read_all(path: Path, columns: Any = (), **options: Any) -> tuple[Any, Any, dict[str, Any]]:
+    batches = list(open_source(path, **options).batches(columns))
+    ids = None if batches[0].ids is None else [i for batch in batches for i in batch.ids]
+    further = {name: [v for b in batches for v in b.columns[name]] for name in batches[0].columns}
+    return ids, np.concatenate([batch.vectors for batch in batches]), further
+
+
+def write_vecs(path: Path, vectors: np.ndarray) -> None:
+    kind = "<f4" if path.suffix == ".fvecs" else "u1"
+    rows = np.empty(len(vectors), [("dim", "<i4"), ("x", kind, vectors.shape[1:])])
+    rows["dim"], rows["x"] = vectors.shape[1], vectors
+    rows.tofile(path)
+
+
+def test_npy_is_mapped(tmp_path: Path, vectors: np.ndarray) -> None:
+    np.save(tmp_path / "v.npy", vectors)
+    source = open_source(tmp_path / "v.npy")
+    (batch,) = source.batches()
+    assert (source.rows, source.dim, source.id_type, batch.ids) == (50, 12, "bigint", None)
+    assert isinstance(batch.vectors, np.memmap)
+    np.testing.assert_array_equal(batch.vectors, vectors)
+
+
+def test_vecs_are_mapped(tmp_path: Path, vectors: np.ndarray) -> None:
+    small = (vectors * 40 + 100).astype(np.uint8)
+    for name, expected in (("v.fvecs", vectors), ("v.bvecs", small)):
+        write_vecs(tmp_path / name, expected)
+        source = open_source(tmp_path / name)
+        assert (source.rows, source.dim) == (50, 12)
+        (batch,) = source.batches()
+        assert batch.vectors.dtype == expected.dtype
+        np.testing.assert_array_equal(batch.vectors, expected)
+
+
+def test_npz_has_keys_and_columns(tmp_path: Path, vectors: np.ndarray) -> None:
+    titles = np.array([f"title {i}" for i in range(50)])
+    arrays = {"v": vectors, "price": np.arange(50.0), "when": titles.astype("S"), "x": titles[:9]}
+    np.savez(tmp_path / "v.npz", **arrays, id=titles[:9])
+    with pytest.raises(ValueError, match=r"id: expected shape \(50,\), got \(9,\)"):
+        open_source(tmp_path / "v.npz")
+    np.savez(tmp_path / "v.npz", **arrays, key=titles)
+    source = open_source(tmp_path / "v.npz", id_column="key")
+    assert (source.id_type, dict(source.column_types)) == ("text", {"price": "double precision"})
+    assert source.skipped == ("when", "x")
+    ids, found, columns = read_all(tmp_path / "v.npz", ["price"], id_column="key")
+    assert ids == titles.tolist()
+    assert columns["price"] == list(range(50))
+    np.testing.assert_array_equal(found, vectors)
+
+
+@pytest.mark.parametrize("kind", ["list", "fixed_size_list", "large_list"])
+def test_parquet_comes_in_batches(
+    tmp_path: Path, vectors: np.ndarray, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    types = {
+        "list": pa.list_(pa.float32()),
+        "large_list": pa.large_list(pa.float64()),
+        "fixed_size_list": pa.list_(pa.float32(), 12),
+    }
+    table = pa.table(
+        {
+            "id": range(100, 150),
+            "embedding": pa.array(vectors.tolist(), types[kind]),
+            "title": [None if i == 7 else f"title {i}" for i in range(50)],
+            "tags": [["a"]] * 50,
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "v.parquet", row_group_size=20)
+    monkeypatch.setattr("pybq.sources.BATCH_NBYTES", 4 * 12 * 8)
+    source = open_source(tmp_path / "v.parquet")
+    assert (source.rows, source.dim, source.skipped) == (50, 12, ("tags",))
+    assert dict(source.column_types) == {"title": "text"}
+    assert max(len(batch.vectors) for batch in source.batches()) == 8
+    ids, found, columns = read_all(tmp_path / "v.parquet", ["title"])
+    assert ids == list(range(100, 150))
+    assert columns["title"][6:9] == ["title 6", None, "title 8"]
+    np.testing.assert_array_equal(found, vectors)
+
+
+def test_parquet_names_the_wrong_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    monkeypatch.setattr("pybq.sources.BATCH_NBYTES", 16)
+    for wrong, message in (
+        ([1.0], "row 3: expected 2 dimensions, got 1"),
+        (None, "row 3: expected 2 dimensions, got 0"),
+        ([1.0, None], "row 3: expected numbers, got null"),
+    ):
+        rows = [[1.0, 2.0]] * 3 + [wrong]
+        pyarrow.parquet.write_table(pa.table({"v": rows}), tmp_path / "v.parquet")
+        with pytest.raises(ValueError, match=message):
+            read_all(tmp_path / "v.parquet")
+
+
+def test_errors_say_what_was_expected(tmp_path: Path, vectors: np.ndarray) -> None:
+    def write(name: str, data: bytes) -> Path:
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    np.savez(tmp_path / "two.npz", a=vectors, b=vectors)
+    np.save(tmp_path / "flat.npy", vectors[0])
+    write_vecs(tmp_path / "v.fvecs", vectors)
+    whole = (tmp_path / "v.fvecs").read_bytes()
+    for path, options, error, message in (
+        (tmp_path / "none.npy", {}, FileNotFoundError, "no file"),
+        (write("v.csv", b""), {}, ValueError, "expected a file .npy, .npz, .parquet"),
+        (tmp_path / "two.npz", {}, ValueError, "one column of vectors, got a, b; say which"),
+        (tmp_path / "two.npz", {"vector_column": "c"}, ValueError, "no column 'c' among a, b"),
+        (
+            tmp_path / "flat.npy",
+            {},
+            ValueError,
+            r"expected vectors of shape \(n, dim\), got \(12,\)",
+        ),
+        (tmp_path / "v.fvecs", {"id_column": "id"}, ValueError, "id_column 'id' means nothing"),
+        (write("short.fvecs", whole[:-1]), {}, ValueError, "are not rows of 12 dimensions"),
+        (write("empty.fvecs", b""), {}, ValueError, "at least one vector, got 0 bytes"),
+        (
+            write("mixed.fvecs", whole[:52] + b"\x0b" + whole[53:]),
+            {},
+            ValueError,
+            "expected 12 dimensions in every row",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            open_source(path, **options)
