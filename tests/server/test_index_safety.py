@@ -61,11 +61,12 @@ def run_threads(*targets: Callable[[], None]) -> None:
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(target,)) for target in targets]
+    threads = [threading.Thread(target=run, args=(target,), daemon=True) for target in targets]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads), "they wait for each other"
     if errors:
         raise errors[0]
 
@@ -140,9 +141,11 @@ def _crash(server: pybq.Server, rng: np.random.Generator, rounds: int) -> None:
     for delay in rng.uniform(0.01, 0.2, rounds):
 
         def churn(conn: Conn) -> None:
+            nonlocal committed
             while True:
                 conn.execute("DELETE FROM items WHERE random() < 0.2")
                 conn.execute("VACUUM items")
+                committed += 2000  # ids are never used again, whatever becomes of these rows
                 insert(conn, clustered_vectors(rng, 2000, DIM), first=committed)
 
         with crash_during(server.dsn, delay, churn) as conn:
@@ -160,7 +163,8 @@ def _crash(server: pybq.Server, rng: np.random.Generator, rounds: int) -> None:
             server.dsn, delay, lambda conn: conn.execute("VACUUM grown") and None
         ) as conn:
             check(conn, "grown_code")
-            insert(conn, clustered_vectors(rng, 500, DIM), table="grown")
+            insert(conn, clustered_vectors(rng, 500, DIM), table="grown", first=committed)
+            committed += 500
             check(conn, "grown_code")
 
     with connect(server.dsn) as conn:
