@@ -2,12 +2,20 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 CHUNK_NBYTES: int
 HEADER: bytes
 TRAILER: bytes
 KINDS: dict[str, tuple[int, str | None]]
+
+def to_half(vectors: NDArray[Any]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Vectors (n, dim) rounded to float16 as numpy does, and what they then are in float32.
+
+    Several times as fast as numpy where the CPU has instructions for it. Too large is infinite.
+    """
 
 def encode_rows(
     columns: Sequence[tuple[str, Any] | tuple[str, Any, Any]],

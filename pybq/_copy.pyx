@@ -47,6 +47,50 @@ cdef extern from *:
     void swap4(char *out, const char *values, Py_ssize_t n) nogil
     void swap8(char *out, const char *values, Py_ssize_t n) nogil
 
+cdef extern from *:
+    """
+    /* Round to float16 and back, by the instructions for it; numpy uses none of them. */
+    #if defined(__x86_64__) && defined(__GNUC__)
+    #include <immintrin.h>
+    static int has_half(void) { return __builtin_cpu_supports("f16c") != 0; }
+    __attribute__((target("avx,f16c")))
+    static void round_to_half(const float *x, uint16_t *half, float *rounded, Py_ssize_t n)
+    {
+        float in[8] = {0}, out[8];
+        uint16_t h[8];
+        Py_ssize_t i = 0;
+        for (; i + 8 <= n; i += 8)
+        {
+            __m128i v = _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT);
+            _mm_storeu_si128((__m128i *) (half + i), v);
+            _mm256_storeu_ps(rounded + i, _mm256_cvtph_ps(v));
+        }
+        memcpy(in, x + i, (n - i) * sizeof(float));
+        __m128i v = _mm256_cvtps_ph(_mm256_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT);
+        _mm_storeu_si128((__m128i *) h, v);
+        _mm256_storeu_ps(out, _mm256_cvtph_ps(v));
+        memcpy(half + i, h, (n - i) * sizeof(uint16_t));
+        memcpy(rounded + i, out, (n - i) * sizeof(float));
+    }
+    #elif defined(__aarch64__)
+    static int has_half(void) { return 1; }
+    static void round_to_half(const float *x, uint16_t *half, float *rounded, Py_ssize_t n)
+    {
+        for (Py_ssize_t i = 0; i < n; i++)
+        {
+            __fp16 h = (__fp16) x[i];
+            memcpy(half + i, &h, sizeof(h));
+            rounded[i] = (float) h;
+        }
+    }
+    #else
+    static int has_half(void) { return 0; }
+    static void round_to_half(const float *x, uint16_t *half, float *rounded, Py_ssize_t n) {}
+    #endif
+    """
+    int has_half() nogil
+    void round_to_half(const float *x, uint16_t *half, float *rounded, Py_ssize_t n) nogil
+
 cdef enum Layout:
     SCALAR                      # one number
     RAW                         # bytes as they are, the same number in each row
@@ -113,6 +157,25 @@ cdef inline void swap_items(char *out, const char *values, Py_ssize_t n,
         swap2(out, values, n)
     else:
         memcpy(out, values, n)
+
+
+def to_half(vectors):
+    cdef const float[:, ::1] x
+    cdef uint16_t[:, ::1] half
+    cdef float[:, ::1] rounded
+
+    with np.errstate(over="ignore"):
+        if vectors.dtype != np.float32 or not has_half():
+            result = np.ascontiguousarray(vectors, np.float16)
+            return result, result.astype(np.float32)
+        vectors = np.ascontiguousarray(vectors)
+    result = np.empty(vectors.shape, np.float16)
+    exact = np.empty(vectors.shape, np.float32)
+    if vectors.size > 0:
+        x, half, rounded = vectors, result.view(np.uint16), exact
+        with nogil:
+            round_to_half(&x[0, 0], &half[0, 0], &rounded[0, 0], x.shape[0] * x.shape[1])
+    return result, exact
 
 
 # -- arrays to bytes ----------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ from psycopg import Connection
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import Format
 
-from pybq._copy import HEADER, TRAILER, encode_rows
+from pybq._copy import HEADER, TRAILER, encode_rows, to_half
 from pybq.errors import RowError
 from pybq.quantizer import Quantizer
 from pybq.statistics import Statistics
 
 # float32 bytes of the vectors of one chunk.  Larger ones were no faster (benchmarks/ingest.py).
-CHUNK_NBYTES = 4 << 20
+CHUNK_NBYTES = 1 << 20
+THREADS = 2
 # Rows from which axes or rotation is decided, spread evenly over the first ingest: enough that
 # the fidelities of another sample differ by less than the margin of the choice.
 SAMPLE_ROWS = 20_000
@@ -53,15 +55,24 @@ class Column:
     type_oid: int
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Encoded rows: how many, their COPY bytes without header and trailer, their statistics."""
+
+    rows: int
+    data: bytes
+    statistics: Statistics
+
+
 class ChunkEncoder:
-    """Turns chunks of rows into COPY bytes, and adds them to the statistics on the way.
+    """Turns chunks of rows into COPY bytes and statistics; several threads may use one.
 
     Parameters
     ----------
     quantizer : Quantizer
         Makes the codes.
-    statistics : Statistics
-        The rows are added to it.
+    normalize : bool
+        Scale vectors to norm 1 for their statistics.
     store : {"halfvec", "vector"} or None
         How the vectors themselves are kept; None keeps codes only.
     id_column : Column
@@ -75,36 +86,38 @@ class ChunkEncoder:
     def __init__(
         self,
         quantizer: Quantizer,
-        statistics: Statistics,
+        normalize: bool,
         store: str | None,
         id_column: Column,
         extra: Sequence[Column],
         connection: Connection[Any],
     ) -> None:
         self.quantizer = quantizer
+        self.normalize = normalize
         self.store = store
         self.id_column = id_column
         self.extra = extra
-        self.statistics = statistics
         self._connection = connection
 
     def encode(
         self, start: int, ids: Any, vectors: NDArray[Any], extra: Mapping[str, Any]
-    ) -> bytes:
-        """Return the COPY bytes of one chunk whose first row is row `start` of the ingest."""
+    ) -> Chunk:
+        """Encode one chunk, whose first row is row `start` of the ingest."""
         stored, exact = stored_vectors(vectors, self.store, start, ids)
         try:
             codes = self.quantizer.encode(exact)
         except ValueError:
             raise self._bad_row(start, ids, exact) from None
-        self.statistics.update(exact)
+        statistics = Statistics(self.quantizer.dim, self.normalize)
+        statistics.update(exact)
 
         fields = [copy_column(self.id_column, ids, start, self._connection)]
         if self.store is not None:
             fields.append((self.store, stored))
         fields.append(("bqvec", codes))
         fields += [copy_column(c, extra[c.name], start, self._connection) for c in self.extra]
-        return b"".join(part for part in encode_rows(fields) if part not in (HEADER, TRAILER))
+        data = b"".join(part for part in encode_rows(fields) if part not in (HEADER, TRAILER))
+        return Chunk(len(vectors), data, statistics)
 
     def _bad_row(self, start: int, ids: Any, vectors: NDArray[np.float32]) -> RowError:
         for i, vector in enumerate(vectors):
@@ -126,9 +139,7 @@ def stored_vectors(
     if store != "halfvec":
         exact = np.ascontiguousarray(vectors, np.float32)
         return exact, exact
-    with np.errstate(over="ignore"):
-        half = np.ascontiguousarray(vectors, np.float16)
-    exact = half.astype(np.float32)
+    half, exact = to_half(vectors)
     if not np.isinf(exact).any():
         return half, exact
     # Infinity that came in is the encoder's to report; only what the rounding made is ours.
@@ -184,31 +195,28 @@ def dump_values(
 
 def encode_chunks(
     encoder: ChunkEncoder, ids: Any, vectors: NDArray[Any], extra: Mapping[str, Any]
-) -> Iterator[tuple[int, bytes]]:
-    """Yield number of rows and COPY bytes, of one chunk after the other.
+) -> Iterator[Chunk]:
+    """Yield the chunks in order.
 
-    The next chunk is encoded by another thread while the caller sends the last one, so at most
-    three are in memory.
+    Other threads encode the next ones while the caller sends the last one: two of them, as
+    encoding a row takes about as long as the server takes to store it (benchmarks/ingest.py).
     """
     n = len(vectors)
     rows = max(1, CHUNK_NBYTES // (4 * encoder.quantizer.dim))
 
-    def encode(start: int) -> tuple[int, bytes]:
+    def encode(start: int) -> Chunk:
         chunk = slice(start, min(start + rows, n))
         part = {name: values[chunk] for name, values in extra.items()}
-        return chunk.stop - start, encoder.encode(start, ids[chunk], vectors[chunk], part)
+        return encoder.encode(start, ids[chunk], vectors[chunk], part)
 
-    yield 0, HEADER
-    with ThreadPoolExecutor(1) as pool:
-        pending: Future[tuple[int, bytes]] | None = None
+    with ThreadPoolExecutor(THREADS) as pool:
+        pending: deque[Future[Chunk]] = deque()
         for start in range(0, n, rows):
-            following = pool.submit(encode, start)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
-    yield 0, TRAILER
+            pending.append(pool.submit(encode, start))
+            if len(pending) > THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def take_sample(vectors: NDArray[Any]) -> NDArray[np.float32]:

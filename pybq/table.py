@@ -18,6 +18,7 @@ from psycopg.pq import Format, TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 from psycopg.types import TypeInfo
 
+from pybq._copy import HEADER, TRAILER
 from pybq._core import nbytes
 from pybq.errors import ExtensionMissingError, TableError
 from pybq.ingest import ChunkEncoder, Column, encode_chunks, show_progress, take_sample
@@ -312,7 +313,7 @@ class Table:
             statistics = self._no_statistics()
             encoder = ChunkEncoder(
                 quantizer,
-                statistics,
+                statistics.normalize,
                 self.store,
                 self._id_column,
                 extra,
@@ -323,9 +324,12 @@ class Table:
                 self._conn.cursor() as cursor,
                 cursor.copy(copy) as stream,
             ):
-                for rows, data in encode_chunks(encoder, ids, array, values):
-                    stream.write(data)
-                    advance(rows)
+                stream.write(HEADER)
+                for chunk in encode_chunks(encoder, ids, array, values):
+                    stream.write(chunk.data)
+                    statistics.merge(chunk.statistics)
+                    advance(chunk.rows)
+                stream.write(TRAILER)
             self._add_statistics(statistics)
         self._quantizer = quantizer
         return n

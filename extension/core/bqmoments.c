@@ -16,6 +16,13 @@ is_positive(float x)
 	return (int32_t) ((~bits & (0 - bits)) >> 31);
 }
 
+/* The arrays do not overlap: too many to check at run time, so compilers would give up. */
+#ifdef __clang__
+#define VECTORIZE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define VECTORIZE _Pragma("GCC ivdep")
+#endif
+
 void
 bq_moments_add(int64_t *count, double *values, int dim, const float *x, const float *f)
 {
@@ -29,6 +36,7 @@ bq_moments_add(int64_t *count, double *values, int dim, const float *x, const fl
 
 	*count += 1;
 	weight = 1.0 / (double) *count;
+	VECTORIZE
 	for (int j = 0; j < dim; j++)
 	{
 		double		dx = x[j] - mean[j];
