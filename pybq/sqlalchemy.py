@@ -383,8 +383,8 @@ def nearest(
     rerank : float
         Candidates that the codes find, as a multiple of k.
     where : SQL expression, optional
-        Condition on the rows that are searched. Once more than `k * rerank` rows are wanted
-        to pass it, put it here and not on the statement returned, which sees candidates only.
+        Condition on the rows that are searched. Put it here, or into a Select given: added to
+        the statement returned, it would only choose among the candidates.
 
     Returns
     -------

@@ -243,17 +243,35 @@ def test_distances_equal_sql(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_order_by_uses_the_index(engine: Engine, vectors: np.ndarray, method: str) -> None:
-    @event.listens_for(engine, "before_cursor_execute", retval=True)
-    def explain(
+    statement = select(Item.id).order_by(getattr(Item.code, method)(vectors[0])).limit(5)
+    plan = explain(engine, statement)
+    assert any("Index Scan using ix_items_code" in line for line in plan), plan
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "inner_product"])
+def test_nearest_uses_the_index(engine: Engine, vectors: np.ndarray, metric: Any) -> None:
+    of_all = nearest(Item, code=Item.code, vector=Item.embedding, query=vectors[0], metric=metric)
+    by_code = nearest(select(Item.id), code=Item.code, query=vectors[0], metric=metric)
+    for statement in (of_all, by_code):
+        plan = explain(engine, statement)
+        assert any("Index Scan using ix_items_code" in line for line in plan), plan
+
+
+def explain(engine: Engine, statement: Any) -> list[str]:
+    """The plan of a statement with its parameters as they are sent."""
+
+    def prefix(
         connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any
     ) -> tuple[str, Any]:
         return (f"EXPLAIN {statement}" if "ORDER BY" in statement else statement), parameters
 
-    with engine.connect() as connection:
-        connection.execute(text("SET enable_seqscan = off"))
-        statement = select(Item.id).order_by(getattr(Item.code, method)(vectors[0])).limit(5)
-        plan = list(connection.execute(statement).scalars())
-    assert any("Index Scan using ix_items_code" in line for line in plan), plan
+    event.listen(engine, "before_cursor_execute", prefix, retval=True)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SET LOCAL enable_seqscan = off"))
+            return [row[0] for row in connection.execute(statement).cursor.fetchall()]
+    finally:
+        event.remove(engine, "before_cursor_execute", prefix)
 
 
 def test_operands_may_be_values_or_expressions(
