@@ -315,8 +315,8 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	state->layout = bq_plan_layout(dim, nlists, BQ_METAPAGE_BLKNO + 1);
 	state->layout.transform = transform;
 
-	UnlockReleaseBuffer(bq_append_page(index, MAIN_FORKNUM, BQ_PAGE_META));
-	bq_append_lists(index, MAIN_FORKNUM, &state->layout);
+	UnlockReleaseBuffer(bq_new_page(index, MAIN_FORKNUM, BQ_METAPAGE_BLKNO, BQ_PAGE_META));
+	bq_create_lists(index, MAIN_FORKNUM, &state->layout);
 	if (state->sampled)
 		nblocks = write_lists_twice(state);
 	else
@@ -339,10 +339,10 @@ void
 bqbuildempty(Relation index)
 {
 	BqLayout	layout = bq_plan_layout(column_dim(index), 1, BQ_METAPAGE_BLKNO + 1);
-	Buffer		buffer = bq_append_page(index, INIT_FORKNUM, BQ_PAGE_META);
+	Buffer		buffer = bq_new_page(index, INIT_FORKNUM, BQ_METAPAGE_BLKNO, BQ_PAGE_META);
 
 	bq_fill_metapage(BufferGetPage(buffer), &layout, 0, 0);
 	UnlockReleaseBuffer(buffer);
-	bq_append_lists(index, INIT_FORKNUM, &layout);
+	bq_create_lists(index, INIT_FORKNUM, &layout);
 	log_newpage_range(index, INIT_FORKNUM, 0, layout.data_start, true);
 }

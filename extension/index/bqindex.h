@@ -290,6 +290,8 @@ extern Buffer bq_read_page(Relation index, BlockNumber blkno, BqPageKind kind, i
 extern BqLayout bq_get_layout(Relation index);
 extern BqLayout bq_read_layout(Relation index, uint32 *nblocks);
 extern void bq_prefetch(Relation index, BlockNumber blkno, size_t offset, size_t nbytes);
+extern Buffer bq_new_page(Relation index, ForkNumber fork, BlockNumber blkno,
+						  BqPageKind kind);
 extern void bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log);
 extern BlockNumber bq_data_end(const BqLayout *layout, uint32 nblocks);
 extern uint16 bq_inverse_pack(const uint8 *planes, int dim, float norm);
@@ -300,8 +302,7 @@ extern void bq_read_planes(Relation index, const BqLayout *layout, uint32 block,
 /* bqwrite.c */
 extern uint32 bq_choose_lists(Relation index, double nrows);
 extern BqLayout bq_plan_layout(int dim, uint32 nlists, BlockNumber start);
-extern Buffer bq_append_page(Relation index, ForkNumber fork, BqPageKind kind);
-extern void bq_append_lists(Relation index, ForkNumber fork, const BqLayout *layout);
+extern void bq_create_lists(Relation index, ForkNumber fork, const BqLayout *layout);
 extern void bq_fill_metapage(Page page, const BqLayout *layout, uint32 nblocks, double nrows);
 extern BqWriter *bq_begin_writing(Relation index, const BqLayout *layout);
 extern void bq_write_row(BqWriter *writer, uint32 list, const ItemPointerData *tid, float norm,

@@ -206,46 +206,47 @@ bq_data_end(const BqLayout *layout, uint32 nblocks)
 }
 
 /*
- * Initialise the pages from `from` to `npages`, extending the relation as needed.  They
- * may exist already, left by an extension or a regrouping that a crash interrupted.
- * The caller prevents others from doing the same: by a lock on the metapage, or because
- * nobody else knows the pages yet.  They are WAL-logged if `log`.
+ * Page `blkno`, initialised and locked exclusively, not yet WAL-logged.  It follows the
+ * last page, or it exists already, left by an extension or a regrouping that a crash or
+ * an error interrupted, with anything on it.  The caller prevents others from doing the
+ * same: by a lock on the metapage, or because nobody else knows the page yet.
  */
+Buffer
+bq_new_page(Relation index, ForkNumber fork, BlockNumber blkno, BqPageKind kind)
+{
+	Buffer		buffer;
+
+	if (blkno < RelationGetNumberOfBlocksInFork(index, fork))
+		/* without reading it: it may be torn */
+		buffer = ReadBufferExtended(index, fork, blkno, RBM_ZERO_AND_LOCK, NULL);
+	else
+	{
+		LockRelationForExtension(index, ExclusiveLock);
+		buffer = ReadBufferExtended(index, fork, P_NEW, RBM_NORMAL, NULL);
+		LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+		UnlockRelationForExtension(index, ExclusiveLock);
+		if (BufferGetBlockNumber(buffer) != blkno)
+			report_damage(index, BufferGetBlockNumber(buffer), "relation grew unexpectedly");
+	}
+	bq_init_page(BufferGetPage(buffer), kind);
+	MarkBufferDirty(buffer);
+	return buffer;
+}
+
+/* Make data pages from `from` to `npages` (bq_new_page()), WAL-logged if `log`. */
 void
 bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log)
 {
-	BlockNumber present = RelationGetNumberOfBlocks(index);
-
 	for (BlockNumber blkno = from; blkno < npages; blkno++)
 	{
-		Buffer		buffer;
+		Buffer		buffer = bq_new_page(index, MAIN_FORKNUM, blkno, BQ_PAGE_DATA);
 
-		if (blkno < present)
-		{
-			buffer = ReadBuffer(index, blkno);
-			LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
-		}
-		else
-		{
-			LockRelationForExtension(index, ExclusiveLock);
-			buffer = ReadBuffer(index, P_NEW);
-			LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
-			UnlockRelationForExtension(index, ExclusiveLock);
-			if (BufferGetBlockNumber(buffer) != blkno)
-				report_damage(index, BufferGetBlockNumber(buffer), "relation grew unexpectedly");
-		}
 		if (log)
 		{
 			GenericXLogState *state = GenericXLogStart(index);
-			Page		page = GenericXLogRegisterBuffer(state, buffer, GENERIC_XLOG_FULL_IMAGE);
 
-			bq_init_page(page, BQ_PAGE_DATA);
+			GenericXLogRegisterBuffer(state, buffer, GENERIC_XLOG_FULL_IMAGE);
 			GenericXLogFinish(state);
-		}
-		else
-		{
-			bq_init_page(BufferGetPage(buffer), BQ_PAGE_DATA);
-			MarkBufferDirty(buffer);
 		}
 		UnlockReleaseBuffer(buffer);
 	}

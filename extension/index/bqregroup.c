@@ -91,15 +91,16 @@ bq_regroup(Relation index)
 				  bq_rows_limit(old_layout.dim, maintenance_work_mem), &rows) &&
 		bq_choose_lists(index, (double) rows.n) > old_layout.nlists)
 	{
-		BlockNumber start = RelationGetNumberOfBlocks(index);
+		/* where an attempt that was interrupted left its pages, if there was one */
+		BlockNumber start = bq_data_end(&old_layout, nblocks);
 		GenericXLogState *state;
 
 		layout = bq_plan_layout(old_layout.dim, bq_choose_lists(index, (double) rows.n), start);
 		layout.transform = old_layout.transform;
-		bq_append_lists(index, MAIN_FORKNUM, &layout);
+		bq_create_lists(index, MAIN_FORKNUM, &layout);
 		nblocks = bq_write_lists(index, &layout, &rows, report_nothing);
 		if (RelationNeedsWAL(index))
-			log_newpage_range(index, MAIN_FORKNUM, start, RelationGetNumberOfBlocks(index), true);
+			log_newpage_range(index, MAIN_FORKNUM, start, bq_data_end(&layout, nblocks), true);
 
 		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_EXCLUSIVE);
 		state = GenericXLogStart(index);

@@ -53,30 +53,15 @@ bq_plan_layout(int dim, uint32 nlists, BlockNumber start)
 	return layout;
 }
 
-/* Append a page to the relation; the caller unlocks it. */
-Buffer
-bq_append_page(Relation index, ForkNumber fork, BqPageKind kind)
-{
-	Buffer		buffer;
-
-	LockRelationForExtension(index, ExclusiveLock);
-	buffer = ReadBufferExtended(index, fork, P_NEW, RBM_NORMAL, NULL);
-	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
-	UnlockRelationForExtension(index, ExclusiveLock);
-	bq_init_page(BufferGetPage(buffer), kind);
-	MarkBufferDirty(buffer);
-	return buffer;
-}
-
-/* Append the pages of centroids and lists; all lists are empty. */
+/* Make the pages of centroids and lists; all lists are empty. */
 void
-bq_append_lists(Relation index, ForkNumber fork, const BqLayout *layout)
+bq_create_lists(Relation index, ForkNumber fork, const BqLayout *layout)
 {
 	for (BlockNumber blkno = layout->centroid_start; blkno < layout->list_start; blkno++)
-		UnlockReleaseBuffer(bq_append_page(index, fork, BQ_PAGE_CENTROIDS));
+		UnlockReleaseBuffer(bq_new_page(index, fork, blkno, BQ_PAGE_CENTROIDS));
 	for (BlockNumber blkno = layout->list_start; blkno < layout->data_start; blkno++)
 	{
-		Buffer		buffer = bq_append_page(index, fork, BQ_PAGE_LISTS);
+		Buffer		buffer = bq_new_page(index, fork, blkno, BQ_PAGE_LISTS);
 		BqListData *entry = BqPageGetList(BufferGetPage(buffer), 0);
 
 		for (int i = 0; i < BQ_LISTS_PER_PAGE; i++)
