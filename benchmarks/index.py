@@ -1,0 +1,535 @@
+"""The index beside pgvector's HNSW, in one embedded server: what issue "index" must show.
+
+    python benchmarks/index.py FOLDER
+    python benchmarks/index.py FOLDER --sets wordnet-768 wordnet-1536 mixed-300k growth
+    python benchmarks/index.py FOLDER --sets wordnet --rows 30000 --json index.json
+
+FOLDER holds wordnet.npz: int8 rows with a float32 scale per row (base, base_scale, queries,
+queries_scale).  Derived sets, named as such, are made from it with seed 20261121:
+
+- wordnet-768, wordnet-1536: tanh(W x), W Gaussian: real neighbours in more dimensions
+- mixed-300k: the real vectors, then sums of two of them, weighted 1:3 to 1:1
+
+Both systems index the same rows of one table (id, embedding halfvec stored inline, code bqvec):
+bq (code) with default options, hnsw (embedding halfvec_cosine_ops), m 16, ef_construction 64.
+Queries are prepared, with a generic plan, binary parameters and a binary result; bq's best
+`rerank` * 10 codes are put in order by the halfvec.  Net time is the median time of a query minus
+that of SELECT 1 on the same connection.  A found row is a hit if it is at least as near as the true
+10th.  Knobs are swept first (ef_search; probes and rerank), the fastest setting that reaches the
+wanted recall is taken, then both systems run in turn, round by round; ratios are medians of the
+rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+from common import describe, save
+from numpy.typing import NDArray
+from pgvector import HalfVector
+
+import pybq
+from pybq._copy import encode_rows
+from pybq.psycopg import register_bq
+
+SEED = 20261121
+K = 10
+QUERIES = 300
+ROUNDS = 7
+EF_SEARCH = (10, 15, 20, 30, 40, 60, 80, 100, 140, 200, 300, 400, 600, 1000)
+RERANK = (2, 3, 4, 6, 8)
+SETTINGS = {
+    "shared_buffers": "2GB",
+    "maintenance_work_mem": "1GB",
+    "max_wal_size": "8GB",
+    "jit": False,
+    "plan_cache_mode": "force_generic_plan",
+    "max_parallel_workers_per_gather": 0,
+    "max_parallel_maintenance_workers": 0,
+    "autovacuum": False,
+    "fsync": False,
+}
+
+Array = NDArray[Any]
+Conn = psycopg.Connection[Any]
+
+
+# -- data ------------------------------------------------------------------------------
+
+
+def load(folder: Path) -> tuple[Array, Array]:
+    """Return wordnet's unit vectors (n, 384) and held-out queries (q, 384), float32."""
+    with np.load(folder / "wordnet.npz") as packed:
+        parts = [
+            packed[n].astype(np.float32) * packed[f"{n}_scale"][:, None]
+            for n in ("base", "queries")
+        ]
+    return unit(parts[0]), unit(parts[1][:QUERIES])
+
+
+def unit(x: Array) -> Array:
+    return np.ascontiguousarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32)
+
+
+def lifted(folder: Path, dim: int) -> tuple[Array, Array]:
+    base, queries = load(folder)
+    w = np.random.default_rng(SEED).standard_normal((384, dim)).astype(np.float32)
+    return unit(np.tanh(base[:100_000] @ w)), unit(np.tanh(queries @ w))
+
+
+def mixed(folder: Path, n: int) -> tuple[Array, Array]:
+    base, queries = load(folder)
+    rng = np.random.default_rng(SEED)
+    more = max(0, n - len(base))
+    i, j = rng.integers(0, len(base), (2, more))
+    weight = rng.uniform(0.5, 0.75, (more, 1)).astype(np.float32)
+    return np.vstack([base[:n], unit(weight * base[i] + (1 - weight) * base[j])]), queries
+
+
+def kth_similarity(base: Array, queries: Array) -> Array:
+    """Inner product of each query with its true 10th neighbour."""
+    return np.concatenate(
+        [
+            np.partition(part @ base.T, -K, axis=1)[:, -K]
+            for part in np.array_split(queries, max(1, len(queries) // 50))
+        ]
+    )
+
+
+# -- server ------------------------------------------------------------------------------
+
+
+def create(conn: Conn, base: Array, table: str = "items") -> None:
+    dim = base.shape[1]
+    conn.execute(f"DROP TABLE IF EXISTS {table}".encode())
+    conn.execute(
+        f"CREATE TABLE {table} (id int, embedding halfvec({dim}), code bqvec({dim}))".encode()
+    )
+    conn.execute(f"ALTER TABLE {table} ALTER embedding SET STORAGE plain".encode())
+    insert(conn, base, table)
+
+
+def rows_of(base: Array, first: int = 0) -> list[bytes]:
+    codes = pybq.Quantizer(base.shape[1]).encode(base)
+    ids = np.arange(first, first + len(base), dtype=np.int32)
+    return list(encode_rows([("int4", ids), ("halfvec", base), ("bqvec", codes)]))
+
+
+def insert(conn: Conn, base: Array, table: str = "items", first: int = 0) -> float:
+    """COPY prepared bytes; the seconds that took."""
+    chunks = rows_of(base, first)
+    start = time.perf_counter()
+    with conn.cursor().copy(f"COPY {table} FROM STDIN (FORMAT BINARY)".encode()) as copy:
+        for chunk in chunks:
+            copy.write(chunk)
+    return time.perf_counter() - start
+
+
+def settle(conn: Conn) -> None:
+    conn.execute("VACUUM (FREEZE, ANALYZE) items")
+    conn.execute("CHECKPOINT")
+
+
+def build(conn: Conn, system: str, table: str = "items") -> float:
+    statement = {
+        "bq": f"CREATE INDEX {table}_bq ON {table} USING bq (code)",
+        "hnsw": f"CREATE INDEX {table}_hnsw ON {table} USING hnsw (embedding halfvec_cosine_ops)"
+        " WITH (m = 16, ef_construction = 64)",
+    }[system]
+    start = time.perf_counter()
+    conn.execute(statement.encode())
+    return time.perf_counter() - start
+
+
+def value(conn: Conn, query: str) -> Any:
+    row = conn.execute(query.encode()).fetchone()
+    assert row is not None
+    return row[0]
+
+
+class Statement:
+    """A prepared statement with all parameters and results binary."""
+
+    def __init__(self, conn: Conn, name: str, text: str, parameters: list[list[bytes]]) -> None:
+        self.pgconn = conn.pgconn
+        self.name = name.encode()
+        self.parameters = parameters
+        self.pgconn.prepare(self.name, text.encode())
+
+    def __call__(self, i: int) -> list[int]:
+        parameters = self.parameters[i % len(self.parameters)]
+        result = self.pgconn.exec_prepared(self.name, parameters, [1] * len(parameters), 1)
+        if result.status not in (1, 2):
+            raise RuntimeError(result.error_message.decode())
+        return [
+            int.from_bytes(result.get_value(row, 0) or b"", "big") for row in range(result.ntuples)
+        ]
+
+    def seconds(self, n: int) -> float:
+        """Median time of n executions, beginning with a warm-up of a tenth."""
+        for i in range(n // 10):
+            self(i)
+        times = []
+        for i in range(n):
+            start = time.perf_counter()
+            self(i)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+
+class Systems:
+    """Prepared queries of both systems on the table `items`."""
+
+    def __init__(self, conn: Conn, queries: Array) -> None:
+        self.conn = conn
+        halves = [HalfVector(q).to_binary() for q in queries]
+        codes = [pybq.Query(q).to_binary() for q in queries]
+        conn.execute("DEALLOCATE ALL")
+        self.floor = Statement(conn, "floor", "SELECT 1", [[]])
+        self.hnsw = Statement(
+            conn,
+            "hnsw",
+            f"SELECT id FROM items ORDER BY embedding <=> $1::halfvec LIMIT {K}",
+            [[half] for half in halves],
+        )
+        self.bq = {
+            rerank: Statement(
+                conn,
+                f"bq{rerank}",
+                "SELECT id FROM (SELECT id, embedding FROM items ORDER BY code <=> $1::bqquery"
+                f" LIMIT {K * rerank}) AS c ORDER BY embedding <=> $2::halfvec LIMIT {K}",
+                [list(pair) for pair in zip(codes, halves, strict=True)],
+            )
+            for rerank in RERANK
+        }
+
+    def set(self, setting: tuple[Any, ...]) -> Statement:
+        """Apply ("hnsw", ef_search) or ("bq", probes, rerank); the statement to run."""
+        if setting[0] == "hnsw":
+            self.conn.execute(f"SET hnsw.ef_search = {setting[1]}".encode())
+            return self.hnsw
+        self.conn.execute(f"SET bq.probes = {setting[1]}".encode())
+        return self.bq[setting[2]]
+
+
+def recall(statement: Statement, base: Array, queries: Array, kth: Array) -> float:
+    hits = 0
+    for i, query in enumerate(queries):
+        ids = statement(i)
+        hits += int((base[ids] @ query >= kth[i] - 1e-6).sum())
+    return hits / (K * len(queries))
+
+
+# -- what is shown --------------------------------------------------------------------------
+
+
+def sweep(
+    systems: Systems, base: Array, queries: Array, kth: Array, lists: int
+) -> Iterator[dict[str, Any]]:
+    """Recall and a first time of each setting."""
+    probes = sorted({max(1, round(lists * 2 ** (-i / 2))) for i in range(2, 20)})
+    settings: list[tuple[Any, ...]] = [("hnsw", ef) for ef in EF_SEARCH]
+    settings += [("bq", n, rerank) for rerank in RERANK for n in probes]
+    for setting in settings:
+        statement = systems.set(setting)
+        found = recall(statement, base, queries, kth)
+        yield {"setting": setting, "recall": found, "seconds": statement.seconds(100)}
+
+
+def compare(systems: Systems, curve: list[dict[str, Any]], wanted: float) -> dict[str, Any]:
+    """Both systems in turn, each at its fastest setting of the wanted recall."""
+    best = {}
+    for system in ("hnsw", "bq"):
+        enough = [p for p in curve if p["setting"][0] == system and p["recall"] >= wanted]
+        if not enough:
+            top = max(p["recall"] for p in curve if p["setting"][0] == system)
+            print(f"  {system} reaches {top:.3f} at most", flush=True)
+            return {"wanted": wanted, "reached": top}
+        best[system] = min(enough, key=lambda p: float(p["seconds"]))
+    rounds = []
+    for _ in range(ROUNDS):
+        floor = systems.floor.seconds(QUERIES)
+        net = {name: systems.set(p["setting"]).seconds(QUERIES) - floor for name, p in best.items()}
+        rounds.append({"floor": floor, **net})
+    ratio = statistics.median(r["hnsw"] / r["bq"] for r in rounds)
+    for name, p in best.items():
+        net_time = statistics.median(r[name] for r in rounds)
+        print(
+            f"  {name:5} {p['setting'][1:]!s:>10}  recall {p['recall']:.3f}"
+            f"  net {net_time * 1e6:7.0f} us"
+        )
+    return {"wanted": wanted, "best": best, "rounds": rounds, "ratio": ratio}
+
+
+def report(what: str, figure: float, target: str, met: bool) -> dict[str, Any]:
+    print(f"{'  ' if met else '! '}{what:<58} {figure:8.3f}  target {target}", flush=True)
+    return {"what": what, "figure": figure, "target": target, "met": met}
+
+
+def show_queries(
+    conn: Conn, name: str, base: Array, queries: Array, targets: dict[float, float]
+) -> dict[str, Any]:
+    """Build time, net time at equal recall, recall at defaults."""
+    print(f"{name}: {base.shape[0]} x {base.shape[1]}", flush=True)
+    create(conn, base)
+    conn.execute("CHECKPOINT")
+    seconds = {system: build(conn, system) for system in ("bq", "hnsw")}
+    settle(conn)
+    result: dict[str, Any] = {
+        "build": seconds,
+        "bytes": {s: value(conn, f"SELECT pg_relation_size('items_{s}')") for s in seconds},
+        "rows": [],
+    }
+    share = seconds["hnsw"] / seconds["bq"]
+    print(
+        f"  build: bq {seconds['bq']:.1f} s, hnsw {seconds['hnsw']:.1f} s; bytes: {result['bytes']}"
+    )
+    result["rows"].append(report(f"{name}: build time, HNSW / bq", share, ">= 20", share >= 20))
+
+    systems = Systems(conn, queries)
+    for statement in (systems.hnsw, *systems.bq.values()):
+        statement.seconds(len(queries))  # into shared buffers
+    kth = kth_similarity(base, queries)
+    default = recall(systems.set(("bq", 0, 4)), base, queries, kth)
+    result["rows"].append(
+        report(f"{name}: recall@10 at defaults, rerank 4", default, ">= 0.98", default >= 0.98)
+    )
+    lists = value(conn, "SELECT lists FROM bq_index_info('items_bq')")
+    curve = list(sweep(systems, base, queries, kth, lists))
+    result["curve"] = curve
+    for wanted, target in targets.items():
+        comparison = compare(systems, curve, wanted)
+        result[f"at {wanted}"] = comparison
+        if "ratio" in comparison:
+            result["rows"].append(
+                report(
+                    f"{name}: net time at recall {wanted}, HNSW / bq",
+                    comparison["ratio"],
+                    f">= {target}",
+                    comparison["ratio"] >= target,
+                )
+            )
+    return result
+
+
+def show_sizes(conn: Conn, _: Path) -> dict[str, Any]:
+    """Bytes of the index over rows x (dim / 4 + 12)."""
+    rng = np.random.default_rng(SEED)
+    rows = []
+    n = 50_000
+    for dim in (256, 384, 512, 768, 1024, 1536, 3072):
+        conn.execute("DROP TABLE IF EXISTS codes")
+        conn.execute(f"CREATE TABLE codes (id int, code bqvec({dim}))".encode())
+        centres = rng.standard_normal((500, dim)).astype(np.float32)
+        for first in range(0, n, 10_000):
+            noise = rng.standard_normal((10_000, dim), np.float32)
+            codes = pybq.Quantizer(dim).encode(centres[rng.integers(0, 500, 10_000)] + noise)
+            ids = np.arange(first, first + 10_000, dtype=np.int32)
+            with conn.cursor().copy("COPY codes FROM STDIN (FORMAT BINARY)") as copy:
+                for chunk in encode_rows([("int4", ids), ("bqvec", codes)]):
+                    copy.write(chunk)
+        conn.execute("CREATE INDEX codes_bq ON codes USING bq (code)")
+        size = value(conn, "SELECT pg_relation_size('codes_bq')") / (n * (dim / 4 + 12))
+        rows.append(
+            report(f"index bytes / (rows x (dim/4 + 12)), {dim}-d", size, "<= 1.15", size <= 1.15)
+        )
+    conn.execute("DROP TABLE codes")
+    return {"rows": rows}
+
+
+def show_insertion(conn: Conn, folder: Path) -> dict[str, Any]:
+    """Rows/s into an index of 100,000 rows, by COPY."""
+    base, queries = load(folder)
+    old, new = base[:100_000], base[100_000:105_000]
+    seconds = {}
+    rows = []
+    for system in ("bq", "hnsw"):
+        create(conn, old)
+        build(conn, system)
+        settle(conn)
+        if system == "bq":
+            before = value(conn, "SELECT bq_recall('items_bq', 200)")
+        plain = min(_insert_without_index(conn, new) for _ in range(3))
+        batches = [insert(conn, part, first=100_000) for part in np.array_split(new, 5)]
+        seconds[system] = statistics.median(batches) * 5 - plain
+        print(
+            f"  {system}: {len(new) / (seconds[system] + plain):.0f} rows/s into the table,"
+            f" {len(new) / seconds[system]:.0f} rows/s into the index alone"
+        )
+        if system == "bq":
+            after = value(conn, "SELECT bq_recall('items_bq', 200)")
+            rows.append(
+                report(
+                    "recall of codes after / before insertion",
+                    after / before,
+                    ">= 0.995",
+                    after >= 0.995 * before,
+                )
+            )
+    ratio = seconds["hnsw"] / seconds["bq"]
+    rows.insert(
+        0, report("insertion, HNSW's time / bq's (net of the table)", ratio, ">= 20", ratio >= 20)
+    )
+    return {"seconds": seconds, "rows": rows}
+
+
+def _insert_without_index(conn: Conn, new: Array) -> float:
+    create(conn, new[:1], "plain")
+    return insert(conn, new, "plain")
+
+
+def show_churn(conn: Conn, folder: Path) -> dict[str, Any]:
+    """Delete half, VACUUM, insert again, three rounds: size and recall of the first build."""
+    base, queries = load(folder)
+    create(conn, base)
+    build(conn, "bq")
+    settle(conn)
+    kth = kth_similarity(base, queries)
+    first_size = value(conn, "SELECT pg_relation_size('items_bq')")
+    systems = Systems(conn, queries)
+    first = recall(systems.set(("bq", 0, 4)), base, queries, kth)
+    rng = np.random.default_rng(SEED)
+    rows = []
+    for cycle in range(3):
+        gone = np.flatnonzero(rng.random(len(base)) < 0.5)
+        conn.execute("DELETE FROM items WHERE id = ANY(%s)", (gone.tolist(),))
+        conn.execute("VACUUM items")
+        codes = pybq.Quantizer(base.shape[1]).encode(base[gone])
+        with conn.cursor().copy("COPY items FROM STDIN (FORMAT BINARY)") as copy:
+            for chunk in encode_rows(
+                [("int4", gone.astype(np.int32)), ("halfvec", base[gone]), ("bqvec", codes)]
+            ):
+                copy.write(chunk)
+        conn.execute("VACUUM ANALYZE items")
+        size = value(conn, "SELECT pg_relation_size('items_bq')") / first_size
+        found = recall(systems.set(("bq", 0, 4)), base, queries, kth)
+        rows.append(
+            report(f"churn, round {cycle + 1}: size / first size", size, "<= 1.05", size <= 1.05)
+        )
+        rows.append(
+            report(
+                f"churn, round {cycle + 1}: recall lost",
+                first - found,
+                "<= 0.005",
+                first - found <= 0.005,
+            )
+        )
+    conn.execute("SELECT bq_index_check('items_bq', true)")
+    return {"rows": rows}
+
+
+def show_operators(conn: Conn, folder: Path) -> dict[str, Any]:
+    """Recall at defaults of each operator, vectors of uneven norms, against all codes in order."""
+    base, queries = load(folder)
+    rng = np.random.default_rng(SEED)
+    base = base * rng.lognormal(0, 0.5, (len(base), 1)).astype(np.float32)
+    create(conn, base)
+    build(conn, "bq")
+    settle(conn)
+    code = pybq.Quantizer(base.shape[1]).encode(queries)
+    rows = []
+    for operator, what, parameters in (
+        ("<~>", "bqvec", [pybq.Code(c).to_binary() for c in code]),
+        ("<=>", "bqquery", [pybq.Query(q).to_binary() for q in queries]),
+        ("<#>", "bqquery", [pybq.Query(q).to_binary() for q in queries]),
+        ("<->", "bqquery", [pybq.Query(q).to_binary() for q in queries]),
+    ):
+        conn.execute("DEALLOCATE ALL")
+        nearest = f"SELECT (code {operator} $1::{what}) FROM items ORDER BY 1 LIMIT {K}"
+        statement = Statement(conn, "nearest", nearest, [[p] for p in parameters])
+        distances = {}
+        for probes in (0, 65536):
+            conn.execute(f"SET bq.probes = {probes}".encode())
+            distances[probes] = np.array([_distances(statement, i) for i in range(len(queries))])
+        hits = distances[0] <= distances[65536][:, -1:]
+        found = float(hits.mean())
+        rows.append(
+            report(f"recall@10 of codes at defaults, {operator}", found, ">= 0.95", found >= 0.95)
+        )
+    return {"rows": rows}
+
+
+def _distances(statement: Statement, i: int) -> list[float]:
+    parameters = statement.parameters[i]
+    result = statement.pgconn.exec_prepared(statement.name, parameters, [1], 1)
+    return [
+        float(np.frombuffer(result.get_value(r, 0) or b"", ">f8")[0]) for r in range(result.ntuples)
+    ]
+
+
+def show_growth(conn: Conn, folder: Path) -> dict[str, Any]:
+    """Net time at recall 0.95, 300k rows over 30k rows."""
+    nets = {}
+    for n in (30_000, 300_000):
+        base, queries = mixed(folder, 300_000)
+        base = base[np.random.default_rng(SEED).permutation(len(base))[:n]]
+        create(conn, base)
+        build(conn, "bq")
+        settle(conn)
+        systems = Systems(conn, queries)
+        kth = kth_similarity(base, queries)
+        lists = value(conn, "SELECT lists FROM bq_index_info('items_bq')")
+        settings = [
+            ("bq", max(1, round(lists * 2 ** (-i / 2))), r) for i in range(20) for r in RERANK
+        ]
+        points = []
+        for setting in settings:
+            statement = systems.set(setting)
+            if recall(statement, base, queries, kth) >= 0.95:
+                points.append((statement.seconds(200) - systems.floor.seconds(200), setting))
+        nets[n], setting = min(points)
+        print(f"  {n} rows: {setting[1:]}, net {nets[n] * 1e6:.0f} us")
+    ratio = nets[300_000] / nets[30_000]
+    return {
+        "net": nets,
+        "rows": [report("growth 30k -> 300k, net time at 0.95", ratio, "<= 3.5", ratio <= 3.5)],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="folder of wordnet.npz")
+    parser.add_argument("--rows", type=int, help="only so many rows of wordnet")
+    parser.add_argument("--json", help="file for all figures")
+    sets: dict[str, Callable[[Conn, Path], dict[str, Any]]] = {
+        "wordnet": lambda conn, folder: show_queries(
+            conn, "wordnet", load(folder)[0][: arguments.rows], load(folder)[1], {0.95: 3, 0.99: 5}
+        ),
+        "sizes": show_sizes,
+        "insertion": show_insertion,
+        "churn": show_churn,
+        "operators": show_operators,
+        "growth": show_growth,
+        "wordnet-768": lambda conn, folder: show_queries(
+            conn, "wordnet-768", *lifted(folder, 768), {0.95: 3, 0.99: 5}
+        ),
+        "wordnet-1536": lambda conn, folder: show_queries(
+            conn, "wordnet-1536", *lifted(folder, 1536), {0.95: 3, 0.99: 5}
+        ),
+        "mixed-300k": lambda conn, folder: show_queries(
+            conn, "mixed-300k", *mixed(folder, 300_000), {0.95: 6, 0.99: 10}
+        ),
+    }
+    default = ["wordnet", "sizes", "insertion", "churn", "operators"]
+    parser.add_argument("--sets", nargs="+", choices=sets, default=default)
+    arguments = parser.parse_args()
+
+    with pybq.serve(settings=SETTINGS) as server:
+        with psycopg.connect(server.dsn, autocommit=True) as conn:
+            register_bq(conn)
+            conn.prepare_threshold = None  # statements are prepared by name
+            about = describe(conn, data=str(arguments.folder), seed=SEED, settings=SETTINGS)
+            results = {name: sets[name](conn, arguments.folder) for name in arguments.sets}
+    save(arguments.json, about=about, results=results)
+    return 0 if all(row["met"] for result in results.values() for row in result["rows"]) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
