@@ -43,8 +43,8 @@ SEED = 20261121
 K = 10
 QUERIES = 300
 ROUNDS = 7
-EF_SEARCH = (10, 15, 20, 30, 40, 60, 80, 100, 140, 200, 300, 400, 600, 1000)
-RERANK = (2, 3, 4, 6, 8)
+EF_SEARCH = (10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 160, 200, 256, 320, 400, 640, 1000)
+RERANK = (2, 2.5, 3, 4, 5, 6, 8)
 SETTINGS = {
     "shared_buffers": "2GB",
     "maintenance_work_mem": "1GB",
@@ -202,9 +202,9 @@ class Systems:
         self.bq = {
             rerank: Statement(
                 conn,
-                f"bq{rerank}",
+                f"bq {rerank}",
                 "SELECT id FROM (SELECT id, embedding FROM items ORDER BY code <=> $1::bqquery"
-                f" LIMIT {K * rerank}) AS c ORDER BY embedding <=> $2::halfvec LIMIT {K}",
+                f" LIMIT {round(K * rerank)}) AS c ORDER BY embedding <=> $2::halfvec LIMIT {K}",
                 [list(pair) for pair in zip(codes, halves, strict=True)],
             )
             for rerank in RERANK
@@ -219,10 +219,16 @@ class Systems:
         return self.bq[setting[2]]
 
 
-def recall(statement: Statement, base: Array, queries: Array, kth: Array) -> float:
+def recall(
+    statement: Statement, base: Array, queries: Array, kth: Array, times: list[float] | None = None
+) -> float:
+    """Share of the true neighbours found; the time of each query is added to `times`."""
     hits = 0
     for i, query in enumerate(queries):
+        start = time.perf_counter()
         ids = statement(i)
+        if times is not None:
+            times.append(time.perf_counter() - start)
         hits += int((base[ids] @ query >= kth[i] - 1e-6).sum())
     return hits / (K * len(queries))
 
@@ -234,13 +240,13 @@ def sweep(
     systems: Systems, base: Array, queries: Array, kth: Array, lists: int
 ) -> Iterator[dict[str, Any]]:
     """Recall and a first time of each setting."""
-    probes = sorted({max(1, round(lists * 2 ** (-i / 2))) for i in range(2, 20)})
+    probes = sorted({max(1, round(lists * 2 ** (-i / 4))) for i in range(2, 36)})
     settings: list[tuple[Any, ...]] = [("hnsw", ef) for ef in EF_SEARCH]
     settings += [("bq", n, rerank) for rerank in RERANK for n in probes]
     for setting in settings:
-        statement = systems.set(setting)
-        found = recall(statement, base, queries, kth)
-        yield {"setting": setting, "recall": found, "seconds": statement.seconds(100)}
+        times: list[float] = []
+        found = recall(systems.set(setting), base, queries, kth, times)
+        yield {"setting": setting, "recall": found, "seconds": statistics.median(times)}
 
 
 def compare(systems: Systems, curve: list[dict[str, Any]], wanted: float) -> dict[str, Any]:
