@@ -60,6 +60,9 @@ def run_psql(conn: psycopg.Connection[Any], name: str) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_psql_shows_what_is_expected(conn: psycopg.Connection[Any], name: str) -> None:
+    # pg_regress installs bq alone
+    conn.execute("DROP EXTENSION IF EXISTS vector")
+    conn.commit()
     if name != "setup":
         run_psql(conn, "setup")
     output = run_psql(conn, name).splitlines()
