@@ -165,8 +165,6 @@ check_metapage(CheckState *state)
 				layout->data_start);
 	if (layout->nprobes < 1 || layout->nprobes > layout->nlists)
 		damaged(state, "metapage has %u probes for %u lists", layout->nprobes, layout->nlists);
-	if (layout->transform < 0 && state->nblocks > 0)
-		damaged(state, "metapage has no transform for %u blocks", state->nblocks);
 	if (layout->dim != column_dim)
 		damaged(state, "metapage has %d dimensions, the column has %d", layout->dim, column_dim);
 }
@@ -289,6 +287,9 @@ check_rows(CheckState *state, uint32 b, const BqBlockData *block, BlockNumber he
 			damaged(state, "slot %d of block %u has position (%u,%u) in a table of %u pages",
 					slot, b, ItemPointerGetBlockNumberNoCheck(&tid),
 					ItemPointerGetOffsetNumberNoCheck(&tid), heap_pages);
+
+		if (state->layout.transform < 0)
+			damaged(state, "slot %d of block %u has a row, but the metapage no transform", slot, b);
 
 		header.norm = block->norm[slot];
 		bq_block_get(state->block_rows, header.dim, slot, state->planes);

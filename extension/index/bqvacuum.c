@@ -11,6 +11,7 @@
 #include "commands/vacuum.h"
 #include "index/bqindex.h"
 #include "port/pg_bitutils.h"
+#include "storage/lmgr.h"
 
 #if PG_VERSION_NUM >= 180000
 #define delay_point() vacuum_delay_point(false)
@@ -126,6 +127,30 @@ bqbulkdelete(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
 	return vacuum_index(info, stats, callback, callback_state);
 }
 
+/*
+ * An index without rows can take rows of any transform again: the first one may have
+ * been rolled back, or all of them deleted to be encoded anew.
+ */
+static void
+forget_transform(IndexVacuumInfo *info)
+{
+	Relation	index = info->index;
+
+	/* no insertion meanwhile, see bqregroup.c */
+	LockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
+	if (vacuum_index(info, NULL, NULL, NULL)->num_index_tuples == 0)
+	{
+		Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+										  BUFFER_LOCK_EXCLUSIVE);
+		GenericXLogState *state = GenericXLogStart(index);
+
+		BqPageGetMeta(GenericXLogRegisterBuffer(state, buffer, 0))->transform = -1;
+		GenericXLogFinish(state);
+		UnlockReleaseBuffer(buffer);
+	}
+	UnlockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
+}
+
 IndexBulkDeleteResult *
 bqvacuumcleanup(IndexVacuumInfo *info, IndexBulkDeleteResult *stats)
 {
@@ -134,6 +159,8 @@ bqvacuumcleanup(IndexVacuumInfo *info, IndexBulkDeleteResult *stats)
 	/* no bqbulkdelete() before: nothing to remove, but the counts are wanted */
 	if (stats == NULL)
 		stats = vacuum_index(info, NULL, NULL, NULL);
+	if (stats->num_index_tuples == 0 && bq_read_layout(info->index, NULL).transform >= 0)
+		forget_transform(info);
 	if (bq_wants_regrouping(info->index, stats->num_index_tuples))
 		bq_regroup(info->index);
 	stats->num_pages = RelationGetNumberOfBlocks(info->index);

@@ -63,6 +63,20 @@ INSERT INTO mixed VALUES (bq_encode(random_vector(8, 1), 1));
 SELECT transform, live_rows FROM bq_index_info('mixed_code');
 SELECT bq_index_check('mixed_code', true);
 
+-- VACUUM lets an index without rows take any transform again.
+TRUNCATE mixed;
+BEGIN;
+INSERT INTO mixed VALUES (bq_encode(random_vector(8, 1), 5));
+ROLLBACK;
+SELECT fails('INSERT INTO mixed VALUES (bq_encode(random_vector(8, 1), 6))');
+VACUUM mixed;
+SELECT transform, live_rows FROM bq_index_info('mixed_code');
+SELECT bq_index_check('mixed_code', true);
+INSERT INTO mixed VALUES (bq_encode(random_vector(8, 1), 6));
+SELECT transform, live_rows FROM bq_index_info('mixed_code');
+VACUUM mixed;
+SELECT transform, live_rows FROM bq_index_info('mixed_code');
+
 -- Columns that cannot be indexed
 CREATE TABLE loose (code bqvec, large bqvec(8001), largest_possible bqvec(8000), number int);
 SELECT fails('CREATE INDEX ON loose USING bq (code)');
