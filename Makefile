@@ -22,7 +22,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
-build: .venv/built ## the Python package in .venv, and the extension in build/
+build: .venv/built ## the Python package, in .venv; pybq.serve() compiles the extension
 
 install: ## the extension into the PostgreSQL of PG_CONFIG
 	$(MAKE) -C extension PG_CONFIG='$(PG_CONFIG)' install
