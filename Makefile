@@ -22,7 +22,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
-build: .venv/built ## the Python package in .venv, and the extension in build/
+build: .venv/built ## the Python package, in .venv; pybq.serve() compiles the extension
 
 install: ## the extension into the PostgreSQL of PG_CONFIG
 	$(MAKE) -C extension PG_CONFIG='$(PG_CONFIG)' install
@@ -49,9 +49,9 @@ server: .venv/tested .venv/built
 	$(BIN)/pytest tests/server
 	$(BIN)/pytest tests/server --postgres 16
 
-test-arm: ## the kernels for ARM, in an emulator
+test-arm: ## the kernels for ARM, in an emulator (gcc-aarch64-linux-gnu, qemu-user-static)
 	mkdir -p build/arm
-	aarch64-linux-gnu-gcc -std=c11 -O2 -Wall -Wextra -Werror -ffp-contract=off -static \
+	aarch64-linux-gnu-gcc -std=gnu11 -O2 -Wall -Wextra -Werror -ffp-contract=off -static \
 		-Iextension/core tests/arm/kernels.c extension/core/*.c -lm -o build/arm/kernels
 	qemu-aarch64-static build/arm/kernels
 

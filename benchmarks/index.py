@@ -1,4 +1,4 @@
-"""The index beside pgvector's HNSW, in one embedded server: what issue "index" must show.
+"""The index beside pgvector's HNSW, in one embedded server.
 
     python benchmarks/index.py FOLDER
     python benchmarks/index.py FOLDER --sets wordnet-768 wordnet-1536 mixed-300k growth

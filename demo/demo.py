@@ -108,11 +108,12 @@ def show_introduction(data: glosses.Glosses) -> None:
 
 def show_choice(status: pybq.Status) -> None:
     assert status.reason is not None
-    console.print(
-        "\n[bold]Original axes, or rotated?[/]\n\n"
-        "  Before it packs vectors, bq can rotate them all at random, so that each bit tells as "
-        "much\n  as the others. From the statistics of this table it chose:"
+    console.print("\n[bold]Original axes, or rotated?[/]\n")
+    explanation = (
+        "Before it packs vectors, bq can rotate them all at random, so that each bit tells as much "
+        "as the others. From the statistics of this table it chose:"
     )
+    console.print(Padding(explanation, (0, 2)))
     console.print(Padding(Text(status.reason, style="cyan"), (0, 2, 0, 4)))
 
 
