@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 PG_CONFIG ?= pg_config
-# Folder of vector sets for `make bench` (benchmarks/README.md)
-DATA ?= ../shared/data
+# Folder of vector sets for `make bench` and `make bench-index` (benchmarks/README.md)
+DATA ?=
 
 BIN := .venv/bin
 CORE := $(wildcard extension/core/*.[ch])
@@ -59,12 +59,14 @@ fuzz: .venv/tested ## hostile bytes to both types, with sanitizers
 	$(MAKE) -C tests/fuzz PG_CONFIG='$(call embedded,pginstall18)'
 
 bench: .venv/tested .venv/built ## speed and recall, beside pgvector
-	$(PY) benchmarks/recall.py $(DATA)
 	$(PY) benchmarks/ingest.py
 	$(PY) benchmarks/kernels.py
+	$(if $(DATA),$(PY) benchmarks/recall.py '$(DATA)',@echo \
+		'recall.py was not run: it needs a folder of vector sets, make bench DATA=FOLDER')
 
 bench-index: .venv/tested .venv/built ## the index beside pgvector's HNSW
-	$(PY) benchmarks/index.py $(DATA)
+	$(if $(DATA),$(PY) benchmarks/index.py '$(DATA)',@echo \
+		'index.py needs a folder of vector sets: make bench-index DATA=FOLDER'; exit 1)
 
 format: .venv/tested ## Python by ruff
 	$(BIN)/ruff check --fix .
