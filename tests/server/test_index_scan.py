@@ -384,15 +384,21 @@ def test_statement_timeout_ends_build_and_scan(conn: Conn, rng: np.random.Genera
     create(conn, random_vectors(rng, 20_000, 384), nulls=0)
     conn.execute("SET statement_timeout = '100ms'")
     with pytest.raises(psycopg.errors.QueryCanceled):
-        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 4000)")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 10000)")
     conn.execute("RESET statement_timeout")
     conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 10)")
     q = operand("<=>", np.ones(384, np.float32))
     conn.execute("SET enable_seqscan = off; SET enable_sort = off")
     conn.execute("SET work_mem = '64kB'")  # many readings of the same lists
     conn.execute("SET statement_timeout = '50ms'")
-    with pytest.raises(psycopg.errors.QueryCanceled):
-        conn.execute("SELECT id FROM items ORDER BY code <=> %s", (q,))
+    with pytest.raises(psycopg.errors.QueryCanceled):  # so many scans never end by themselves
+        conn.execute(
+            """
+            SELECT count(*) FROM generate_series(1, 10000000) n,
+                LATERAL (SELECT id FROM items ORDER BY code <=> %s OFFSET n %% 2) scan
+            """,
+            (q,),
+        )
     conn.execute("RESET statement_timeout")
     check(conn, "items_code")
 
