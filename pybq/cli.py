@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal, NoReturn
 import numpy as np
 import psycopg
 import typer
-from psycopg import sql
 from psycopg.rows import tuple_row
 from rich.console import Console
 from rich.markup import escape
@@ -270,9 +269,8 @@ def ingest(
             columns={name: source.column_types[name] for name in wanted},
             id_type=source.id_type,
         )
-        there = _column_names(conn, target)
         if column is None:
-            wanted = [name for name in wanted if name in there]
+            wanted = [name for name in wanted if name in target.columns]
         rows = _ingest(target, source, wanted, first_id, progress=False if as_json else None)
         if index:
             target.create_index()
@@ -315,7 +313,7 @@ def advise(
         assert table is not None
         with _connect(dsn) as conn:
             opened = _open(conn, table, schema)
-            statistics = _stored_statistics(conn, opened)
+            statistics = _stored_statistics(opened)
             decision = choose(statistics)
             decided = dataclasses.asdict(opened.status())
     if picture is not None:
@@ -489,12 +487,6 @@ def _open(conn: psycopg.Connection[Any], name: str, schema: str | None) -> Table
         raise CommandError(str(error).replace("; give dim to create it", ""), hint) from error
 
 
-def _column_names(conn: psycopg.Connection[Any], table: Table) -> set[str]:
-    statement = sql.SQL("SELECT * FROM {} LIMIT 0").format(table._identifier)
-    with conn.cursor() as cursor:
-        return {column.name for column in cursor.execute(statement).description or ()}
-
-
 def _ingest(
     table: Table, source: Source, columns: list[str], first_id: int, progress: bool | None
 ) -> int:
@@ -516,16 +508,14 @@ def _ingest(
     return done
 
 
-def _stored_statistics(conn: psycopg.Connection[Any], table: Table) -> Statistics:
-    statement = "SELECT (statistics).* FROM bq_columns WHERE table_name = %s::regclass"
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        row = cursor.execute(statement, [table._identifier.as_string(conn)]).fetchone()
-    if row is None or row[0] is None:
+def _stored_statistics(table: Table) -> Statistics:
+    statistics = table.statistics()
+    if not statistics.count:
         raise CommandError(
             f"nothing was ingested into {table.name} yet",
             f"ingest vectors, or look at a file of them: pybq advise --file {table.name}.npy",
         )
-    return Statistics.from_row(row, normalize=table.metric == "cosine")
+    return statistics
 
 
 def _advise_file(source: Source, metric: Metric) -> tuple[Statistics, Decision]:

@@ -1,26 +1,31 @@
-"""Arrays of ids, vectors and further columns -> the bytes of a binary COPY, chunk by chunk."""
+"""Writing vectors: arrays -> encoded chunks of a binary COPY, the decision, the statistics."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from psycopg import Connection
+from numpy.typing import ArrayLike, NDArray
+from psycopg import BaseConnection, sql
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import Format
 
 from pybq._copy import HEADER, TRAILER, encode_rows, to_half
-from pybq.errors import RowError
+from pybq.database import Database
+from pybq.errors import RowError, TableError
 from pybq.quantizer import Quantizer
+from pybq.schema import Column, Layout
 from pybq.statistics import Statistics
+from pybq.status import no_statistics
+from pybq.strategy import MIN_ROWS, Decision, choose, probe
 
 # float32 bytes of the vectors of one chunk.  Larger ones were no faster (benchmarks/ingest.py).
 CHUNK_NBYTES = 1 << 20
@@ -46,13 +51,134 @@ KINDS = {
 NUMBERS = ("int2", "int4", "int8", "float4", "float8")
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of the table: its name, and its type as PostgreSQL has it."""
+async def ingest(
+    db: Database,
+    layout: Layout,
+    ids: Sequence[Any] | NDArray[Any],
+    vectors: ArrayLike,
+    columns: Mapping[str, Sequence[Any] | NDArray[Any]],
+    progress: bool | None = None,
+) -> int:
+    """Encode vectors and write them with their codes, as `Table.ingest` promises."""
+    array = _as_vectors(vectors, layout.dim)
+    n = len(array)
+    _check_columns(layout, n, ids, columns)
+    if n == 0:
+        return 0
+    extra = [layout.columns[name] for name in columns]
+    target = [layout.id, *([layout.source] if layout.source else []), layout.code, *extra]
+    copy = sql.SQL("COPY {} ({}) FROM STDIN WITH (FORMAT binary)").format(
+        layout.identifier, sql.SQL(", ").join(column.identifier for column in target)
+    )
+    async with db.transaction():
+        quantizer = Quantizer(layout.dim, await decide(db, layout, array))
+        statistics = no_statistics(layout)
+        encoder = ChunkEncoder(
+            quantizer, statistics.normalize, layout.store, layout.id, extra, db.connection
+        )
+        with (
+            show_progress(n, f"ingest {layout.name}", progress) as advance,
+            closing(encode_chunks(encoder, ids, array, columns)) as chunks,
+        ):
+            async with db.copy(copy) as stream:
+                await stream.write(HEADER)
+                for future in chunks:
+                    chunk = await db.wait_for(future)
+                    await stream.write(chunk.data)
+                    statistics.merge(chunk.statistics)
+                    advance(chunk.rows)
+                await stream.write(TRAILER)
+        await add_statistics(db, layout, statistics)
+    return n
 
-    name: str
-    type_name: str  # pg_type.typname
-    type_oid: int
+
+async def decide(db: Database, layout: Layout, vectors: NDArray[Any]) -> int:
+    """Return the table's transform; decide it now if no ingest has done so.
+
+    Takes the row lock in bq_columns while undecided: whoever comes second waits until the
+    first has committed, and then follows it.
+    """
+    for lock in ("", "FOR UPDATE"):
+        row = await db.fetch_one(
+            "SELECT transform, decided_at IS NOT NULL FROM bq_columns"
+            f" WHERE table_name = %s AND code_column = %s {lock}",
+            [layout.oid, layout.code.name],
+        )
+        if row is None:
+            raise _not_owner(layout)
+        transform, decided = row
+        if decided:
+            return int(transform)
+    decision = await db.compute(_choose, layout, vectors)
+    await db.execute(
+        """
+        UPDATE bq_columns SET transform = %s, f_axis = %s, f_rotate = %s, reason = %s,
+            decided_count = %s, decided_at = now()
+        WHERE table_name = %s AND code_column = %s
+        """,
+        [
+            decision.transform,
+            _finite(decision.f_axis),
+            _finite(decision.f_rotate),
+            decision.reason,
+            decision.count,
+            layout.oid,
+            layout.code.name,
+        ],
+    )
+    return decision.transform
+
+
+async def add_statistics(db: Database, layout: Layout, statistics: Statistics) -> None:
+    """Merge in the database, under the row's lock: what others added meanwhile stays."""
+    row = statistics.to_row()
+    fields = ", ".join(["%b"] * len(row))
+    updated = await db.execute(
+        f"""
+        UPDATE bq_columns SET statistics = bq_merge(statistics, ROW({fields})::bq_statistics)
+        WHERE table_name = %s AND code_column = %s
+        """,
+        [*row, layout.oid, layout.code.name],
+    )
+    if updated != 1:
+        raise _not_owner(layout)
+
+
+def _choose(layout: Layout, vectors: NDArray[Any]) -> Decision:
+    statistics = no_statistics(layout)
+    sample = take_sample(vectors)
+    statistics.update(sample)
+    measured = probe(sample, metric=layout.metric) if len(sample) >= MIN_ROWS else None
+    return choose(statistics, measured)
+
+
+def _not_owner(layout: Layout) -> TableError:
+    # Row security hides the row of bq_columns from others, or keeps them from changing it.
+    return TableError(
+        f"only the owner of table {layout.name!r} can ingest: the statistics are theirs"
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _as_vectors(vectors: ArrayLike, dim: int) -> NDArray[Any]:
+    array = np.asarray(vectors)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"expected vectors of float32, got dtype {array.dtype}")
+    if array.ndim != 2 or array.shape[1] != dim:
+        raise ValueError(f"expected vectors of shape (n, {dim}), got {array.shape}")
+    return array
+
+
+def _check_columns(layout: Layout, n: int, ids: Any, columns: Mapping[str, Any]) -> None:
+    for name in columns:
+        if name not in layout.columns:
+            raise ValueError(f"no column {name!r} in table {layout.name!r}")
+    for name, values in {"ids": ids, **columns}.items():
+        if len(values) != n:
+            raise ValueError(f"{name}: expected {n} values, got {len(values)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +205,7 @@ class ChunkEncoder:
         The primary key.
     extra : sequence of Column
         Further columns.  COPY order: id, the vector if it is kept, the code, these.
-    connection : psycopg.Connection
+    connection : psycopg.BaseConnection
         Where its adapters are looked up; nothing is sent.
     """
 
@@ -90,7 +216,7 @@ class ChunkEncoder:
         store: str | None,
         id_column: Column,
         extra: Sequence[Column],
-        connection: Connection[Any],
+        connection: BaseConnection[Any],
     ) -> None:
         self.quantizer = quantizer
         self.normalize = normalize
@@ -159,7 +285,7 @@ def row_error(start: int, row: int, ids: Any, reason: str) -> RowError:
 
 
 def copy_column(
-    column: Column, values: Any, start: int, connection: Connection[Any]
+    column: Column, values: Any, start: int, connection: BaseConnection[Any]
 ) -> tuple[Any, ...]:
     """Return what the COPY encoder takes for some rows of one column: kind, values, NULL mask."""
     kind = KINDS.get(column.type_name)
@@ -176,7 +302,7 @@ def copy_column(
 
 
 def dump_values(
-    column: Column, values: Any, start: int, connection: Connection[Any]
+    column: Column, values: Any, start: int, connection: BaseConnection[Any]
 ) -> list[bytes | None]:
     """Return the wire form of each value, by psycopg's dumper of the column's type."""
     transformer = Transformer(connection)
@@ -195,11 +321,12 @@ def dump_values(
 
 def encode_chunks(
     encoder: ChunkEncoder, ids: Any, vectors: NDArray[Any], extra: Mapping[str, Any]
-) -> Iterator[Chunk]:
-    """Yield the chunks in order.
+) -> Generator[Future[Chunk], None, None]:
+    """Yield the chunks in order, as results to be waited for.
 
     Other threads encode the next ones while the caller sends the last one: two of them, as
     encoding a row takes about as long as the server takes to store it (benchmarks/ingest.py).
+    Closing the generator early drops the chunks that were not begun.
     """
     n = len(vectors)
     rows = max(1, CHUNK_NBYTES // (4 * encoder.quantizer.dim))
@@ -209,14 +336,17 @@ def encode_chunks(
         part = {name: values[chunk] for name, values in extra.items()}
         return encoder.encode(start, ids[chunk], vectors[chunk], part)
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    pool = ThreadPoolExecutor(THREADS)
+    try:
         pending: deque[Future[Chunk]] = deque()
         for start in range(0, n, rows):
             pending.append(pool.submit(encode, start))
             if len(pending) > THREADS:
-                yield pending.popleft().result()
+                yield pending.popleft()
         while pending:
-            yield pending.popleft().result()
+            yield pending.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def take_sample(vectors: NDArray[Any]) -> NDArray[np.float32]:

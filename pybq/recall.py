@@ -14,7 +14,8 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from pybq.errors import TableError
-from pybq.table import OPERATORS, Table
+from pybq.schema import OPERATORS
+from pybq.table import Table
 
 # Candidates per wanted row; None: the order of the codes alone.
 RERANKS: tuple[float | None, ...] = (None, 1, 2, 4, 8)
@@ -126,7 +127,7 @@ def _sample_rows(table: Table, n: int) -> tuple[list[Any], NDArray[np.float32]]:
 
 def _exact(table: Table, vector: NDArray[Any], own: Any, k: int) -> list[float]:
     """Exact distances of the k nearest rows, but for the row that the query comes from."""
-    with table._conn.transaction(), table._conn.cursor() as cursor:
+    with table.connection.transaction(), table.connection.cursor() as cursor:
         # an index over the vectors would be approximate
         cursor.execute("SET LOCAL enable_indexscan = off")
         rows = _fetch(
@@ -149,13 +150,13 @@ def _distances(table: Table, vector: NDArray[Any], ids: list[Any]) -> list[float
 
 
 def _fetch(table: Table, query: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
-    (stored,) = table._stored_columns
+    assert table.source_column is not None and table.store is not None
     statement = sql.SQL(query).format(
-        id=sql.Identifier(table._id_column.name),
-        vector=sql.Identifier(stored.name),
-        type=sql.SQL(stored.type_name),
-        table=table._identifier,
+        id=sql.Identifier(table.id_column),
+        vector=sql.Identifier(table.source_column),
+        type=sql.SQL(table.store),
+        table=table.identifier,
         operator=sql.SQL(OPERATORS[table.metric]),
     )
-    with table._conn.transaction(), table._conn.cursor(row_factory=tuple_row) as cursor:
+    with table.connection.transaction(), table.connection.cursor(row_factory=tuple_row) as cursor:
         return cursor.execute(statement, parameters).fetchall()

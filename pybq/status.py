@@ -1,0 +1,102 @@
+"""What is known about a table: its status, and the statistics of its vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from pybq.database import Database
+from pybq.errors import TableError
+from pybq.schema import Layout
+from pybq.statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is known about a table; `str()` of it is for people.
+
+    Attributes
+    ----------
+    name : str
+        Name of the table.
+    dim : int
+        Number of dimensions.
+    metric : str
+        "cosine", "l2" or "inner_product".
+    store : str or None
+        Type of the stored vectors; None: codes only.
+    count : int
+        Rows ingested through pybq so far.
+    transform : int or None
+        0: codes on the original axes, otherwise the number of the rotation; None before the
+        first ingest.
+    f_axis, f_rotate : float or None
+        Fidelity of codes, predicted when `transform` was decided: the correlation of estimated
+        with true inner products on the original axes, and after a rotation.
+    reason : str or None
+        Why, in words.
+    decided_count : int or None
+        Rows it was decided from.
+    decided_at : datetime or None
+    """
+
+    name: str
+    dim: int
+    metric: str
+    store: str | None
+    count: int
+    transform: int | None
+    f_axis: float | None
+    f_rotate: float | None
+    reason: str | None
+    decided_count: int | None
+    decided_at: datetime | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: {self.count:,} rows x {self.dim} dimensions, metric {self.metric}",
+            f"vectors: {self.store or 'not stored, codes only'}",
+        ]
+        if self.transform is None:
+            lines.append("codes: none yet, the first ingest decides between axes and rotation")
+        else:
+            axes = f"after rotation {self.transform}" if self.transform else "on the original axes"
+            lines.append(f"codes: {axes}")
+            lines.append(f"why: {self.reason}")
+        return "\n".join(lines)
+
+
+async def read_status(db: Database, layout: Layout) -> Status:
+    """Ask the database for the status of a table."""
+    row = await db.fetch_one(
+        """
+        SELECT dim, metric, coalesce((statistics).count, 0), decided_at IS NOT NULL, transform,
+               f_axis, f_rotate, reason, decided_count, decided_at
+        FROM bq_columns WHERE table_name = %s AND code_column = %s
+        """,
+        [layout.oid, layout.code.name],
+    )
+    if row is None:
+        raise TableError(f"table {layout.name!r} is gone from bq_columns")
+    dim, metric, count, decided, transform, *decision = row
+    return Status(
+        layout.name, dim, metric, layout.store, count, transform if decided else None, *decision
+    )
+
+
+async def read_statistics(db: Database, layout: Layout) -> Statistics:
+    """Ask the database for the statistics of all vectors that were ingested."""
+    statistics = no_statistics(layout)
+    row = await db.fetch_one(
+        "SELECT (statistics).* FROM bq_columns WHERE table_name = %s AND code_column = %s",
+        [layout.oid, layout.code.name],
+    )
+    if row is None or row[0] is None:
+        return statistics
+    return Statistics.from_row(row, statistics.normalize)
+
+
+def no_statistics(layout: Layout) -> Statistics:
+    """The statistics of no vectors, of the kind that the table's metric calls for."""
+    # Cosine distance does not see the lengths of vectors, so neither must the statistics.
+    return Statistics(layout.dim, normalize=layout.metric == "cosine")
