@@ -12,11 +12,12 @@ from pybq.strategy import Decision, choose
 from pybq.vector import Code, Query
 
 if TYPE_CHECKING:
-    from pybq.table import Hit, Status, Table
+    from pybq.table import AsyncTable, Hit, Status, Table
 
 __version__ = version("pybq")
 
 __all__ = [
+    "AsyncTable",
     "BuildError",
     "Code",
     "Decision",
@@ -41,7 +42,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Only now, because it loads psycopg: not everyone who encodes has a database.
-    if name in ("Hit", "Status", "Table"):
+    if name in ("AsyncTable", "Hit", "Status", "Table"):
         from pybq import table
 
         return getattr(table, name)

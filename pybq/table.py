@@ -7,9 +7,9 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from numpy.typing import ArrayLike, NDArray
-from psycopg import Connection, sql
+from psycopg import AsyncConnection, Connection, sql
 
-from pybq.database import BlockingDatabase, Database, run
+from pybq.database import AsyncDatabase, BlockingDatabase, Database, run
 from pybq.ingest import ingest
 from pybq.quantizer import Quantizer
 from pybq.schema import Layout, Store, create_index, create_table, name_table, open_table
@@ -18,7 +18,7 @@ from pybq.statistics import Statistics
 from pybq.status import Status, read_statistics, read_status
 from pybq.strategy import Metric
 
-__all__ = ["Hit", "Metric", "Status", "Store", "Table"]
+__all__ = ["AsyncTable", "Hit", "Metric", "Status", "Store", "Table"]
 
 _D = TypeVar("_D", bound=Database)
 
@@ -317,3 +317,111 @@ class Table(_Table[BlockingDatabase]):
     def statistics(self) -> Statistics:
         """Statistics of all vectors that were ingested, of norm 1 if the metric is cosine."""
         return run(read_statistics(self._db, self._layout))
+
+
+class AsyncTable(_Table[AsyncDatabase]):
+    """A `Table` for asyncio: the same methods with the same arguments, to be awaited.
+
+    Made by `open` and `create`, over a `psycopg.AsyncConnection`.
+
+    Notes
+    -----
+    Vectors are encoded in other threads, so the event loop stays free.
+
+    Tasks may share a table, or several on one connection: what they ask for is done one after
+    another, as a connection can do one thing at a time. Searches at once need a connection and a
+    table each, for example from a `psycopg_pool.AsyncConnectionPool`; opening a table costs a few
+    small queries, so keep it with its connection.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> import numpy as np
+    >>> import psycopg
+    >>> import pybq
+    >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+    >>> async def main(dsn):
+    ...     async with await psycopg.AsyncConnection.connect(dsn) as conn:
+    ...         table = await pybq.AsyncTable.open(conn, "items", dim=64, metric="cosine")
+    ...         rows = await table.ingest(range(1000), vectors)
+    ...         hits = await table.search(vectors[42], k=10)
+    ...     return rows, hits[0].id
+    >>> with pybq.serve() as server:
+    ...     asyncio.run(main(server.dsn))
+    (1000, 42)
+    """
+
+    @classmethod
+    async def open(
+        cls,
+        conn: AsyncConnection[Any],
+        name: str,
+        dim: int | None = None,
+        metric: Metric | None = None,
+        *,
+        schema: str | None = None,
+        **options: Any,
+    ) -> AsyncTable:
+        """Open a table; create it first if there is none and `dim` is given. See `Table`."""
+        db = AsyncDatabase(conn)
+        return cls(db, await db.run(open_table(db, name, dim, metric, schema, options)))
+
+    @classmethod
+    async def create(
+        cls,
+        conn: AsyncConnection[Any],
+        name: str,
+        dim: int,
+        metric: Metric = "cosine",
+        *,
+        store: Store | None = "halfvec",
+        columns: Mapping[str, str] | None = None,
+        id_type: str = "bigint",
+        transform: int | None = None,
+        schema: str | None = None,
+    ) -> AsyncTable:
+        """Create a table, and open it. See `Table.create`."""
+        db, identifier = AsyncDatabase(conn), name_table(name, schema)
+        await db.run(create_table(db, identifier, dim, metric, store, columns, id_type, transform))
+        return await cls.open(conn, name, schema=schema)
+
+    @property
+    def connection(self) -> AsyncConnection[Any]:
+        """What it was opened with."""
+        return self._db.connection
+
+    async def ingest(
+        self,
+        ids: Sequence[Any] | NDArray[Any],
+        vectors: ArrayLike,
+        columns: Mapping[str, Sequence[Any] | NDArray[Any]] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> int:
+        """Encode vectors and write them with their codes. See `Table.ingest`."""
+        return await self._db.run(
+            ingest(self._db, self._layout, ids, vectors, columns or {}, progress)
+        )
+
+    async def create_index(self) -> None:
+        """Build the index `USING bq` over the codes. See `Table.create_index`."""
+        await self._db.run(create_index(self._db, self._layout))
+
+    async def search(
+        self,
+        query: ArrayLike,
+        k: int = 10,
+        rerank: float | None = 4,
+        columns: Sequence[str] = (),
+    ) -> Any:
+        """Find the nearest rows. See `Table.search`."""
+        search = Search(self._layout, query, k, rerank, columns)
+        return await self._db.run(self._search(search))
+
+    async def status(self) -> Status:
+        """What the database knows about the table: see `Status`."""
+        return await self._db.run(read_status(self._db, self._layout))
+
+    async def statistics(self) -> Statistics:
+        """Statistics of all vectors that were ingested. See `Table.statistics`."""
+        return await self._db.run(read_statistics(self._db, self._layout))

@@ -1,0 +1,230 @@
+"""AsyncTable: what Table does, without blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg.pq import TransactionStatus
+
+import pybq
+from pybq import ExtensionMissingError, RowError, TableError, ingest
+
+LSA = Path(__file__).parents[1] / "data" / "lsa.npz"
+
+AsyncConn = psycopg.AsyncConnection[Any]
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def lsa() -> tuple[np.ndarray, np.ndarray]:
+    """Real vectors (2000, 256), and 100 queries; tests/data/README.md."""
+    with np.load(LSA) as packed:
+        base, queries = (
+            packed[name].astype(np.float32) * packed[f"{name}_scale"][:, None]
+            for name in ("base", "queries")
+        )
+    return base, queries
+
+
+@pytest.fixture
+def store(conn: psycopg.Connection[Any]) -> Any:
+    """What tables keep beside the codes: vectors, if the server has pgvector."""
+    found = conn.execute("SELECT to_regtype('halfvec')::text").fetchone()
+    conn.commit()
+    return None if found is None else found[0]
+
+
+@pytest.fixture
+def run(conn: psycopg.Connection[Any]) -> Run:
+    """Run a coroutine function on a new connection to the test's database."""
+
+    def run(work: Callable[[AsyncConn], Awaitable[Any]], **options: Any) -> Any:
+        async def main() -> Any:
+            async with await psycopg.AsyncConnection.connect(
+                conn.info.dsn, password=conn.info.password, **options
+            ) as mine:
+                return await work(mine)
+
+        return asyncio.run(main())
+
+    return run
+
+
+def test_both_kinds_of_table_do_the_same(
+    conn: psycopg.Connection[Any], run: Run, lsa: tuple[np.ndarray, np.ndarray], store: Any
+) -> None:
+    base, queries = lsa
+    columns = {"title": "text"}
+    titles = {"title": [f"title {i}" for i in range(len(base))]}
+
+    async def work(mine: AsyncConn) -> Any:
+        table = await pybq.AsyncTable.create(mine, "a", 256, store=store, columns=columns)
+        assert await table.search(queries[0]) == []
+        assert await table.ingest(range(len(base)), base, titles) == len(base)
+        assert mine.info.transaction_status == TransactionStatus.IDLE
+        await table.create_index()
+        hits = await table.search(queries, k=5, columns=["title"])
+        alone = [await table.search(query, 5, columns=["title"]) for query in queries[:3]]
+        assert alone == hits[:3]
+        assert mine.info.transaction_status == TransactionStatus.IDLE
+        return hits, await table.status(), await table.statistics()
+
+    hits, status, statistics = run(work)
+    table = pybq.Table.create(conn, "b", 256, store=store, columns=columns)
+    table.ingest(range(len(base)), base, titles)
+    table.create_index()
+    assert table.search(queries, k=5, columns=["title"]) == hits
+    same = table.status()
+    assert (same.count, same.transform, same.reason) == (
+        status.count,
+        status.transform,
+        status.reason,
+    )
+    assert table.statistics().to_row() == statistics.to_row()
+    codes = [
+        conn.execute(f"SELECT string_agg(code::text, ' ' ORDER BY id) FROM {name}".encode())
+        .fetchone()
+        for name in ("a", "b")
+    ]  # fmt: skip
+    assert codes[0] == codes[1]
+
+
+def test_open_creates_then_opens_and_checks(run: Run, store: Any) -> None:
+    async def work(mine: AsyncConn) -> None:
+        with pytest.raises(TableError, match="no table 'items'; give dim to create it"):
+            await pybq.AsyncTable.open(mine, "items")
+        table = await pybq.AsyncTable.open(
+            mine, "items", 24, "l2", store=store, columns={"n": "int"}
+        )
+        again = await pybq.AsyncTable.open(mine, "items")
+        for one in (table, again):
+            assert (one.name, one.dim, one.metric, one.store) == ("items", 24, "l2", store)
+            assert (one.id_column, one.code_column) == ("id", "code")
+            assert one.source_column == (None if store is None else "embedding")
+            assert dict(one.columns) == {"n": "int4"}
+            assert one.connection is mine
+        with pytest.raises(TableError, match="table 'items' has dim 24, expected 25"):
+            await pybq.AsyncTable.open(mine, "items", 25)
+        with pytest.raises(psycopg.errors.DuplicateTable):
+            await pybq.AsyncTable.create(mine, "items", 24, store=None)
+
+    run(work)
+
+
+def test_bad_rows_are_named_and_nothing_is_written(run: Run) -> None:
+    async def work(mine: AsyncConn) -> None:
+        table = await pybq.AsyncTable.create(mine, "items", 24, store=None)
+        vectors = np.ones((50_000, 24), np.float32)
+        vectors[49_999, 3] = np.nan
+        with pytest.raises(RowError, match=r"row 49999 \(id 49999\)"):
+            await table.ingest(range(50_000), vectors)
+        assert (await table.status()).count == 0
+        assert mine.info.transaction_status == TransactionStatus.IDLE
+
+    run(work)
+
+
+def test_a_missing_extension_is_named(run: Run, conn: psycopg.Connection[Any]) -> None:
+    conn.execute("DROP EXTENSION bq CASCADE")
+    conn.commit()
+
+    async def work(mine: AsyncConn) -> None:
+        for make in (pybq.AsyncTable.open, pybq.AsyncTable.create):
+            with pytest.raises(ExtensionMissingError, match="run CREATE EXTENSION bq"):
+                await make(mine, "items", 24, store=None)
+
+    run(work)
+
+
+def test_the_event_loop_stays_free_during_ingest(
+    run: Run, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decision and each chunk are held up until the loop has had a turn."""
+    vectors = rng.standard_normal((3000, 256), dtype=np.float32)
+    turn = threading.Event()
+
+    def hold_up(function: Callable[..., Any]) -> Callable[..., Any]:
+        def held_up(*arguments: Any) -> Any:
+            turn.clear()
+            assert turn.wait(20), "the event loop is blocked"
+            return function(*arguments)
+
+        return held_up
+
+    monkeypatch.setattr(ingest, "take_sample", hold_up(ingest.take_sample))
+    monkeypatch.setattr(ingest.ChunkEncoder, "encode", hold_up(ingest.ChunkEncoder.encode))
+
+    async def work(mine: AsyncConn) -> None:
+        table = await pybq.AsyncTable.create(mine, "items", 256, store=None)
+        ingesting = asyncio.create_task(table.ingest(range(3000), vectors))
+        while not ingesting.done():
+            turn.set()
+            await asyncio.sleep(0.001)
+        assert await ingesting == 3000
+
+    run(work)
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_tasks_may_share_a_connection(
+    run: Run, lsa: tuple[np.ndarray, np.ndarray], autocommit: bool
+) -> None:
+    base, queries = lsa
+
+    async def work(mine: AsyncConn) -> None:
+        table = await pybq.AsyncTable.create(mine, "items", 256, store=None)
+        await table.ingest(range(1000), base[:1000])
+        other = await pybq.AsyncTable.create(mine, "others", 256, store=None)
+        _, _, *found = await asyncio.gather(
+            other.ingest(range(2000), base),
+            table.ingest(range(1000, 2000), base[1000:]),
+            *[table.search(query) for query in queries],
+            *[other.search(query) for query in queries],
+        )
+        together = await table.search(queries)
+        assert found[: len(queries)] == together
+        assert (await table.status()).count == (await other.status()).count == 2000
+        assert mine.info.transaction_status == TransactionStatus.IDLE
+
+    run(work, autocommit=autocommit)
+
+
+def test_a_cancelled_ingest_writes_nothing_and_leaves_the_table_usable(
+    run: Run, rng: np.random.Generator
+) -> None:
+    vectors = rng.standard_normal((100_000, 64), dtype=np.float32)
+
+    async def work(mine: AsyncConn) -> None:
+        table = await pybq.AsyncTable.create(mine, "items", 64, store=None, transform=0)
+        ingesting = asyncio.create_task(table.ingest(range(100_000), vectors))
+        waiting = asyncio.create_task(table.status())
+        await asyncio.sleep(0.02)
+        ingesting.cancel()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ingesting
+        assert (await table.status()).count == 0
+        assert await table.ingest(range(10), vectors[:10]) == 10
+        assert len(await table.search(vectors[0])) == 10
+
+    run(work)
+
+
+def test_an_open_transaction_is_joined(run: Run, lsa: tuple[np.ndarray, np.ndarray]) -> None:
+    base, queries = lsa
+
+    async def work(mine: AsyncConn) -> None:
+        table = await pybq.AsyncTable.create(mine, "items", 256, store=None)
+        async with mine.transaction(force_rollback=True):
+            await table.ingest(range(len(base)), base)
+            assert len(await table.search(queries[0])) == 10
+        assert (await table.status()).count == 0
+
+    run(work)
