@@ -2,6 +2,7 @@
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "bqlut.h"
 
@@ -20,43 +21,85 @@ join_pairs(uint32_t pairs)
 	return (uint8_t) (pairs | pairs >> 6 | pairs >> 12 | pairs >> 18);
 }
 
-/* A byte of each plane covers four rows, or what is left of them. */
+/* Row j of two planes: the nibble of dimensions 2j and 2j + 1. */
+static inline uint8_t
+nibble_at(const uint8_t *planes, const uint8_t *magnitude, int j)
+{
+	int			shift = j % 4 * 2;
+
+	return (uint8_t) (((planes[j / 4] >> shift) & 3) | ((magnitude[j / 4] >> shift) & 3) << 2);
+}
+
+/* A byte of each plane covers four rows: go by those where rows `first` to `end` allow. */
+void
+bq_block_put_rows(uint8_t *rows, int first, int end, int dim, int c, const uint8_t *planes)
+{
+	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
+	int			shift = c < 16 ? 0 : 4;
+	uint8_t		keep = (uint8_t) (0xf0 >> shift);
+	uint8_t    *byte = rows + c % 16;
+
+	for (int j = first; j < end;)
+	{
+		if (j % 4 == 0 && j + 4 <= end)
+		{
+			uint32_t	nibbles = spread_pairs(planes[j / 4]) | spread_pairs(magnitude[j / 4]) << 2;
+
+			for (int k = 0; k < 4; k++, byte += 16)
+				*byte = (uint8_t) ((*byte & keep) | ((nibbles >> (8 * k)) & 15) << shift);
+			j += 4;
+		}
+		else
+		{
+			*byte = (uint8_t) ((*byte & keep) | nibble_at(planes, magnitude, j) << shift);
+			byte += 16;
+			j++;
+		}
+	}
+}
+
+void
+bq_block_get_rows(const uint8_t *rows, int first, int end, int dim, int c, uint8_t *planes)
+{
+	uint8_t    *magnitude = planes + bq_plane_nbytes(dim);
+	int			shift = c < 16 ? 0 : 4;
+	const uint8_t *byte = rows + c % 16;
+
+	for (int j = first; j < end;)
+	{
+		if (j % 4 == 0 && j + 4 <= end)
+		{
+			uint32_t	nibbles = (byte[0] | (uint32_t) byte[16] << 8 | (uint32_t) byte[32] << 16 |
+								   (uint32_t) byte[48] << 24) >> shift;
+
+			planes[j / 4] = join_pairs(nibbles);
+			magnitude[j / 4] = join_pairs(nibbles >> 2);
+			byte += 64;
+			j += 4;
+		}
+		else
+		{
+			int			nibble = *byte >> shift;
+
+			planes[j / 4] |= (uint8_t) ((nibble & 3) << (j % 4 * 2));
+			magnitude[j / 4] |= (uint8_t) (((nibble >> 2) & 3) << (j % 4 * 2));
+			byte += 16;
+			j++;
+		}
+	}
+}
+
 void
 bq_block_put(uint8_t *block, int dim, int c, const uint8_t *planes)
 {
-	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
-	int			nrows = bq_block_nrows(dim);
-	int			shift = c < 16 ? 0 : 4;
-
-	block += c % 16;
-	for (int j = 0; j < nrows; j += 4)
-	{
-		uint32_t	nibbles = (spread_pairs(planes[j / 4]) |
-							   spread_pairs(magnitude[j / 4]) << 2) << shift;
-
-		for (int k = 0; k < 4 && j + k < nrows; k++)
-			block[16 * (j + k)] |= (uint8_t) (nibbles >> (8 * k));
-	}
+	bq_block_put_rows(block, 0, bq_block_nrows(dim), dim, c, planes);
 }
 
 void
 bq_block_get(const uint8_t *block, int dim, int c, uint8_t *planes)
 {
-	uint8_t    *magnitude = planes + bq_plane_nbytes(dim);
-	int			nrows = bq_block_nrows(dim);
-	int			shift = c < 16 ? 0 : 4;
-
-	block += c % 16;
-	for (int j = 0; j < nrows; j += 4)
-	{
-		uint32_t	nibbles = 0;
-
-		for (int k = 0; k < 4 && j + k < nrows; k++)
-			nibbles |= (uint32_t) block[16 * (j + k)] << (8 * k);
-		nibbles >>= shift;
-		planes[j / 4] = join_pairs(nibbles);
-		magnitude[j / 4] = join_pairs(nibbles >> 2);
-	}
+	memset(planes, 0, bq_planes_nbytes(dim));
+	bq_block_get_rows(block, 0, bq_block_nrows(dim), dim, c, planes);
 }
 
 /* Level of a nibble's first (0) or second (1) dimension. */

@@ -29,11 +29,20 @@ bq_block_nbytes(int dim)
 	return (size_t) bq_block_nrows(dim) * 16;
 }
 
-/* Put code number c (0 to 31) into a block that was zeroed before. */
+/* Put code number c (0 to 31) into a block, over what its place held. */
 extern void bq_block_put(uint8_t *block, int dim, int c, const uint8_t *planes);
 
 /* Take code number c out of a block; planes has bq_planes_nbytes(dim) bytes. */
 extern void bq_block_get(const uint8_t *block, int dim, int c, uint8_t *planes);
+
+/*
+ * The same for rows `first` to `end` - 1 of a block, of which `rows` is the first.  What
+ * bq_block_get_rows() fills must have been zeroed.
+ */
+extern void bq_block_put_rows(uint8_t *rows, int first, int end, int dim, int c,
+							  const uint8_t *planes);
+extern void bq_block_get_rows(const uint8_t *rows, int first, int end, int dim, int c,
+							  uint8_t *planes);
 
 /*
  * Table of a float query: a sum s of entries stands for the inner product of q

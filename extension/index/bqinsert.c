@@ -22,23 +22,6 @@
 /* Code pages that fit one WAL record beside the header page. */
 #define CODE_PAGES_PER_RECORD (MAX_GENERIC_XLOG_PAGES - 1)
 
-/* Write the nibbles of one code into rows of a code page. */
-static void
-write_nibbles(Page page, uint64 first_row, int j, int n, int slot, const uint8 *planes, int dim)
-{
-	const uint8 *magnitude = planes + bq_plane_nbytes(dim);
-	int			shift = slot < 16 ? 0 : 4;
-	uint8	   *byte = BqPageGetRow(page, first_row + j) + slot % 16;
-
-	for (int end = j + n; j < end; j++, byte += BQ_ROW_NBYTES)
-	{
-		int			nibble = ((planes[j / 4] >> (j % 4 * 2)) & 3) |
-			((magnitude[j / 4] >> (j % 4 * 2)) & 3) << 2;
-
-		*byte = (uint8) ((*byte & ~(15 << shift)) | nibble << shift);
-	}
-}
-
 /* On how many pages `n` code rows lie. */
 static int
 code_page_count(uint64 first_row, int n)
@@ -94,8 +77,9 @@ insert_into_block(Relation index, const BqLayout *layout, uint32 list, uint32 b,
 			Buffer		buffer = bq_read_page(index, bq_code_page(layout, first_row + j),
 											  BQ_PAGE_DATA, BUFFER_LOCK_EXCLUSIVE);
 
-			write_nibbles(GenericXLogRegisterBuffer(state, buffer, 0), first_row, j, n, slot,
-						  code->planes, layout->dim);
+			bq_block_put_rows(BqPageGetRow(GenericXLogRegisterBuffer(state, buffer, 0),
+										   first_row + j),
+							  j, j + n, layout->dim, slot, code->planes);
 			buffers[nbuffers++] = buffer;
 			j += n;
 		}

@@ -282,27 +282,20 @@ bq_check_code(Relation index, const BqLayout *layout, const BqHeader *header)
 void
 bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot, uint8 *planes)
 {
-	size_t		plane_nbytes = bq_plane_nbytes(layout->dim);
 	uint64		row = bq_first_row(layout, block);
-	int			shift = slot < 16 ? 0 : 4;
 	int			j = 0;
 
-	memset(planes, 0, 2 * plane_nbytes);
+	memset(planes, 0, bq_planes_nbytes(layout->dim));
 	while (j < layout->nrows)
 	{
 		Buffer		buffer = bq_read_page(index, bq_code_page(layout, row + j), BQ_PAGE_DATA,
 										  BUFFER_LOCK_SHARE);
-		int			place = (row + j) % BQ_ROWS_PER_PAGE;
-		int			n = Min(layout->nrows - j, BQ_ROWS_PER_PAGE - place);
-		const uint8 *byte = BqPageGetRow(BufferGetPage(buffer), row + j) + slot % 16;
+		int			end = Min(layout->nrows,
+							  j + BQ_ROWS_PER_PAGE - (int) ((row + j) % BQ_ROWS_PER_PAGE));
 
-		for (int end = j + n; j < end; j++, byte += BQ_ROW_NBYTES)
-		{
-			int			nibble = *byte >> shift;
-
-			planes[j / 4] |= (uint8) ((nibble & 3) << (j % 4 * 2));
-			planes[plane_nbytes + j / 4] |= (uint8) (((nibble >> 2) & 3) << (j % 4 * 2));
-		}
+		bq_block_get_rows(BqPageGetRow(BufferGetPage(buffer), row + j), j, end, layout->dim, slot,
+						  planes);
 		UnlockReleaseBuffer(buffer);
+		j = end;
 	}
 }
