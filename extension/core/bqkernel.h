@@ -78,6 +78,10 @@ typedef struct BqKernel
 	void		(*lut_block) (const uint8_t *table, const uint8_t *block, int nrows,
 							  uint16_t out[BQ_BLOCK]);
 
+	/* Sums turned into floats: out[c] = (scale * sums[c] - bias) * factor[c]. */
+	void		(*scale_sums) (const uint16_t sums[BQ_BLOCK], float scale, float bias,
+							   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK]);
+
 	/* Integer inner product; the sum must fit 32 bits. */
 	int32_t		(*dot_integer) (const int16_t *q, const int8_t *c, int n);
 } BqKernel;

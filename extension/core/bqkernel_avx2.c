@@ -612,6 +612,20 @@ bq_lut_block_avx2(const uint8_t *table, const uint8_t *block, int nrows, uint16_
 	store_sums(whole[1], odd[1], out + 16);
 }
 
+static AVX2 void
+bq_scale_sums_avx2(const uint16_t sums[BQ_BLOCK], float scale, float bias,
+				   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK])
+{
+	for (int c = 0; c < BQ_BLOCK; c += 8)
+	{
+		__m256		sum = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (sums + c))));
+		__m256		times = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (factor + c))));
+
+		sum = _mm256_sub_ps(_mm256_mul_ps(_mm256_set1_ps(scale), sum), _mm256_set1_ps(bias));
+		_mm256_storeu_ps(out + c, _mm256_mul_ps(sum, times));
+	}
+}
+
 static AVX2 int32_t
 bq_dot_integer_avx2(const int16_t *q, const int8_t *c, int n)
 {
@@ -651,6 +665,7 @@ const BqKernel bq_kernel_avx2 = {
 	.hadamard = bq_hadamard_avx2,
 	.mix = bq_mix_avx2,
 	.lut_block = bq_lut_block_avx2,
+	.scale_sums = bq_scale_sums_avx2,
 	.dot_integer = bq_dot_integer_avx2,
 };
 

@@ -715,6 +715,20 @@ bq_lut_block_avx512(const uint8_t *table, const uint8_t *block, int nrows, uint1
 	_mm256_storeu_si256((__m256i *) (out + 16), _mm512_cvtepi32_epi16(high[0]));
 }
 
+static AVX512 void
+bq_scale_sums_avx512(const uint16_t sums[BQ_BLOCK], float scale, float bias,
+					 const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK])
+{
+	for (int c = 0; c < BQ_BLOCK; c += 16)
+	{
+		__m512		sum = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (sums + c))));
+		__m512		times = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (factor + c))));
+
+		sum = _mm512_sub_ps(_mm512_mul_ps(_mm512_set1_ps(scale), sum), _mm512_set1_ps(bias));
+		_mm512_storeu_ps(out + c, _mm512_mul_ps(sum, times));
+	}
+}
+
 static AVX512 int32_t
 bq_dot_integer_avx512(const int16_t *q, const int8_t *c, int n)
 {
@@ -750,6 +764,7 @@ const BqKernel bq_kernel_avx512 = {
 	.hadamard = bq_hadamard_avx512,
 	.mix = bq_mix_avx512,
 	.lut_block = bq_lut_block_avx512,
+	.scale_sums = bq_scale_sums_avx512,
 	.dot_integer = bq_dot_integer_avx512,
 };
 

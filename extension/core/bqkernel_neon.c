@@ -563,6 +563,14 @@ bq_lut_block_neon(const uint8_t *table, const uint8_t *block, int nrows, uint16_
 		vst1q_u16(out + 8 * k, sum[k]);
 }
 
+static void
+bq_scale_sums_neon(const uint16_t sums[BQ_BLOCK], float scale, float bias,
+				   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK])
+{
+	for (int c = 0; c < BQ_BLOCK; c++)
+		out[c] = (scale * sums[c] - bias) * factor[c];
+}
+
 static int32_t
 bq_dot_integer_neon(const int16_t *q, const int8_t *c, int n)
 {
@@ -600,6 +608,7 @@ const BqKernel bq_kernel_neon = {
 	.hadamard = bq_hadamard_neon,
 	.mix = bq_mix_neon,
 	.lut_block = bq_lut_block_neon,
+	.scale_sums = bq_scale_sums_neon,
 	.dot_integer = bq_dot_integer_neon,
 };
 

@@ -233,6 +233,14 @@ bq_lut_block_portable(const uint8_t *table, const uint8_t *block, int nrows, uin
 	}
 }
 
+static void
+bq_scale_sums_portable(const uint16_t sums[BQ_BLOCK], float scale, float bias,
+					   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK])
+{
+	for (int c = 0; c < BQ_BLOCK; c++)
+		out[c] = (scale * sums[c] - bias) * factor[c];
+}
+
 static int32_t
 bq_dot_integer_portable(const int16_t *q, const int8_t *c, int n)
 {
@@ -259,5 +267,6 @@ const BqKernel bq_kernel_portable = {
 	.hadamard = bq_hadamard_portable,
 	.mix = bq_mix_portable,
 	.lut_block = bq_lut_block_portable,
+	.scale_sums = bq_scale_sums_portable,
 	.dot_integer = bq_dot_integer_portable,
 };

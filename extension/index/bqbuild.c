@@ -253,8 +253,7 @@ write_lists_twice(BuildState *state)
 	lists = (uint32 *) MemoryContextAllocHuge(CurrentMemoryContext,
 											  state->rows.n * sizeof(uint32));
 	bq_assign(&centroids, state->rows.planes, state->rows.n, lists);
-	layout->nprobes = bq_measure_probes(&centroids, &state->rows, lists, false);
-	layout->product_nprobes = bq_measure_probes(&centroids, &state->rows, lists, true);
+	bq_measure_probes(&centroids, &state->rows, lists, state->ntuples, layout);
 	pfree(lists);
 	state->centroids = &centroids;
 	return write_sorted(state);

@@ -49,6 +49,10 @@
 #define BQ_MAX_LISTS 65536
 #define BQ_NO_BLOCK UINT32_MAX
 
+/* Entries of BqMetaPageData.margins, and the rank that they are measured against. */
+#define BQ_MARGINS 16
+#define BQ_MARGIN_RANK 64
+
 /* Strategies of the operator class, in the order of sql/bq.sql. */
 enum
 {
@@ -97,6 +101,14 @@ typedef struct BqMetaPageData
 	BlockNumber data_start;
 	uint32		nblocks;		/* blocks given to lists so far */
 	double		build_rows;		/* rows indexed when the index was built */
+
+	/*
+	 * Queries in the middle of many rows find their neighbours in few lists, others in
+	 * many.  A scan of p lists on average reads lists while their cosine with the query
+	 * is at least that of its 64th best row so far, minus a margin: entry i holds the
+	 * margin for p = nlists^(i / 15), as measured when the index was built.
+	 */
+	float		margins[BQ_MARGINS];
 } BqMetaPageData;
 
 typedef BqMetaPageData *BqMetaPage;
@@ -163,6 +175,7 @@ typedef struct BqLayout
 	BlockNumber centroid_start;
 	BlockNumber list_start;
 	BlockNumber data_start;
+	float		margins[BQ_MARGINS];
 } BqLayout;
 
 /*
@@ -327,18 +340,11 @@ extern BqCentroids bq_train_on_sample(const BqLayout *layout, const BqRows *rows
 									  BqReport report);
 extern void bq_assign(const BqCentroids *centroids, const uint8 *codes, size_t ncodes,
 					  uint32 *lists);
-extern uint32 bq_measure_probes(const BqCentroids *centroids, const BqRows *rows,
-								const uint32 *lists, bool by_product);
+extern void bq_measure_probes(const BqCentroids *centroids, const BqRows *rows,
+							  const uint32 *lists, double nrows, BqLayout *layout);
 
 /* bqrank.c */
-typedef struct BqRankedList
-{
-	uint32		list;
-	float		score;			/* larger is nearer */
-} BqRankedList;
-
-extern void bq_rank_lists(Relation index, const BqLayout *layout, const float *q,
-						  BqRankedList *ranked);
+extern void bq_score_lists(Relation index, const BqLayout *layout, const float *q, float *scores);
 extern uint32 bq_nearest_list(Relation index, const BqLayout *layout, const float *q);
 
 /* bqscan.c: what a scan did, and the row that it gave last */

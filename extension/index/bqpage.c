@@ -137,6 +137,7 @@ fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
 	layout->centroid_start = meta->centroid_start;
 	layout->list_start = meta->list_start;
 	layout->data_start = meta->data_start;
+	memcpy(layout->margins, meta->margins, sizeof(layout->margins));
 }
 
 /* How many buffers to remember at most: 64 MB of memory for a 128 GB index. */

@@ -11,8 +11,8 @@
  */
 #define QUERY_MAX 1023
 
-/* Round a query to 11 bits per coordinate: what ranks lists needs no more. */
-static void
+/* Round a query to 11 bits per coordinate: what ranks lists needs no more.  Returns the unit. */
+static float
 round_query(const float *q, int dim, int16 *rounded)
 {
 	float		largest = 0;
@@ -23,17 +23,18 @@ round_query(const float *q, int dim, int16 *rounded)
 	factor = largest > 0 ? QUERY_MAX / largest : 0;
 	for (int i = 0; i < dim; i++)
 		rounded[i] = (int16) lrintf(q[i] * factor);
+	return largest / QUERY_MAX;
 }
 
-/* Score every list: inner product of q with the list's direction, up to a factor. */
-static void
-score_lists(Relation index, const BqLayout *layout, const float *q, float *scores)
+/* Score every list: inner product of q with the list's direction. */
+void
+bq_score_lists(Relation index, const BqLayout *layout, const float *q, float *scores)
 {
 	int			per_page = BQ_CENTROIDS_PER_PAGE(layout->dim);
 	int16	   *rounded = (int16 *) palloc(layout->dim * sizeof(int16));
+	float		unit = round_query(q, layout->dim, rounded);
 	uint32		list = 0;
 
-	round_query(q, layout->dim, rounded);
 	for (BlockNumber blkno = layout->centroid_start; list < layout->nlists; blkno++)
 	{
 		Buffer		buffer = bq_read_page(index, blkno, BQ_PAGE_CENTROIDS, BUFFER_LOCK_SHARE);
@@ -43,34 +44,13 @@ score_lists(Relation index, const BqLayout *layout, const float *q, float *score
 		{
 			const BqCentroidData *centroid = (const BqCentroidData *) record;
 
-			scores[list] = centroid->scale * bq_kernel->dot_integer(rounded, centroid->value, layout->dim);
+			scores[list] = unit * centroid->scale *
+				bq_kernel->dot_integer(rounded, centroid->value, layout->dim);
 			record += BQ_CENTROID_NBYTES(layout->dim);
 		}
 		UnlockReleaseBuffer(buffer);
 	}
 	pfree(rounded);
-}
-
-/* Fill `ranked` with all lists and their scores, in no order. */
-void
-bq_rank_lists(Relation index, const BqLayout *layout, const float *q, BqRankedList *ranked)
-{
-	float	   *scores;
-
-	if (layout->nlists == 1)
-	{
-		ranked[0].list = 0;
-		ranked[0].score = 0;
-		return;
-	}
-	scores = (float *) palloc(layout->nlists * sizeof(float));
-	score_lists(index, layout, q, scores);
-	for (uint32 list = 0; list < layout->nlists; list++)
-	{
-		ranked[list].list = list;
-		ranked[list].score = scores[list];
-	}
-	pfree(scores);
 }
 
 /* The list a new row goes to. */
@@ -83,7 +63,7 @@ bq_nearest_list(Relation index, const BqLayout *layout, const float *q)
 	if (layout->nlists == 1)
 		return 0;
 	scores = (float *) palloc(layout->nlists * sizeof(float));
-	score_lists(index, layout, q, scores);
+	bq_score_lists(index, layout, q, scores);
 	for (uint32 list = 1; list < layout->nlists; list++)
 		if (scores[list] > scores[best])
 			best = list;

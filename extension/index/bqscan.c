@@ -1,9 +1,9 @@
 /*
  * bqscan.c: a query.
  *
- * The nearest lists are read in *segments*: first as many as the setting, the option
- * or the index says, then, if the executor wants more rows, ever more of the rest.
- * Within a segment rows come out in exact order of distance.
+ * The nearest lists are read in *segments*: first about as many as the setting, the
+ * option or the index says, then, if the executor wants more rows, ever more of the
+ * rest.  Within a segment rows come out in exact order of distance.
  *
  * Reading a segment runs the query's lookup table over all codes in it.  The table has
  * 8-bit entries, so its sums give a lower bound of the distance rather than the
@@ -36,7 +36,11 @@
 #include "utils/snapmgr.h"
 
 /* Candidates kept at first: rows for LIMIT 40 (k = 10, rerank = 4) and a good margin. */
-#define FIRST_KEEP 64
+#define FIRST_KEEP BQ_MARGIN_RANK
+
+/* A scan reads up to so many times the lists that the average one reads, and not less. */
+#define MOST_PROBES 4
+#define LEAST_PROBES 0.25
 
 /*
  * Rounding errors of table entries, each at most half a step, are independent ones
@@ -82,10 +86,14 @@ typedef struct BqScan
 
 	/* lists */
 	BqListData *lists;			/* all entries, as of the start of the scan */
-	BqRankedList *ranked;
-	uint32		nranked;		/* leading ones in order */
-	uint32		segment_start;
-	uint32		segment_end;
+	uint64	   *ranked;			/* a heap of lists not chosen yet, see rank_key() */
+	uint32		nranked;
+	uint32	   *chosen;			/* lists in the order they are read in */
+	uint32		nchosen;
+	uint32		segment_start;	/* in `chosen` */
+	uint32		least;			/* of `chosen` in this segment; from there on ... */
+	uint32		most;
+	double		margin;			/* ... lists as far below the worst candidate as this */
 
 	/* candidates: a heap once the segment has been read */
 	BqCandidate *candidates;
@@ -221,30 +229,26 @@ static void
 read_block(BqScan *so, uint32 b, const BqBlockData *block, const uint16 *sums)
 {
 	float		keys[BQ_BLOCK];
-	float		bias = so->bias + so->slack;
 	float		unit = (float) (BQ_INVERSE_UNIT / sqrt(so->layout.dim));
 	double		limit = so->dropped ? so->limit.key : FLT_MAX;
 
-	switch (so->strategy)
+	if (so->strategy == BQ_STRATEGY_HAMMING)
 	{
-		case BQ_STRATEGY_HAMMING:
-			for (int c = 0; c < BQ_BLOCK; c++)
-				keys[c] = sums[c];
-			break;
-		case BQ_STRATEGY_COSINE:
-			for (int c = 0; c < BQ_BLOCK; c++)
-				keys[c] = (so->scale * sums[c] - bias) * (unit * block->inverse[c]);
-			break;
-		case BQ_STRATEGY_IP:
-			for (int c = 0; c < BQ_BLOCK; c++)
-				keys[c] = (so->scale * sums[c] - bias) * (unit * block->inverse[c]) *
-					block->norm[c];
-			break;
-		case BQ_STRATEGY_L2:
-			for (int c = 0; c < BQ_BLOCK; c++)
-				keys[c] = ((so->scale * sums[c] - bias) * (2 * unit * block->inverse[c]) +
-						   block->norm[c] * (1 - FLOAT_ERROR)) * block->norm[c];
-			break;
+		for (int c = 0; c < BQ_BLOCK; c++)
+			keys[c] = sums[c];
+	}
+	else
+		bq_kernel->scale_sums(sums, so->scale * unit, (so->bias + so->slack) * unit,
+							  block->inverse, keys);
+	if (so->strategy == BQ_STRATEGY_IP)
+	{
+		for (int c = 0; c < BQ_BLOCK; c++)
+			keys[c] *= block->norm[c];
+	}
+	else if (so->strategy == BQ_STRATEGY_L2)
+	{
+		for (int c = 0; c < BQ_BLOCK; c++)
+			keys[c] = (2 * keys[c] + block->norm[c] * (1 - FLOAT_ERROR)) * block->norm[c];
 	}
 	/* a bound below, also where the product of two norms is beyond floats */
 	for (int c = 0; c < BQ_BLOCK; c++)
@@ -423,61 +427,118 @@ read_list(Relation index, BqScan *so, uint32 list)
 	release_page(&headers);
 }
 
-/* Bring the next `n` lists, nearest first, to the end of the ordered part of `ranked`. */
-static int
-compare_ranked(const void *a, const void *b)
-{
-	const BqRankedList *x = (const BqRankedList *) a;
-	const BqRankedList *y = (const BqRankedList *) b;
+/*
+ * Choosing lists
+ */
 
-	if (x->score != y->score)
-		return x->score > y->score ? -1 : 1;
-	return x->list < y->list ? -1 : 1;
+/* The nearer a list the larger, with its number in the lower half; no two are equal. */
+static inline uint64
+rank_key(float score, uint32 list)
+{
+	uint32		bits;
+
+	memcpy(&bits, &score, sizeof(bits));
+	bits ^= bits & 0x80000000 ? 0xffffffff : 0x80000000;
+	return (uint64) bits << 32 | (UINT32_MAX - list);
+}
+
+static inline uint32
+ranked_list(uint64 key)
+{
+	return UINT32_MAX - (uint32) key;
+}
+
+static inline float
+ranked_score(uint64 key)
+{
+	uint32		bits = (uint32) (key >> 32);
+	float		score;
+
+	bits ^= bits & 0x80000000 ? 0x80000000 : 0xffffffff;
+	memcpy(&score, &bits, sizeof(score));
+	return score;
 }
 
 static void
-order_lists(BqScan *so, uint32 end)
+sink_list(BqScan *so, uint32 i)
 {
-	BqRankedList *a = so->ranked + so->nranked;
-	uint32		n = so->layout.nlists - so->nranked;
-	uint32		k = end - so->nranked;
-	uint32		left = 0;
-	uint32		right = n - 1;
+	uint64		moving = so->ranked[i];
 
-	if (k == 0)
-		return;
-	while (k < n && left < right)
+	for (uint32 child = 2 * i + 1; child < so->nranked; child = 2 * i + 1)
 	{
-		BqRankedList pivot = a[left + (right - left) / 2];
-		int64		i = left;
-		int64		j = right;
-
-		while (i <= j)
-		{
-			while (compare_ranked(&a[i], &pivot) < 0)
-				i++;
-			while (compare_ranked(&pivot, &a[j]) < 0)
-				j--;
-			if (i <= j)
-			{
-				BqRankedList swap = a[i];
-
-				a[i++] = a[j];
-				a[j--] = swap;
-			}
-		}
-		if ((int64) k - 1 <= j)
-			right = (uint32) j;
-		else if ((int64) k - 1 >= i)
-			left = (uint32) i;
-		else
+		child += child + 1 < so->nranked && so->ranked[child + 1] > so->ranked[child];
+		if (so->ranked[child] < moving)
 			break;
+		so->ranked[i] = so->ranked[child];
+		i = child;
 	}
-	qsort(a, k, sizeof(BqRankedList), compare_ranked);
-	so->nranked = end;
+	so->ranked[i] = moving;
 }
 
-/* Read lists segment_start .. segment_end - 1 and make the candidates a heap. */
+/* Rank all lists. */
+static void
+rank_lists(Relation index, BqScan *so)
+{
+	uint32		nlists = so->layout.nlists;
+	float	   *scores = (float *) palloc0(nlists * sizeof(float));
+
+	if (nlists > 1)
+		bq_score_lists(index, &so->layout, so->q, scores);
+	so->ranked = (uint64 *) palloc(nlists * sizeof(uint64));
+	so->chosen = (uint32 *) palloc(nlists * sizeof(uint32));
+	for (uint32 list = 0; list < nlists; list++)
+		so->ranked[list] = rank_key(scores[list], list);
+	so->nranked = nlists;
+	so->nchosen = 0;
+	for (uint32 i = nlists / 2; i-- > 0;)
+		sink_list(so, i);
+	pfree(scores);
+}
+
+/* Begin a segment of about `probes` lists, or as many as there are. */
+static void
+plan_segment(BqScan *so, uint32 probes)
+{
+	uint32		nlists = so->layout.nlists;
+
+	so->segment_start = so->nchosen;
+	so->least = so->most = Min(so->nchosen + Max(probes, 1), nlists);
+	so->margin = 0;
+	if (so->strategy == BQ_STRATEGY_COSINE && so->nchosen == 0 && so->most < nlists)
+	{
+		double		place = log(probes) / log(nlists) * (BQ_MARGINS - 1);
+		int			i = (int) place;
+		const float *margins = so->layout.margins;
+
+		so->margin = margins[i] + (place - i) * (margins[i + 1] - margins[i]);
+		so->margin *= sqrt(bq_kernel->sum_squares(so->q, so->layout.dim));
+		so->least = (uint32) Max(1, probes * LEAST_PROBES);
+		so->most = (uint32) Min((uint64) probes * MOST_PROBES, nlists);
+	}
+}
+
+/* Is there an i-th list in this segment?  Chooses it if it was not chosen before. */
+static bool
+choose_list(BqScan *so, uint32 i)
+{
+	if (i < so->nchosen)
+		return true;
+	if (so->nchosen == so->most)
+		return false;
+	/* keys of cosine are -<q, x> / |x| */
+	if (so->nchosen >= so->least && so->dropped &&
+		ranked_score(so->ranked[0]) < -so->limit.key - so->margin)
+	{
+		so->most = so->nchosen;
+		return false;
+	}
+	so->chosen[so->nchosen++] = ranked_list(so->ranked[0]);
+	so->ranked[0] = so->ranked[--so->nranked];
+	sink_list(so, 0);
+	return true;
+}
+
+/* Read the lists of the segment and make the candidates a heap. */
 static void
 read_segment(IndexScanDesc scan)
 {
@@ -494,13 +555,17 @@ read_segment(IndexScanDesc scan)
 	so->ncandidates = 0;
 	so->dropped = false;
 	so->progress = false;
-	for (uint32 i = so->segment_start; i < so->segment_end; i++)
+	for (uint32 i = so->segment_start; choose_list(so, i); i++)
 	{
-		if (i + 1 < so->segment_end)
-			prefetch_list(scan->indexRelation, so, so->ranked[i + 1].list);
-		read_list(scan->indexRelation, so, so->ranked[i].list);
+		if (i + 1 < so->nchosen)
+			prefetch_list(scan->indexRelation, so, so->chosen[i + 1]);
+		else if (so->nranked > 0)
+			prefetch_list(scan->indexRelation, so, ranked_list(so->ranked[0]));
+		read_list(scan->indexRelation, so, so->chosen[i]);
+		so->nlists++;
 	}
-	so->nlists += so->segment_end - so->segment_start;
+	/* the same lists if they are read again */
+	so->most = so->nchosen;
 	if (so->ncandidates > so->keep)
 		drop_candidates(so);
 	for (int i = so->ncandidates / 2 - 1; i >= 0; i--)
@@ -659,37 +724,29 @@ start_query(IndexScanDesc scan)
 	}
 	so->q = q;
 
-	so->ranked = (BqRankedList *) palloc(so->layout.nlists * sizeof(BqRankedList));
-	bq_rank_lists(index, &so->layout, q, so->ranked);
+	rank_lists(index, so);
 	read_entries(index, so);
-	so->nranked = 0;
 
 	probes = so->strategy == BQ_STRATEGY_IP ? so->layout.product_nprobes : so->layout.nprobes;
 	if (options != NULL && options->probes > 0)
 		probes = options->probes;
 	if (bq_probes > 0)
 		probes = bq_probes;
-	so->segment_start = 0;
-	so->segment_end = Max(1, Min(probes, so->layout.nlists));
 	so->have_floor = false;
 	so->keep = FIRST_KEEP;
-	order_lists(so, so->segment_end);
+	plan_segment(so, probes);
 }
 
 /* Go on to lists further away; false at the end of the scan. */
 static bool
 next_segment(BqScan *so)
 {
-	uint32		n = so->segment_end - so->segment_start;
-
-	if (!bq_iterative_scan || so->segment_end >= so->layout.nlists)
+	if (!bq_iterative_scan || so->nranked == 0)
 		return false;
 	if (bq_max_scan_tuples >= 0 && so->nreturned >= bq_max_scan_tuples)
 		return false;
-	so->segment_start = so->segment_end;
-	so->segment_end = Min(so->layout.nlists, so->segment_start + 2 * n);
 	so->have_floor = false;
-	order_lists(so, so->segment_end);
+	plan_segment(so, 2 * so->nchosen);
 	return true;
 }
 

@@ -91,6 +91,7 @@ bq_fill_metapage(Page page, const BqLayout *layout, uint32 nblocks, double nrows
 	meta->data_start = layout->data_start;
 	meta->nblocks = nblocks;
 	meta->build_rows = nrows;
+	memcpy(meta->margins, layout->margins, sizeof(meta->margins));
 }
 
 /* Start writing; the layout's pages up to data_start exist and are empty. */
@@ -286,8 +287,7 @@ bq_write_lists(Relation index, BqLayout *layout, const BqRows *rows, BqReport re
 		bq_write_centroids(index, layout, &centroids);
 		report(BQ_PHASE_ASSIGN);
 		bq_assign(&centroids, rows->planes, rows->n, lists);
-		layout->nprobes = bq_measure_probes(&centroids, rows, lists, false);
-		layout->product_nprobes = bq_measure_probes(&centroids, rows, lists, true);
+		bq_measure_probes(&centroids, rows, lists, (double) rows->n, layout);
 		pfree(centroids.values);
 	}
 	report(BQ_PHASE_WRITE);
