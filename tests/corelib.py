@@ -61,6 +61,8 @@ _KERNEL_FIELDS: dict[str, Any] = {
     "hadamard": ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int, c_void_p, c_int, c_float),
     "mix": ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int),
     "lut_block": ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int, c_void_p),
+    "scale_sums": ctypes.CFUNCTYPE(None, c_void_p, c_float, c_float, c_void_p, c_void_p),
+    "dot_integer": ctypes.CFUNCTYPE(ctypes.c_int32, c_void_p, c_void_p, c_int),
 }
 
 
@@ -116,6 +118,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bq_unrotate": (None, [_ROTATION, c_void_p]),
     "bq_block_put": (None, [c_void_p, c_int, c_int, c_void_p]),
     "bq_block_get": (None, [c_void_p, c_int, c_int, c_void_p]),
+    "bq_block_put_rows": (None, [c_void_p, c_int, c_int, c_int, c_int, c_void_p]),
+    "bq_block_get_rows": (None, [c_void_p, c_int, c_int, c_int, c_int, c_void_p]),
     "bq_lut_query": (None, [c_void_p, c_int, c_void_p, POINTER(c_float), POINTER(c_float)]),
     "bq_lut_hamming": (None, [c_void_p, c_int, c_void_p]),
 }

@@ -33,11 +33,11 @@ bq_index_init(void)
 					  "Number of inverted lists, 0 to derive it from the number of rows",
 					  0, 0, BQ_MAX_LISTS, AccessExclusiveLock);
 	add_int_reloption(bq_relopt_kind, "probes",
-					  "Number of lists a scan reads first, 0 for what was measured at build time",
+					  "Number of lists that scans read first on average, 0 for what was measured at build time",
 					  0, 0, BQ_MAX_LISTS, AccessExclusiveLock);
 
 	DefineCustomIntVariable("bq.probes",
-							"Number of lists a scan reads first.",
+							"Number of lists that scans read first, on average.",
 							"0 takes the index's option or, without one, what was measured when the index was built.",
 							&bq_probes, 0, 0, BQ_MAX_LISTS, PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomBoolVariable("bq.iterative_scan",

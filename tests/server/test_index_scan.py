@@ -358,7 +358,7 @@ def test_planner_leaves_the_index_where_it_does_not_help(items: Conn, q: Query) 
 def test_explain_shows_what_was_read(items: Conn, q: Query) -> None:
     if items.info.server_version < 180000:
         pytest.skip("hooks of EXPLAIN came with PostgreSQL 18")
-    nearest = "SELECT id FROM items ORDER BY code <=> %s LIMIT 1"
+    nearest = "SELECT id FROM items ORDER BY code <#> %s LIMIT 1"
     items.execute("SET bq.probes = 7")
     (plan,) = items.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {nearest}", (q,)).fetchone() or ()
     scan = plan[0]["Plan"]["Plans"][0]
@@ -370,11 +370,34 @@ def test_explain_shows_what_was_read(items: Conn, q: Query) -> None:
     # all rounds of a join together
     join = (
         "SELECT * FROM generate_series(1, 5), LATERAL"
-        f" (SELECT id FROM items WHERE id <> generate_series ORDER BY code <=> '{q.to_text()}'"
+        f" (SELECT id FROM items WHERE id <> generate_series ORDER BY code <#> '{q.to_text()}'"
         " LIMIT 1) AS s"
     )
     rows = items.execute(f"EXPLAIN (ANALYZE) {join}").fetchall()
     assert any("Lists Read: 35" in row[0] for row in rows), rows
+
+
+def test_each_query_reads_the_lists_that_it_needs(conn: Conn, rng: np.random.Generator) -> None:
+    """By cosine the lists read differ; the setting is their mean over rows like the table's."""
+    if conn.info.server_version < 180000:
+        pytest.skip("hooks of EXPLAIN came with PostgreSQL 18")
+    vectors = clustered_vectors(rng, 12_000, DIM)
+    create(conn, vectors, nulls=0)
+    conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 100)")
+    conn.execute("SET enable_seqscan = off; SET enable_sort = off; SET bq.probes = 12")
+    counts = []
+    for vector in vectors[::100]:
+        right = operand("<=>", vector)
+        (plan,) = (
+            conn.execute(
+                "EXPLAIN (ANALYZE, FORMAT JSON) SELECT id FROM items ORDER BY code <=> %s LIMIT 1",
+                (right,),
+            ).fetchone()
+            or ()
+        )
+        counts.append(plan[0]["Plan"]["Plans"][0]["Lists Read"])
+    assert 3 <= min(counts) < max(counts) <= 48
+    assert 8 < np.mean(counts) < 18, np.mean(counts)
 
 
 # -- interrupts and memory -------------------------------------------------------------------

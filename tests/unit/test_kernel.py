@@ -199,3 +199,21 @@ def test_lut_block_equals_reference(name, memory, rng):
             out = np.zeros(32, np.uint16)
             corelib.kernel(name).lut_block(pt, pb, rows, address(out))
             assert np.array_equal(out, expected), rows
+
+
+def test_scale_sums_equals_reference(name, memory, rng):
+    scale, bias = np.float32(0.37), np.float32(1234.5)
+    for _ in range(20):
+        sums, factor = rng.integers(0, 65536, (2, 32), dtype=np.uint16)
+        expected = (scale * sums.astype(np.float32) - bias) * factor.astype(np.float32)
+        for ps, pf, po in places(memory, sums, factor, np.zeros(32, np.float32)):
+            corelib.kernel(name).scale_sums(ps, scale, bias, pf, po)
+            assert ctypes.string_at(po, 128) == expected.tobytes()
+
+
+def test_dot_integer_equals_reference(name, memory, rng):
+    for dim in [*DIMS, 8000]:
+        q = rng.integers(-1023, 1024, dim, dtype=np.int16)
+        c = rng.integers(-127, 128, dim, dtype=np.int8)
+        for pq, pc in places(memory, q, c):
+            assert corelib.kernel(name).dot_integer(pq, pc, dim) == int(q.astype(int) @ c), dim

@@ -34,6 +34,23 @@ def hamming_table(planes, dim):
     return table
 
 
+def test_block_in_two_parts_equals_whole(rng):
+    """A page may end between any two rows of a block."""
+    for dim in (1, 7, 8, 64, 129):
+        codes = random_codes(rng, dim)
+        block = put_codes(codes, dim)
+        for split in range((dim + 1) // 2 + 1):
+            parts = np.full_like(block, 0xFF)
+            for c, planes in enumerate(codes):
+                found = np.zeros_like(planes)
+                for first, end in ((0, split), (split, len(block))):
+                    rows = address(parts[first:])
+                    corelib.load().bq_block_put_rows(rows, first, end, dim, c, address(planes))
+                    corelib.load().bq_block_get_rows(rows, first, end, dim, c, address(found))
+                assert np.array_equal(found, planes), (dim, split, c)
+            assert np.array_equal(parts, block), (dim, split)
+
+
 def test_block_layout_equals_reference(rng):
     for dim in DIMS:
         codes = random_codes(rng, dim, n=1 + dim % 32)
