@@ -12,11 +12,12 @@ from pybq.strategy import Decision, choose
 from pybq.vector import Code, Query
 
 if TYPE_CHECKING:
-    from pybq.table import AsyncTable, Hit, Status, Table
+    from pybq.table import Arrays, AsyncTable, Hit, Status, Table
 
 __version__ = version("pybq")
 
 __all__ = [
+    "Arrays",
     "AsyncTable",
     "BuildError",
     "Code",
@@ -42,7 +43,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Only now, because it loads psycopg: not everyone who encodes has a database.
-    if name in ("AsyncTable", "Hit", "Status", "Table"):
+    if name in ("Arrays", "AsyncTable", "Hit", "Status", "Table"):
         from pybq import table
 
         return getattr(table, name)

@@ -87,11 +87,16 @@ class Database(ABC):
         rows = await self.fetch(statement, parameters)
         return rows[0] if rows else None
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the caller has a transaction open."""
+        return self.connection.pgconn.transaction_status != TransactionStatus.IDLE
+
     def reading(self) -> AbstractAsyncContextManager[Any]:
         """Leave no transaction open that was not: a later ingest would then not be committed."""
-        connection = self.connection
-        idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
-        return self.transaction() if idle and not connection.autocommit else nullcontext()
+        if self.in_transaction or self.connection.autocommit:
+            return nullcontext()
+        return self.transaction()
 
 
 class BlockingDatabase(Database):

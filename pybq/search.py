@@ -1,58 +1,54 @@
-"""Searching a table: the statement, the query's way to the server, and what comes back."""
+"""Searching a table: the arguments, the statement, and the query's way to the server."""
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from psycopg import BaseConnection, sql
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
+from pybq.condition import Where, make_condition
 from pybq.database import Database, Row
+from pybq.errors import TableError
 from pybq.quantizer import Quantizer
-from pybq.schema import ITEM_NBYTES, OPERATORS, Column, Layout
+from pybq.results import Output, Results
+from pybq.schema import OPERATORS, Layout
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """One found row. Further columns are read as `hit["name"]`.
+class Shape:
+    """What the text of the statement depends on."""
 
-    Attributes
-    ----------
-    id : Any
-        Value of the primary key.
-    distance : float
-        What the operator of the table's metric gives: cosine distance, Euclidean distance, or the
-        negative inner product. Exact if the table stores vectors and the search was re-ranked,
-        else that of the code.
-    columns : dict
-        The further columns that were asked for.
-    """
-
-    id: Any
-    distance: float
-    columns: Mapping[str, Any] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Any:
-        return self.columns[name]
+    k: int
+    candidates: int | None  # None: no re-ranking
+    columns: tuple[str, ...] = ()
+    where: str = ""
+    alias: str | None = None
+    ranked: bool = False  # give the place of each row among the candidates, from 1, as well
 
 
 class Search:
-    """One call of `Table.search`, its arguments checked."""
+    """One search of a table, with its arguments checked: see `Table.search`."""
 
     def __init__(
         self,
         layout: Layout,
+        connection: BaseConnection[Any],
         query: ArrayLike,
-        k: int,
-        rerank: float | None,
-        columns: Sequence[str],
+        k: int = 10,
+        rerank: float | None = 4,
+        columns: Sequence[str] = (),
+        where: Where | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        output: Output = "hits",
+        recall: float | None = None,
     ) -> None:
         array = np.asarray(query)
         dim = layout.dim
@@ -62,97 +58,107 @@ class Search:
             raise ValueError(f"expected k of at least 1, got {k}")
         if rerank is not None and rerank < 1:
             raise ValueError(f"expected rerank of at least 1, got {rerank}")
+        if recall is not None:
+            check_recall(layout, recall)
         for name in columns:
             if name not in layout.columns:
                 raise ValueError(f"no column {name!r} in table {layout.name!r}")
-        self.layout = layout
-        self.single = array.ndim == 1
-        self.queries = np.atleast_2d(array.astype(np.float32, copy=False))
+        self.queries: NDArray[np.float32] = np.atleast_2d(array.astype(np.float32, copy=False))
         self.k = k
-        self.candidates = None if rerank is None else math.ceil(k * rerank)
+        self.rerank = rerank
+        self.recall = recall
         self.columns = tuple(columns)
+        self._layout = layout
+        self._condition = make_condition(where, parameters, layout, connection)
+        self._results = Results(output, layout, k, self.columns, single=array.ndim == 1)
 
-    async def run(self, db: Database, quantizer: Quantizer | None) -> Any:
-        """Ask the server.  Without a quantizer there are no codes yet, so nothing is found."""
+    @property
+    def shape(self) -> Shape:
+        """What its statement is to be."""
+        reranked = self.rerank is not None and self._layout.source is not None
+        candidates = math.ceil(self.k * self.rerank) if reranked and self.rerank else None
+        condition = self._condition
+        return Shape(self.k, candidates, self.columns, condition.text, condition.alias)
+
+    async def run(
+        self, db: Database, quantizer: Quantizer | None, write: Callable[[Shape], str]
+    ) -> Any:
+        """Ask the server; `write` gives the statement.
+
+        Without a quantizer there are no codes yet, so nothing is found.
+        """
         if quantizer is None:
-            found: list[list[Row]] = [[] for _ in self.queries]
-        else:
-            statement = write_statement(
-                self.layout, self.k, self.candidates, self.columns, db.connection
-            )
-            parameters = self._parameters(quantizer)
-            if len(parameters) == 1:
-                found = [await db.fetch(statement, parameters[0])]
-            else:
-                found = await db.fetch_each(statement, parameters)
-        hits = [
-            [Hit(row[0], row[1], dict(zip(self.columns, row[2:], strict=True))) for row in rows]
-            for rows in found
+            return self._results.make([()] * len(self.queries))
+        return self._results.make(await self.fetch(db, quantizer, write(self.shape)))
+
+    async def fetch(self, db: Database, quantizer: Quantizer, statement: str) -> list[list[Row]]:
+        """Return the rows of each query: id, distance, further columns."""
+        codes = _to_wire("bqquery", quantizer.rotate(self.queries), quantizer.transform)
+        exact: Sequence[_Wire | None] = [None] * len(codes)
+        if self._layout.source is not None:
+            exact = _to_wire(self._layout.source.type_name, self.queries)
+        parameters = [
+            {**self._condition.parameters, "_bq_query": code, "_bq_exact": vector}
+            for code, vector in zip(codes, exact, strict=True)
         ]
-        return hits[0] if self.single else hits
-
-    def _parameters(self, quantizer: Quantizer) -> list[dict[str, Any]]:
-        source = self.layout.source
-        if source is None or self.candidates is None:
-            return [{"query": quantizer.query(row)} for row in self.queries]
-        wire = _WIRES[source.type_name]
-        with np.errstate(over="ignore"):  # the server reports infinity
-            exact = self.queries.astype(f">f{ITEM_NBYTES[source.type_name]}")
-        header = struct.pack("!HH", self.layout.dim, 0)
-        return [
-            {"query": quantizer.query(row), "exact": wire(header + values.tobytes())}
-            for row, values in zip(self.queries, exact, strict=True)
-        ]
+        if len(parameters) == 1:
+            return [await db.fetch(statement, parameters[0])]
+        return await db.fetch_each(statement, parameters)
 
 
-def write_statement(
-    layout: Layout,
-    k: int,
-    candidates: int | None,
-    columns: Sequence[str],
-    connection: BaseConnection[Any],
-) -> str:
-    """Return the query for this k.  Its text is always the same, so psycopg prepares it.
+def write_statement(layout: Layout, connection: BaseConnection[Any], shape: Shape) -> str:
+    """Return the query of this shape.  Its text is always the same, so psycopg prepares it.
 
     Limits are written out: with parameters a generic plan would guess them.
     """
 
-    def quote(identifier: sql.Identifier) -> sql.SQL:
-        return sql.SQL(identifier.as_string(connection).replace("%", "%%"))
+    def quote(identifier: sql.Identifier) -> str:
+        return identifier.as_string(connection).replace("%", "%%")
 
-    extra = [sql.SQL(", {}").format(quote(sql.Identifier(name))) for name in columns]
-    names = {
-        "id": quote(layout.id.identifier),
-        "code": quote(layout.code.identifier),
-        "table": quote(layout.identifier),
-        "operator": sql.SQL(OPERATORS[layout.metric]),
-        "extra": sql.SQL("").join(extra),
-        "k": sql.Literal(k),
-    }
-    if candidates is None or layout.source is None:
-        statement = sql.SQL(
-            "SELECT {id}, {code} {operator} %(query)s AS distance{extra} FROM {table}"
-            " ORDER BY {code} {operator} %(query)s LIMIT {k}"
-        ).format(**names)
-    else:
-        statement = sql.SQL(
-            "SELECT {id}, {vector} {operator} %(exact)s AS distance{extra}"
-            " FROM (SELECT {id}, {vector}{extra} FROM {table}"
-            " ORDER BY {code} {operator} %(query)s LIMIT {candidates}) AS candidates"
-            " ORDER BY distance LIMIT {k}"
-        ).format(
-            vector=quote(layout.source.identifier), candidates=sql.Literal(candidates), **names
+    key, code = quote(layout.id.identifier), quote(layout.code.identifier)
+    extra = "".join(f", {quote(sql.Identifier(name))}" for name in shape.columns)
+    operator = OPERATORS[layout.metric]
+    rows = quote(layout.identifier)
+    if shape.alias is not None:
+        rows += f" AS {quote(sql.Identifier(shape.alias))}"
+    if shape.where:
+        # A condition ends with its line, whatever comment it may hold.
+        rows += f" WHERE (\n{shape.where}\n)"
+    by_code = f"{code} {operator} %(_bq_query)s"
+    if shape.candidates is None or layout.source is None:
+        return (
+            f"SELECT {key}, {by_code} AS distance{extra}"
+            f" FROM {rows} ORDER BY {by_code} LIMIT {shape.k}"
         )
-    return statement.as_string(connection)
+    vector = quote(layout.source.identifier)
+    place = f", row_number() OVER (ORDER BY {by_code}) AS place" if shape.ranked else ""
+    return (
+        f"SELECT {key}, {vector} {operator} %(_bq_exact)s AS distance{extra}"
+        f"{', place' if shape.ranked else ''}"
+        f" FROM (SELECT {key}, {vector}{extra}{place} FROM {rows}"
+        f" ORDER BY {by_code} LIMIT {shape.candidates}) AS candidates"
+        f" ORDER BY 2 LIMIT {shape.k}"
+    )
+
+
+def check_recall(layout: Layout, recall: float) -> None:
+    if not 0 < recall < 1:
+        raise ValueError(f"expected recall between 0 and 1, got {recall}")
+    if layout.source is None:
+        raise TableError(f"table {layout.name!r} keeps codes only: there is nothing to re-rank by")
 
 
 class _Wire:
-    """A query vector in the wire form of pgvector's types; pgvector's package is not needed."""
+    """A query in the binary form of a type; pgvector's package is not needed for its types."""
 
     __slots__ = ("data",)
 
     def __init__(self, data: bytes) -> None:
         self.data = data
+
+
+class _BQQuery(_Wire):
+    __slots__ = ()
 
 
 class _Vector(_Wire):
@@ -163,7 +169,7 @@ class _Halfvec(_Wire):
     __slots__ = ()
 
 
-_WIRES: dict[str, type[_Wire]] = {"vector": _Vector, "halfvec": _Halfvec}
+_WIRES: dict[str, type[_Wire]] = {"bqquery": _BQQuery, "vector": _Vector, "halfvec": _Halfvec}
 
 
 class _WireDumper(Dumper):
@@ -173,7 +179,21 @@ class _WireDumper(Dumper):
         return obj.data
 
 
-def register_vectors(connection: BaseConnection[Any], column: Column) -> None:
-    """Adapt query vectors to the type of the column that stores vectors."""
-    dumper = type("WireDumper", (_WireDumper,), {"oid": column.type_oid})
-    connection.adapters.register_dumper(_WIRES[column.type_name], dumper)
+def _to_wire(type_name: str, values: NDArray[np.float32], second: int = 0) -> list[_Wire]:
+    """The three types are alike: dim, another uint16, and the values, all big endian."""
+    header = struct.pack("!HH", values.shape[1], second)
+    with np.errstate(over="ignore"):  # the server reports infinity
+        swapped = values.astype(">f2" if type_name == "halfvec" else ">f4")
+    wire = _WIRES[type_name]
+    return [wire(header + row.tobytes()) for row in swapped]
+
+
+def register_queries(connection: BaseConnection[Any], layout: Layout) -> None:
+    """Adapt queries to the type of the codes' queries, and to that of the stored vectors."""
+    query = connection.adapters.types["bqquery"]
+    oids = {"bqquery": query.oid}
+    if layout.source is not None:
+        oids[layout.source.type_name] = layout.source.type_oid
+    for type_name, oid in oids.items():
+        dumper = type("WireDumper", (_WireDumper,), {"oid": oid})
+        connection.adapters.register_dumper(_WIRES[type_name], dumper)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from numpy.typing import ArrayLike, NDArray
-from psycopg import AsyncConnection, Connection, sql
+from psycopg import AsyncConnection, Connection, DataError, sql
 
+from pybq.calibrate import SAMPLE, calibrate
+from pybq.condition import Where
 from pybq.database import AsyncDatabase, BlockingDatabase, Database, run
+from pybq.errors import TableError
 from pybq.ingest import ingest
 from pybq.quantizer import Quantizer
+from pybq.results import Arrays, Hit, Output
 from pybq.schema import Layout, Store, create_index, create_table, name_table, open_table
-from pybq.search import Hit, Search, register_vectors
+from pybq.search import Search, register_queries, write_statement
 from pybq.statistics import Statistics
 from pybq.status import Status, read_statistics, read_status
 from pybq.strategy import Metric
 
-__all__ = ["AsyncTable", "Hit", "Metric", "Status", "Store", "Table"]
+__all__ = ["Arrays", "AsyncTable", "Hit", "Metric", "Status", "Store", "Table"]
 
 _D = TypeVar("_D", bound=Database)
 
@@ -30,8 +35,10 @@ class _Table(Generic[_D]):
         self._db = db
         self._layout = layout
         self._quantizer: Quantizer | None = None  # what made the codes; None: not known yet
-        if layout.source is not None:
-            register_vectors(db.connection, layout.source)
+        self._reranks: dict[tuple[float, int], float] = {}  # (recall, k) -> calibrated
+        # Bounded, because conditions may be written anew for each search.
+        self._write = lru_cache(100)(partial(write_statement, layout, db.connection))
+        register_queries(db.connection, layout)
 
     @property
     def name(self) -> str:
@@ -79,13 +86,46 @@ class _Table(Generic[_D]):
         return MappingProxyType({n: c.type_name for n, c in self._layout.columns.items()})
 
     async def _search(self, search: Search) -> Any:
-        return await search.run(self._db, await self._current_quantizer())
+        try:
+            return await self._search_once(search)
+        except DataError as error:
+            # Encoded anew since this table was opened, or the first ingest was rolled back.
+            if "different transforms" not in str(error):
+                raise
+            self._quantizer = None
+            if self._db.in_transaction:  # which has failed
+                raise
+        return await self._search_once(search)
+
+    async def _search_once(self, search: Search) -> Any:
+        quantizer = await self._current_quantizer()
+        if search.recall is not None and quantizer is not None:
+            search.rerank = self._reranks.get((search.recall, search.k))
+            if search.rerank is None:
+                search.rerank = await self._calibrate(search.recall, search.k)
+        return await search.run(self._db, quantizer, self._write)
+
+    async def _calibrate(
+        self, recall: float, k: int, queries: ArrayLike | None = None, sample: int = SAMPLE
+    ) -> float:
+        quantizer = await self._current_quantizer()
+        if quantizer is None:
+            raise TableError(f"table {self.name!r} has no rows to measure recall on")
+        rerank = await calibrate(
+            self._db, self._layout, quantizer, self._write, recall, k, queries, sample
+        )
+        self._reranks[recall, k] = rerank
+        return rerank
+
+    async def _ingest(self, *arguments: Any, **options: Any) -> int:
+        self._reranks.clear()
+        return await ingest(self._db, self._layout, *arguments, **options)
 
     async def _current_quantizer(self) -> Quantizer | None:
         """Return what made the codes, None before the first ingest.
 
-        The database is asked once: the transform stays, and codes of another one would be an
-        error of the server, never a wrong answer.
+        The database is asked once. A query for codes of another transform is an error of the
+        server, never a wrong answer.
         """
         if self._quantizer is None:
             transform = (await read_status(self._db, self._layout)).transform
@@ -260,7 +300,7 @@ class Table(_Table[BlockingDatabase]):
         are added last, so others wait for each other only at the end; the first ingest of a
         table makes others wait until it has finished.
         """
-        return run(ingest(self._db, self._layout, ids, vectors, columns or {}, progress))
+        return run(self._ingest(ids, vectors, columns or {}, progress))
 
     def create_index(self) -> None:
         """Build the index `USING bq` over the codes: faster searches in large tables.
@@ -280,13 +320,18 @@ class Table(_Table[BlockingDatabase]):
         k: int = 10,
         rerank: float | None = 4,
         columns: Sequence[str] = (),
+        *,
+        where: Where | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        output: Output = "hits",
+        recall: float | None = None,
     ) -> Any:
         """Find the nearest rows: candidates by code, then in exact order by the stored vector.
 
         Parameters
         ----------
         query : array_like of float, shape (dim,) or (q, dim)
-            One query, or several.
+            One query, or several, which are sent in one go.
         k : int
             Number of rows wanted.
         rerank : float or None
@@ -296,19 +341,138 @@ class Table(_Table[BlockingDatabase]):
             of the codes.
         columns : sequence of str
             Further columns to return.
+        where : str, psycopg.sql.Composable or SQLAlchemy expression, optional
+            Condition on the rows that are searched: k of those that meet it are found, however
+            few they are among all, as the index goes on until it has them
+            (`bq.max_scan_tuples` limits that). SQL text, with parameters as ``%(name)s``; or an
+            expression on the columns of a mapped class or Table, e.g. ``Item.price < 3``.
+        parameters : mapping of str to Any, optional
+            Values for `where`. Without it, ``%`` in SQL text stands for itself.
+        output : {"hits", "numpy", "arrow", "pandas", "polars"}
+            Form of the result, see below.
+        recall : float, optional
+            Share of the true k nearest rows that is wanted on average, instead of `rerank`:
+            as many candidates as `calibrate` finds to be needed, measured by the first search
+            that asks for this recall and k. That is for searches without a condition.
 
         Returns
         -------
         list of Hit, or list of list of Hit
             At most k per query, nearest first; a list of them for several queries.
+        Arrays
+            For "numpy": ids and distances, of shape (k,) or (q, k).
+        pyarrow.Table, pandas.DataFrame or polars.DataFrame
+            For the others: columns id, distance and further ones, nearest first. For several
+            queries, the number of the query in a first column, query.
 
         Raises
         ------
         ValueError
-            If the shape does not match, a value is not finite, k < 1 or rerank < 1, or there is
-            no such column.
+            If the shape does not match, a value is not finite, k < 1 or rerank < 1, there is
+            no such column, or the condition is on another table.
+        TypeError
+            If `where` is of another kind.
+        TableError
+            If recall is asked of a table that keeps codes only.
+        ModuleNotFoundError
+            If the package for the output is not installed.
+
+        Notes
+        -----
+        On a connection with ``autocommit=True`` a search is one round trip, else three.
+
+        Examples
+        --------
+        >>> import numpy as np, psycopg, pybq
+        >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     table = pybq.Table(conn, "items", dim=64, columns={"price": "int"})
+        ...     rows = table.ingest(range(1000), vectors, {"price": np.arange(1000) % 10})
+        ...     cheap = table.search(
+        ...         vectors[42], k=3, columns=["price"],
+        ...         where="price < %(most)s", parameters={"most": 3})
+        ...     ids, distances = table.search(vectors[:5], k=3, output="numpy")
+        >>> [(hit.id, hit["price"]) for hit in cheap][0], len(cheap)
+        ((42, 2), 3)
+        >>> ids.shape, ids[:, 0].tolist()
+        ((5, 3), [0, 1, 2, 3, 4])
         """
-        return run(self._search(Search(self._layout, query, k, rerank, columns)))
+        search = Search(
+            self._layout,
+            self.connection,
+            query,
+            k,
+            rerank,
+            columns,
+            where,
+            parameters,
+            output,
+            recall,
+        )
+        return run(self._search(search))
+
+    def calibrate(
+        self,
+        recall: float = 0.98,
+        k: int = 10,
+        queries: ArrayLike | None = None,
+        sample: int = SAMPLE,
+    ) -> float:
+        """Measure how many candidates a wanted recall needs.
+
+        Parameters
+        ----------
+        recall : float
+            Share of the true k nearest rows that searches should find on average, below 1.
+        k : int
+            Rows wanted per query.
+        queries : array_like of float, shape (q, dim), optional
+            At most `sample` of them, spread evenly, are used. By default, vectors of rows of the
+            table; of each, the row itself is then not counted as found. Where queries are of
+            another kind than rows (questions and passages, pictures and texts), give some.
+        sample : int
+            Number of queries. The result is as certain as a mean of so many.
+
+        Returns
+        -------
+        float
+            The smallest of the tried settings of `rerank` (1, 1.5, 2, 3, 4, 6, 8, 12, ...) that
+            meets the recall, with two standard errors of the sample to spare. `search` uses it
+            for the same recall and k, until this object ingests; measure anew when others have
+            made the table much larger.
+
+        Raises
+        ------
+        TableError
+            If the table keeps codes only, or nothing was ingested.
+        ValueError
+            If recall, k or sample is out of range, or the shape of queries does not match.
+
+        Notes
+        -----
+        Searches are run as `search` runs them, with the index if there is one. What they find
+        is compared with the best of at least eight times as many candidates, from all lists of
+        the index, and not with an exact search of all rows: what even those miss goes unnoticed.
+        (`pybq recall` compares with all rows.) An index that reads too few lists for the recall
+        shows as a large result: then raise `bq.probes`, and measure again.
+
+        No search takes more than 50,000 candidates; if these do not suffice, the result is all
+        that can be done. With an index it takes less than a second up to a million rows,
+        without one about as long as 600 searches.
+
+        Examples
+        --------
+        >>> import numpy as np, psycopg, pybq
+        >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     table = pybq.Table(conn, "items", dim=64)
+        ...     rows = table.ingest(range(1000), vectors)
+        ...     rerank = table.calibrate(recall=0.95)
+        ...     hits = table.search(vectors[42], recall=0.95)  # the same as rerank=rerank
+        >>> 2 <= rerank <= 16, len(hits)
+        (True, 10)
+        """
+        return run(self._calibrate(recall, k, queries, sample))
 
     def status(self) -> Status:
         """What the database knows about the table: see `Status`."""
@@ -399,9 +563,7 @@ class AsyncTable(_Table[AsyncDatabase]):
         progress: bool | None = None,
     ) -> int:
         """Encode vectors and write them with their codes. See `Table.ingest`."""
-        return await self._db.run(
-            ingest(self._db, self._layout, ids, vectors, columns or {}, progress)
-        )
+        return await self._db.run(self._ingest(ids, vectors, columns or {}, progress))
 
     async def create_index(self) -> None:
         """Build the index `USING bq` over the codes. See `Table.create_index`."""
@@ -413,10 +575,36 @@ class AsyncTable(_Table[AsyncDatabase]):
         k: int = 10,
         rerank: float | None = 4,
         columns: Sequence[str] = (),
+        *,
+        where: Where | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        output: Output = "hits",
+        recall: float | None = None,
     ) -> Any:
         """Find the nearest rows. See `Table.search`."""
-        search = Search(self._layout, query, k, rerank, columns)
+        search = Search(
+            self._layout,
+            self.connection,
+            query,
+            k,
+            rerank,
+            columns,
+            where,
+            parameters,
+            output,
+            recall,
+        )
         return await self._db.run(self._search(search))
+
+    async def calibrate(
+        self,
+        recall: float = 0.98,
+        k: int = 10,
+        queries: ArrayLike | None = None,
+        sample: int = SAMPLE,
+    ) -> float:
+        """Measure how many candidates a wanted recall needs. See `Table.calibrate`."""
+        return await self._db.run(self._calibrate(recall, k, queries, sample))
 
     async def status(self) -> Status:
         """What the database knows about the table: see `Status`."""

@@ -1,0 +1,144 @@
+"""How many candidates a wanted recall needs, measured on the table itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from psycopg import sql
+
+from pybq.database import Database, Row
+from pybq.quantizer import Quantizer
+from pybq.schema import Layout
+from pybq.search import Search, Shape, check_recall
+
+# Number of queries, unless told otherwise.
+SAMPLE = 200
+# The nearest rows are looked for among this many candidates for each wanted row at first, and at
+# least among this many times the candidates that turn out to be needed.
+AMONG, MARGIN = 32, 8
+# Candidates of one search at most: all searches together must not take minutes.
+MAX_CANDIDATES = 50_000
+# Pages that are read to draw one row of the sample from.
+PAGES_PER_ROW = 10
+
+_Array = NDArray[np.float64]
+
+
+async def calibrate(
+    db: Database,
+    layout: Layout,
+    quantizer: Quantizer,
+    write: Callable[[Shape], str],
+    recall: float,
+    k: int = 10,
+    queries: ArrayLike | None = None,
+    sample: int = SAMPLE,
+) -> float:
+    """Return the smallest rerank that meets a recall, as `Table.calibrate` promises.
+
+    The places that the nearest rows have in the order of the codes tell what any number of
+    candidates would find. Searches as they are, whose index does not read all lists, have to
+    confirm it.
+    """
+    check_recall(layout, recall)
+    if k < 1 or sample < 2:
+        raise ValueError(f"expected k >= 1 and sample >= 2, got {k} and {sample}")
+    own: Sequence[Any] | None = None
+    if queries is None:
+        own, vectors = await _sample_rows(db, layout, sample)
+    else:
+        given = np.atleast_2d(np.asarray(queries))
+        vectors = given[np.unique(np.linspace(0, len(given) - 1, sample).astype(int))]
+    if len(vectors) < 2:  # of one row, all is found
+        return 1
+    asked = Search(layout, db.connection, vectors)
+    itself = int(own is not None)  # a row finds itself, and that does not count
+
+    async def search(candidates: int, ranked: bool = False) -> _Array:
+        """Return distances of the k nearest among so many candidates, and perhaps their places.
+
+        Shape (1 or 2, q, k), infinite where there are fewer.
+        """
+        shape = Shape(k + itself, candidates + itself, ranked=ranked)
+        values = np.full((1 + ranked, len(vectors), k), np.inf)
+        for i, rows in enumerate(await asked.fetch(db, quantizer, write(shape))):
+            others = [row[1:] for row in rows if own is None or row[0] != own[i]][:k]
+            if others:
+                values[:, i, : len(others)] = np.transpose(others)
+        return values
+
+    most, among = max(k, MAX_CANDIDATES), AMONG * k
+    while True:
+        among = min(among, most)
+        async with _all_lists(db):
+            nearest, places = await search(among, ranked=True)
+        places -= itself
+        reranks = (step * 2.0**power for power in count() for step in (1, 1.5))
+        rerank = next(r for r in reranks if _is_met(places <= r * k, nearest, recall))
+        if MARGIN * rerank * k <= among or among == most:
+            break
+        among *= 4
+    reach = np.where(np.isfinite(nearest), nearest, -np.inf).max(axis=1, keepdims=True)
+    while rerank * k < most:
+        (distances,) = await search(math.ceil(rerank * k))
+        if _is_met(distances <= reach, nearest, recall):
+            return rerank
+        rerank = next(reranks)
+    return most / k
+
+
+def _is_met(found: NDArray[np.bool_], nearest: _Array, recall: float) -> bool:
+    """Whether the recall is met, with two standard errors of the sample to spare."""
+    there = np.isfinite(nearest).sum(axis=1)
+    shares = np.where(there > 0, found.sum(axis=1) / np.maximum(there, 1), 1)
+    error = shares.std(ddof=1) / math.sqrt(len(shares))
+    return bool(shares.mean() - 2 * error >= recall)
+
+
+@asynccontextmanager
+async def _all_lists(db: Database) -> AsyncIterator[None]:
+    """Let scans of the index compare every code."""
+    async with db.transaction():
+        setting = await db.fetch_one(
+            "SELECT setting, set_config('bq.probes', max_val, true)"
+            " FROM pg_settings WHERE name = 'bq.probes'"
+        )
+        yield
+        if setting is not None:  # else there is no index: it would have defined the setting
+            await db.fetch("SELECT set_config('bq.probes', %s, true)", [setting[0]])
+
+
+async def _sample_rows(
+    db: Database, layout: Layout, n: int
+) -> tuple[Sequence[Any], NDArray[np.float32]]:
+    """Return keys and vectors of some rows, the same ones each time."""
+    assert layout.source is not None
+    names = {
+        "table": layout.identifier,
+        "id": layout.id.identifier,
+        "vector": layout.source.identifier,
+    }
+    size = await db.fetch_one(
+        "SELECT pg_relation_size(%s::oid) / current_setting('block_size')::int", [layout.oid]
+    )
+    assert size is not None
+    rows: list[Row] = []
+    # Pages with few rows, as after a large DELETE, give too few; then all are read.
+    for percent in (min(100, 100 * PAGES_PER_ROW * n / max(1, size[0])), 100):
+        rows = await db.fetch(
+            sql.SQL(
+                "SELECT {id}, {vector}::real[] FROM {table} TABLESAMPLE SYSTEM (%s) REPEATABLE (0)"
+                " ORDER BY md5({id}::text) LIMIT %s"
+            ).format(**names),
+            [percent, n],
+        )
+        if len(rows) == n:
+            break
+    vectors = np.array([vector for _, vector in rows], np.float32).reshape(-1, layout.dim)
+    return [key for key, _ in rows], vectors
