@@ -60,6 +60,12 @@ class Arrays(NamedTuple):
         fewer than k rows were found, -1 or None.
     distances : ndarray of float64, shape (k,) or (q, k)
         As in `Hit`. Where fewer than k rows were found, infinity, which no row has.
+
+    Examples
+    --------
+    >>> ids, distances = Arrays(np.array([7, 3, -1]), np.array([0.25, 0.5, np.inf]))
+    >>> ids[np.isfinite(distances)]
+    array([7, 3])
     """
 
     ids: NDArray[Any]

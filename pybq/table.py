@@ -247,6 +247,16 @@ class Table(_Table[BlockingDatabase]):
             If dim, metric, store or transform is out of range, or a column or type is not usable.
         ExtensionMissingError
             As for `Table`.
+
+        Examples
+        --------
+        >>> import psycopg, pybq
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     table = pybq.Table.create(
+        ...         conn, "items", dim=384, metric="l2", store="vector", id_type="text",
+        ...         columns={"title": "text", "price": "numeric(9, 2)"})
+        >>> table.store, dict(table.columns)
+        ('vector', {'title': 'text', 'price': 'numeric'})
         """
         db, identifier = BlockingDatabase(conn), name_table(name, schema)
         run(create_table(db, identifier, dim, metric, store, columns, id_type, transform))
@@ -299,6 +309,24 @@ class Table(_Table[BlockingDatabase]):
         that is open. To keep what came before a mistake, ingest in several calls. The statistics
         are added last, so others wait for each other only at the end; the first ingest of a
         table makes others wait until it has finished.
+
+        Examples
+        --------
+        >>> import numpy as np, psycopg, pybq
+        >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+        >>> titles = [f"title {i}" for i in range(1000)]
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     table = pybq.Table.create(conn, "items", dim=64, columns={"title": "text"})
+        ...     table.ingest(range(1000), vectors, {"title": titles})
+        ...     vectors[7, 3] = np.nan
+        ...     try:
+        ...         table.ingest(range(1000, 2000), vectors)
+        ...     except pybq.RowError as error:
+        ...         print(error.row, error.id)
+        ...     table.status().count
+        1000
+        7 1007
+        1000
         """
         return run(self._ingest(ids, vectors, columns or {}, progress))
 
@@ -309,6 +337,17 @@ class Table(_Table[BlockingDatabase]):
         ------
         psycopg.errors.UndefinedObject
             If the installed extension has no access method `bq`; searches work all the same.
+
+        Examples
+        --------
+        >>> import numpy as np, psycopg, pybq
+        >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     table = pybq.Table(conn, "items", dim=64)
+        ...     rows = table.ingest(range(1000), vectors)
+        ...     table.create_index()
+        ...     table.search(vectors[42])[0].id
+        42
         """
         run(create_index(self._db, self._layout))
 
@@ -475,11 +514,50 @@ class Table(_Table[BlockingDatabase]):
         return run(self._calibrate(recall, k, queries, sample))
 
     def status(self) -> Status:
-        """What the database knows about the table: see `Status`."""
+        """What the database knows about the table.
+
+        Returns
+        -------
+        Status
+
+        Raises
+        ------
+        TableError
+            If the table is gone from bq_columns.
+
+        Examples
+        --------
+        >>> import numpy as np, psycopg, pybq
+        >>> rng = np.random.default_rng(7)
+        >>> vectors = rng.standard_normal((1000, 64)) * np.geomspace(1, 0.01, 64)
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     table = pybq.Table(conn, "items", dim=64)
+        ...     rows = table.ingest(range(1000), vectors)
+        ...     status = table.status()
+        >>> status.count, status.transform, status.f_rotate > status.f_axis
+        (1000, 1, True)
+        """
         return run(read_status(self._db, self._layout))
 
     def statistics(self) -> Statistics:
-        """Statistics of all vectors that were ingested, of norm 1 if the metric is cosine."""
+        """Statistics of all vectors that were ingested through pybq.
+
+        Returns
+        -------
+        Statistics
+            Of the vectors scaled to norm 1, if the metric is cosine.
+
+        Examples
+        --------
+        >>> import numpy as np, psycopg, pybq
+        >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     table = pybq.Table(conn, "items", dim=64, metric="l2", store="vector")
+        ...     rows = table.ingest(range(1000), vectors)
+        ...     statistics = table.statistics()
+        >>> statistics.count, np.allclose(statistics.mean, vectors.mean(axis=0), atol=1e-6)
+        (1000, True)
+        """
         return run(read_statistics(self._db, self._layout))
 
 

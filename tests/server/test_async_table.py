@@ -228,3 +228,31 @@ def test_an_open_transaction_is_joined(run: Run, lsa: tuple[np.ndarray, np.ndarr
         assert (await table.status()).count == 0
 
     run(work)
+
+
+@pytest.mark.usefixtures("vector")
+def test_conditions_frames_and_recall(run: Run, lsa: tuple[np.ndarray, np.ndarray]) -> None:
+    base, queries = lsa
+
+    async def work(mine: AsyncConn) -> None:
+        table = await pybq.AsyncTable.create(mine, "items", 256, columns={"price": "int"})
+        with pytest.raises(TableError, match="no rows to measure recall on"):
+            await table.calibrate()
+        await table.ingest(range(2000), base, {"price": np.arange(2000) % 10})
+        ids, _ = await table.search(
+            queries, where="price < %(most)s", parameters={"most": 2}, output="numpy"
+        )
+        assert ids.shape == (len(queries), 10)
+        assert set((ids % 10).ravel()) == {0, 1}
+        rerank = await table.calibrate(0.98)
+        assert rerank >= 1
+        found = await table.search(queries, recall=0.98)
+        assert found == await table.search(queries, rerank=rerank)
+        with pytest.raises(ValueError, match="expected k of at least 1"):
+            await table.search(queries, k=0)
+        with pytest.raises(psycopg.errors.UndefinedColumn):
+            await table.search(queries, where="nope = 1")
+        assert mine.info.transaction_status == TransactionStatus.IDLE
+        assert await table.search(queries, recall=0.98) == found
+
+    run(work)
