@@ -418,7 +418,8 @@ class Table(_Table[BlockingDatabase]):
 
         Notes
         -----
-        On a connection with ``autocommit=True`` a search is one round trip, else three.
+        On a connection with ``autocommit=True`` a search is one round trip, else three. An
+        expression of SQLAlchemy is compiled anew by each search, which takes about 0.3 ms.
 
         Examples
         --------
