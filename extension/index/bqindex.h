@@ -302,7 +302,7 @@ extern void bq_check_page(Relation index, Buffer buffer, BqPageKind kind);
 extern Buffer bq_read_page(Relation index, BlockNumber blkno, BqPageKind kind, int lockmode);
 extern BqLayout bq_get_layout(Relation index);
 extern BqLayout bq_read_layout(Relation index, uint32 *nblocks);
-extern void bq_prefetch(Relation index, BlockNumber blkno, size_t offset, size_t nbytes);
+extern void bq_prefetch(Relation index, BlockNumber blkno, size_t offset);
 extern Buffer bq_new_page(Relation index, ForkNumber fork, BlockNumber blkno,
 						  BqPageKind kind);
 extern void bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log);

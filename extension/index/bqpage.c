@@ -80,12 +80,28 @@ read_buffer(Relation index, BlockNumber blkno)
 	return buffer;
 }
 
-/* Ask the CPU for part of a page soon to be read, if we think to know where it is. */
+/* Bytes from which on the CPU goes on by itself, and where it stops: a page of memory. */
+#define PREFETCH_NBYTES 256
+#define MEMORY_PAGE 4096
+
+static void
+prefetch_lines(const char *start)
+{
+	for (int i = 0; i < PREFETCH_NBYTES; i += 64)
+		__builtin_prefetch(start + i);
+}
+
+/*
+ * Ask the CPU for a page soon to be read from `offset` on, if we think to know where it
+ * is.  Reading then runs at the speed of memory instead of waiting at the start of each
+ * page of memory.
+ */
 void
-bq_prefetch(Relation index, BlockNumber blkno, size_t offset, size_t nbytes)
+bq_prefetch(Relation index, BlockNumber blkno, size_t offset)
 {
 	BqCache    *cache = (BqCache *) index->rd_amcache;
 	Buffer		buffer;
+	const char *page;
 
 	if (cache == NULL || blkno >= cache->nrecent)
 		return;
@@ -93,10 +109,12 @@ bq_prefetch(Relation index, BlockNumber blkno, size_t offset, size_t nbytes)
 	/* temporary tables: local buffers may not even have memory yet */
 	if (buffer <= 0)
 		return;
+	page = (const char *) BufferGetPage(buffer);
 	__builtin_prefetch(GetBufferDescriptor(buffer - 1));
-	__builtin_prefetch((char *) BufferGetPage(buffer));
-	for (size_t i = 0; i < nbytes; i += 64)
-		__builtin_prefetch((char *) BufferGetPage(buffer) + offset + i);
+	__builtin_prefetch(page);
+	prefetch_lines(page + Min(offset, BLCKSZ - PREFETCH_NBYTES));
+	if (offset < MEMORY_PAGE)
+		prefetch_lines(page + MEMORY_PAGE);
 }
 
 /* Pin, lock and check a page. */

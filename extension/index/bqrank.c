@@ -40,6 +40,8 @@ bq_score_lists(Relation index, const BqLayout *layout, const float *q, float *sc
 		Buffer		buffer = bq_read_page(index, blkno, BQ_PAGE_CENTROIDS, BUFFER_LOCK_SHARE);
 		const char *record = PageGetContents(BufferGetPage(buffer));
 
+		if (blkno + 1 < layout->list_start)
+			bq_prefetch(index, blkno + 1, 0);
 		for (int i = 0; i < per_page && list < layout->nlists; i++, list++)
 		{
 			const BqCentroidData *centroid = (const BqCentroidData *) record;

@@ -52,9 +52,8 @@
 #define INVERSE_ERROR ((float) (0.51 * BQ_INVERSE_UNIT * BQ_STRONG))
 #define FLOAT_ERROR 4e-7f
 
-/* How much of a list is asked for in advance. */
+/* How many pages of a list are asked for in advance. */
 #define PREFETCH_PAGES 8
-#define PREFETCH_NBYTES 256
 
 typedef struct BqCandidate
 {
@@ -342,9 +341,8 @@ read_entries(Relation index, BqScan *so)
 }
 
 /*
- * Ask for a list that will be read next: its headers, and of its code pages the first
- * lines, from where the CPU goes on by itself.  A guess: blocks lie in a row if the
- * build wrote them.
+ * Ask for a list that will be read next: its headers and its code pages.  A guess:
+ * blocks lie in a row if the build wrote them.
  */
 static void
 prefetch_list(Relation index, const BqScan *so, uint32 list)
@@ -356,13 +354,11 @@ prefetch_list(Relation index, const BqScan *so, uint32 list)
 	if (entry->head == BQ_NO_BLOCK)
 		return;
 	bq_prefetch(index, bq_header_page(&so->layout, entry->head),
-				SizeOfPageHeaderData + entry->head % BQ_HEADERS_PER_PAGE * sizeof(BqBlockData),
-				sizeof(BqBlockData));
+				SizeOfPageHeaderData + entry->head % BQ_HEADERS_PER_PAGE * sizeof(BqBlockData));
 	for (int i = 0; row < end && i < PREFETCH_PAGES; i++)
 	{
 		bq_prefetch(index, bq_code_page(&so->layout, row),
-					SizeOfPageHeaderData + row % BQ_ROWS_PER_PAGE * BQ_ROW_NBYTES,
-					PREFETCH_NBYTES);
+					SizeOfPageHeaderData + row % BQ_ROWS_PER_PAGE * BQ_ROW_NBYTES);
 		row += BQ_ROWS_PER_PAGE - row % BQ_ROWS_PER_PAGE;
 	}
 }
