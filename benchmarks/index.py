@@ -26,12 +26,16 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from ctypes import c_float
 from pathlib import Path
 from typing import Any
 
+import corelib
 import numpy as np
 import psycopg
 from common import describe, save
+from corelib import address
+from kernels import load_loops  # which also makes tests/corelib.py known
 from numpy.typing import NDArray
 from pgvector import HalfVector
 
@@ -470,6 +474,45 @@ def _distances(statement: Statement, i: int) -> list[float]:
     ]
 
 
+def show_scan(conn: Conn, folder: Path) -> dict[str, Any]:
+    """Time per code of reading all lists, beside the bare kernel on the same codes in memory."""
+    base, queries = load(folder)
+    dim = base.shape[1]
+    create(conn, base)
+    build(conn, "bq")
+    settle(conn)
+    conn.execute("DEALLOCATE ALL")
+    nearest = "SELECT id FROM items ORDER BY code <=> $1::bqquery LIMIT 1"
+    parameters = [[pybq.Query(q).to_binary()] for q in queries]
+    scan = Statement(conn, "scan", nearest, parameters)
+
+    planes = np.ascontiguousarray(pybq.Quantizer(dim).encode(base)[:, -2 * ((dim + 7) // 8) :])
+    blocks = np.zeros((-(-len(base) // 32), (dim + 1) // 2, 16), np.uint8)
+    for i, row in enumerate(planes):
+        corelib.load().bq_block_put(address(blocks[i // 32]), dim, i % 32, address(row))
+    table = np.zeros((dim + 1) // 2 * 16, np.uint8)
+    corelib.load().bq_lut_query(address(queries[0]), dim, address(table), c_float(), c_float())
+    loops = load_loops()
+    kernel = corelib.kernel(corelib.available_kernels()[0])
+
+    rounds = []
+    for _ in range(3 * ROUNDS):
+        seconds = []
+        for probes in (65536, 1):
+            conn.execute(f"SET bq.probes = {probes}".encode())
+            seconds.append(scan.seconds(100))
+        times = []
+        for _ in range(30):
+            start = time.perf_counter()
+            loops.bench_lut(kernel, address(table), address(blocks), len(blocks), (dim + 1) // 2)
+            times.append(time.perf_counter() - start)
+        rounds.append(((seconds[0] - seconds[1]) / len(base), statistics.median(times) / len(base)))
+    ratio = statistics.median(inside / bare for inside, bare in rounds)
+    inside, bare = (statistics.median(r[i] for r in rounds) * 1e9 for i in (0, 1))
+    print(f"  per code: {inside:.1f} ns inside PostgreSQL, {bare:.1f} ns bare kernel")
+    return {"rows": [report("scan per code, inside / bare kernel", ratio, "<= 2", ratio <= 2)]}
+
+
 def show_growth(conn: Conn, folder: Path) -> dict[str, Any]:
     """Net time at recall 0.95, 300k rows over 30k rows."""
     nets = {}
@@ -513,6 +556,7 @@ def main() -> int:
         "churn": show_churn,
         "operators": show_operators,
         "growth": show_growth,
+        "scan": show_scan,
         "wordnet-768": lambda conn, folder: show_queries(
             conn, "wordnet-768", *lifted(folder, 768), {0.95: 3, 0.99: 5}
         ),
@@ -523,7 +567,7 @@ def main() -> int:
             conn, "mixed-300k", *mixed(folder, 300_000), {0.95: 6, 0.99: 10}
         ),
     }
-    default = ["wordnet", "sizes", "insertion", "churn", "operators"]
+    default = ["wordnet", "scan", "sizes", "insertion", "churn", "operators"]
     parser.add_argument("--sets", nargs="+", choices=sets, default=default)
     arguments = parser.parse_args()
 
