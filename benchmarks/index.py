@@ -262,7 +262,10 @@ def compare(systems: Systems, curve: list[dict[str, Any]], wanted: float) -> dic
             top = max(p["recall"] for p in curve if p["setting"][0] == system)
             print(f"  {system} reaches {top:.3f} at most", flush=True)
             return {"wanted": wanted, "reached": top}
-        best[system] = min(enough, key=lambda p: float(p["seconds"]))
+        # The sweep ran each once: the fastest ones of it again, in turn.
+        enough = sorted(enough, key=lambda p: float(p["seconds"]))[:5]
+        again = [min(systems.set(p["setting"]).seconds(QUERIES) for _ in range(2)) for p in enough]
+        best[system] = enough[int(np.argmin(again))]
     rounds = []
     for _ in range(ROUNDS):
         floor = systems.floor.seconds(QUERIES)
