@@ -109,11 +109,14 @@ async def decide(db: Database, layout: Layout, vectors: NDArray[Any]) -> int:
         transform, decided = row
         if decided:
             return int(transform)
-    decision = await db.compute(_choose, layout, vectors)
+    decision, statistics = await db.compute(_choose, layout, vectors)
+    row = statistics.to_row()
+    fields = ", ".join(["%b"] * len(row))
     await db.execute(
-        """
+        f"""
         UPDATE bq_columns SET transform = %s, f_axis = %s, f_rotate = %s, reason = %s,
-            decided_count = %s, decided_at = now()
+            decided_count = %s, decided_at = now(),
+            decided_statistics = ROW({fields})::bq_statistics
         WHERE table_name = %s AND code_column = %s
         """,
         [
@@ -122,6 +125,7 @@ async def decide(db: Database, layout: Layout, vectors: NDArray[Any]) -> int:
             _finite(decision.f_rotate),
             decision.reason,
             decision.count,
+            *row,
             layout.oid,
             layout.code.name,
         ],
@@ -144,12 +148,12 @@ async def add_statistics(db: Database, layout: Layout, statistics: Statistics) -
         raise _not_owner(layout)
 
 
-def _choose(layout: Layout, vectors: NDArray[Any]) -> Decision:
+def _choose(layout: Layout, vectors: NDArray[Any]) -> tuple[Decision, Statistics]:
     statistics = no_statistics(layout)
     sample = take_sample(vectors)
     statistics.update(sample)
     measured = probe(sample, metric=layout.metric) if len(sample) >= MIN_ROWS else None
-    return choose(statistics, measured)
+    return choose(statistics, measured), statistics
 
 
 def _not_owner(layout: Layout) -> TableError:

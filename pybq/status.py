@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from pybq.database import Database
+from pybq.drift import Drift, compare
 from pybq.errors import TableError
 from pybq.schema import Layout
 from pybq.statistics import Statistics
@@ -38,6 +41,9 @@ class Status:
     decided_count : int or None
         Rows it was decided from.
     decided_at : datetime or None
+    drift : Drift or None
+        How the rows differ from those, and whether another choice would now be better; None
+        before the first ingest, and while there are too few rows.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Status:
     reason: str | None
     decided_count: int | None
     decided_at: datetime | None
+    drift: Drift | None
 
     def __str__(self) -> str:
         lines = [
@@ -63,6 +70,10 @@ class Status:
             axes = f"after rotation {self.transform}" if self.transform else "on the original axes"
             lines.append(f"codes: {axes}")
             lines.append(f"why: {self.reason}")
+        if self.drift is not None:
+            lines.append(f"drift: {self.drift.text}")
+            if self.drift.better:
+                lines.append("to change it: Table.reencode(), or pybq reencode")
         return "\n".join(lines)
 
 
@@ -70,33 +81,67 @@ async def read_status(db: Database, layout: Layout) -> Status:
     """Ask the database for the status of a table."""
     row = await db.fetch_one(
         """
-        SELECT dim, metric, coalesce((statistics).count, 0), decided_at IS NOT NULL, transform,
-               f_axis, f_rotate, reason, decided_count, decided_at
+        SELECT transform, decided_at IS NOT NULL, f_axis, f_rotate, reason, decided_count,
+               decided_at, (statistics).*, (decided_statistics).*
         FROM bq_columns WHERE table_name = %s AND code_column = %s
         """,
         [layout.oid, layout.code.name],
     )
     if row is None:
-        raise TableError(f"table {layout.name!r} is gone from bq_columns")
-    dim, metric, count, decided, transform, *decision = row
+        raise _gone(layout)
+    transform, decided, f_axis, f_rotate, reason, decided_count, decided_at = row[:7]
+    now, then = _make_statistics(layout, row[7:14]), _make_statistics(layout, row[14:])
+    drift = None
+    if decided:
+        drift = await db.compute(compare, transform, then if then.count else None, now)
     return Status(
-        layout.name, dim, metric, layout.store, count, transform if decided else None, *decision
+        layout.name,
+        layout.dim,
+        layout.metric,
+        layout.store,
+        now.count,
+        transform if decided else None,
+        f_axis,
+        f_rotate,
+        reason,
+        decided_count,
+        decided_at,
+        drift,
     )
+
+
+async def read_transform(db: Database, layout: Layout) -> int | None:
+    """Ask the database for the transform of the codes; None before the first ingest."""
+    row = await db.fetch_one(
+        "SELECT transform, decided_at IS NOT NULL FROM bq_columns"
+        " WHERE table_name = %s AND code_column = %s",
+        [layout.oid, layout.code.name],
+    )
+    if row is None:
+        raise _gone(layout)
+    transform, decided = row
+    return int(transform) if decided else None
 
 
 async def read_statistics(db: Database, layout: Layout) -> Statistics:
     """Ask the database for the statistics of all vectors that were ingested."""
-    statistics = no_statistics(layout)
     row = await db.fetch_one(
         "SELECT (statistics).* FROM bq_columns WHERE table_name = %s AND code_column = %s",
         [layout.oid, layout.code.name],
     )
-    if row is None or row[0] is None:
-        return statistics
-    return Statistics.from_row(row, statistics.normalize)
+    return _make_statistics(layout, row or [None])
 
 
 def no_statistics(layout: Layout) -> Statistics:
     """The statistics of no vectors, of the kind that the table's metric calls for."""
     # Cosine distance does not see the lengths of vectors, so neither must the statistics.
     return Statistics(layout.dim, normalize=layout.metric == "cosine")
+
+
+def _make_statistics(layout: Layout, row: Sequence[Any]) -> Statistics:
+    statistics = no_statistics(layout)
+    return statistics if row[0] is None else Statistics.from_row(row, statistics.normalize)
+
+
+def _gone(layout: Layout) -> TableError:
+    return TableError(f"table {layout.name!r} is gone from bq_columns")

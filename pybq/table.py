@@ -20,7 +20,7 @@ from pybq.results import Arrays, Hit, Output
 from pybq.schema import Layout, Store, create_index, create_table, name_table, open_table
 from pybq.search import Search, register_queries, write_statement
 from pybq.statistics import Statistics
-from pybq.status import Status, read_statistics, read_status
+from pybq.status import Status, read_statistics, read_status, read_transform
 from pybq.strategy import Metric
 
 __all__ = ["Arrays", "AsyncTable", "Hit", "Metric", "Status", "Store", "Table"]
@@ -128,7 +128,7 @@ class _Table(Generic[_D]):
         server, never a wrong answer.
         """
         if self._quantizer is None:
-            transform = (await read_status(self._db, self._layout)).transform
+            transform = await read_transform(self._db, self._layout)
             if transform is not None:
                 self._quantizer = Quantizer(self.dim, transform)
         return self._quantizer

@@ -416,6 +416,7 @@ CREATE TABLE bq_columns (
 	metric text NOT NULL CHECK (metric IN ('cosine', 'l2', 'inner_product')),
 	transform integer NOT NULL CHECK (transform BETWEEN 0 AND 65535),
 	statistics bq_statistics,
+	decided_statistics bq_statistics,
 	f_axis float8,
 	f_rotate float8,
 	reason text,
@@ -431,6 +432,8 @@ COMMENT ON COLUMN bq_columns.dim IS 'number of dimensions';
 COMMENT ON COLUMN bq_columns.metric IS 'distance that searches use: cosine, l2 or inner_product';
 COMMENT ON COLUMN bq_columns.transform IS 'transform of the codes and of queries';
 COMMENT ON COLUMN bq_columns.statistics IS 'statistics of all vectors ingested so far';
+COMMENT ON COLUMN bq_columns.decided_statistics IS
+	'statistics that transform was decided from, null if it was given; drift is how the others differ from them';
 COMMENT ON COLUMN bq_columns.f_axis IS 'predicted fidelity of codes on the original axes, when decided';
 COMMENT ON COLUMN bq_columns.f_rotate IS 'predicted fidelity of codes after rotation, when decided';
 COMMENT ON COLUMN bq_columns.reason IS 'why transform was chosen, in words';
