@@ -30,12 +30,10 @@ from ctypes import c_float
 from pathlib import Path
 from typing import Any
 
-import corelib
+import kernels
 import numpy as np
 import psycopg
 from common import describe, save
-from corelib import address
-from kernels import load_loops  # which also makes tests/corelib.py known
 from numpy.typing import NDArray
 from pgvector import HalfVector
 
@@ -492,11 +490,15 @@ def show_scan(conn: Conn, folder: Path) -> dict[str, Any]:
     planes = np.ascontiguousarray(pybq.Quantizer(dim).encode(base)[:, -2 * ((dim + 7) // 8) :])
     blocks = np.zeros((-(-len(base) // 32), (dim + 1) // 2, 16), np.uint8)
     for i, row in enumerate(planes):
-        corelib.load().bq_block_put(address(blocks[i // 32]), dim, i % 32, address(row))
+        kernels.corelib.load().bq_block_put(
+            kernels.address(blocks[i // 32]), dim, i % 32, kernels.address(row)
+        )
     table = np.zeros((dim + 1) // 2 * 16, np.uint8)
-    corelib.load().bq_lut_query(address(queries[0]), dim, address(table), c_float(), c_float())
-    loops = load_loops()
-    kernel = corelib.kernel(corelib.available_kernels()[0])
+    kernels.corelib.load().bq_lut_query(
+        kernels.address(queries[0]), dim, kernels.address(table), c_float(), c_float()
+    )
+    loops = kernels.load_loops()
+    kernel = kernels.corelib.kernel(kernels.corelib.available_kernels()[0])
 
     rounds = []
     for _ in range(3 * ROUNDS):
@@ -507,7 +509,9 @@ def show_scan(conn: Conn, folder: Path) -> dict[str, Any]:
         times = []
         for _ in range(30):
             start = time.perf_counter()
-            loops.bench_lut(kernel, address(table), address(blocks), len(blocks), (dim + 1) // 2)
+            loops.bench_lut(
+                kernel, kernels.address(table), kernels.address(blocks), len(blocks), (dim + 1) // 2
+            )
             times.append(time.perf_counter() - start)
         rounds.append(((seconds[0] - seconds[1]) / len(base), statistics.median(times) / len(base)))
     ratio = statistics.median(inside / bare for inside, bare in rounds)
