@@ -12,7 +12,7 @@ from pybq.strategy import Decision, choose
 from pybq.vector import Code, Query
 
 if TYPE_CHECKING:
-    from pybq.table import Arrays, AsyncTable, Hit, Status, Table
+    from pybq.table import Arrays, AsyncTable, Effort, Hit, Status, Table
 
 __version__ = version("pybq")
 
@@ -22,6 +22,7 @@ __all__ = [
     "BuildError",
     "Code",
     "Decision",
+    "Effort",
     "ExtensionMissingError",
     "Hit",
     "Quantizer",
@@ -43,7 +44,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Only now, because it loads psycopg: not everyone who encodes has a database.
-    if name in ("Arrays", "AsyncTable", "Hit", "Status", "Table"):
+    if name in ("Arrays", "AsyncTable", "Effort", "Hit", "Status", "Table"):
         from pybq import table
 
         return getattr(table, name)

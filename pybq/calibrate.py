@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -15,7 +14,7 @@ from psycopg import sql
 from pybq.database import Database, Row
 from pybq.quantizer import Quantizer
 from pybq.schema import Layout
-from pybq.search import Search, Shape, check_recall
+from pybq.search import MAX_PROBES, Effort, Search, Shape, check_recall
 
 # Number of queries, unless told otherwise.
 SAMPLE = 200
@@ -24,6 +23,8 @@ SAMPLE = 200
 AMONG, MARGIN = 32, 8
 # Candidates of one search at most: all searches together must not take minutes.
 MAX_CANDIDATES = 50_000
+# Numbers of lists that are tried where those of the index do not suffice.
+PROBES = tuple(2**power for power in range(3, 16))
 # Pages that are read to draw one row of the sample from.
 PAGES_PER_ROW = 10
 
@@ -39,12 +40,12 @@ async def calibrate(
     k: int = 10,
     queries: ArrayLike | None = None,
     sample: int = SAMPLE,
-) -> float:
-    """Return the smallest rerank that meets a recall, as `Table.calibrate` promises.
+) -> Effort:
+    """Return the least effort that meets a recall, as `Table.calibrate` promises.
 
     The places that the nearest rows have in the order of the codes tell what any number of
     candidates would find. Searches as they are, whose index does not read all lists, have to
-    confirm it.
+    confirm it: with as many candidates, or with a few more of them, or with more lists.
     """
     check_recall(layout, recall)
     if k < 1 or sample < 2:
@@ -56,18 +57,19 @@ async def calibrate(
         given = np.atleast_2d(np.asarray(queries))
         vectors = given[np.unique(np.linspace(0, len(given) - 1, sample).astype(int))]
     if len(vectors) < 2:  # of one row, all is found
-        return 1
+        return Effort(1)
     asked = Search(layout, db.connection, vectors)
     itself = int(own is not None)  # a row finds itself, and that does not count
 
-    async def search(candidates: int, ranked: bool = False) -> _Array:
+    async def search(candidates: int, probes: int | None, ranked: bool = False) -> _Array:
         """Return distances of the k nearest among so many candidates, and perhaps their places.
 
         Shape (1 or 2, q, k), infinite where there are fewer.
         """
         shape = Shape(k + itself, candidates + itself, ranked=ranked)
         values = np.full((1 + ranked, len(vectors), k), np.inf)
-        for i, rows in enumerate(await asked.fetch(db, quantizer, write(shape))):
+        found = await asked.fetch(db, quantizer, write(shape), probes)
+        for i, rows in enumerate(found):
             others = [row[1:] for row in rows if own is None or row[0] != own[i]][:k]
             if others:
                 values[:, i, : len(others)] = np.transpose(others)
@@ -76,8 +78,7 @@ async def calibrate(
     most, among = max(k, MAX_CANDIDATES), AMONG * k
     while True:
         among = min(among, most)
-        async with _all_lists(db):
-            nearest, places = await search(among, ranked=True)
+        nearest, places = await search(among, MAX_PROBES, ranked=True)
         places -= itself
         reranks = (step * 2.0**power for power in count() for step in (1, 1.5))
         rerank = next(r for r in reranks if _is_met(places <= r * k, nearest, recall))
@@ -85,12 +86,13 @@ async def calibrate(
             break
         among *= 4
     reach = np.where(np.isfinite(nearest), nearest, -np.inf).max(axis=1, keepdims=True)
-    while rerank * k < most:
-        (distances,) = await search(math.ceil(rerank * k))
+    efforts = [Effort(rerank), Effort(next(reranks)), Effort(rerank := next(reranks))]
+    efforts += [Effort(rerank, probes) for probes in PROBES]
+    for effort in efforts:
+        (distances,) = await search(math.ceil(effort.rerank * k), effort.probes)
         if _is_met(distances <= reach, nearest, recall):
-            return rerank
-        rerank = next(reranks)
-    return most / k
+            return effort
+    return Effort(rerank, MAX_PROBES)
 
 
 def _is_met(found: NDArray[np.bool_], nearest: _Array, recall: float) -> bool:
@@ -99,19 +101,6 @@ def _is_met(found: NDArray[np.bool_], nearest: _Array, recall: float) -> bool:
     shares = np.where(there > 0, found.sum(axis=1) / np.maximum(there, 1), 1)
     error = shares.std(ddof=1) / math.sqrt(len(shares))
     return bool(shares.mean() - 2 * error >= recall)
-
-
-@asynccontextmanager
-async def _all_lists(db: Database) -> AsyncIterator[None]:
-    """Let scans of the index compare every code."""
-    async with db.transaction():
-        setting = await db.fetch_one(
-            "SELECT setting, set_config('bq.probes', max_val, true)"
-            " FROM pg_settings WHERE name = 'bq.probes'"
-        )
-        yield
-        if setting is not None:  # else there is no index: it would have defined the setting
-            await db.fetch("SELECT set_config('bq.probes', %s, true)", [setting[0]])
 
 
 async def _sample_rows(

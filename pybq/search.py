@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +21,24 @@ from pybq.errors import TableError
 from pybq.quantizer import Quantizer
 from pybq.results import Output, Results
 from pybq.schema import OPERATORS, Layout
+
+# The largest value of bq.probes: BQ_MAX_LISTS in extension/index/bqindex.h.
+MAX_PROBES = 65_536
+
+
+class Effort(NamedTuple):
+    """What a search costs and finds: arguments of `Table.search`.
+
+    Attributes
+    ----------
+    rerank : float
+        Candidates as a multiple of k.
+    probes : int or None
+        Lists of the index that are read first; None for what the index or `bq.probes` says.
+    """
+
+    rerank: float
+    probes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +68,7 @@ class Search:
         parameters: Mapping[str, Any] | None = None,
         output: Output = "hits",
         recall: float | None = None,
+        probes: int | None = None,
     ) -> None:
         array = np.asarray(query)
         dim = layout.dim
@@ -58,6 +78,8 @@ class Search:
             raise ValueError(f"expected k of at least 1, got {k}")
         if rerank is not None and rerank < 1:
             raise ValueError(f"expected rerank of at least 1, got {rerank}")
+        if probes is not None and not 1 <= probes <= MAX_PROBES:
+            raise ValueError(f"expected probes between 1 and {MAX_PROBES}, got {probes}")
         if recall is not None:
             check_recall(layout, recall)
         for name in columns:
@@ -66,6 +88,7 @@ class Search:
         self.queries: NDArray[np.float32] = np.atleast_2d(array.astype(np.float32, copy=False))
         self.k = k
         self.rerank = rerank
+        self.probes = probes
         self.recall = recall
         self.columns = tuple(columns)
         self._layout = layout
@@ -75,8 +98,9 @@ class Search:
     @property
     def shape(self) -> Shape:
         """What its statement is to be."""
-        reranked = self.rerank is not None and self._layout.source is not None
-        candidates = math.ceil(self.k * self.rerank) if reranked and self.rerank else None
+        candidates = None
+        if self.rerank is not None and self._layout.source is not None:
+            candidates = math.ceil(self.k * self.rerank)
         condition = self._condition
         return Shape(self.k, candidates, self.columns, condition.text, condition.alias)
 
@@ -89,10 +113,16 @@ class Search:
         """
         if quantizer is None:
             return self._results.make([()] * len(self.queries))
-        return self._results.make(await self.fetch(db, quantizer, write(self.shape)))
+        statement = write(self.shape)
+        return self._results.make(await self.fetch(db, quantizer, statement, self.probes))
 
-    async def fetch(self, db: Database, quantizer: Quantizer, statement: str) -> list[list[Row]]:
+    async def fetch(
+        self, db: Database, quantizer: Quantizer, statement: str, probes: int | None = None
+    ) -> list[list[Row]]:
         """Return the rows of each query: id, distance, further columns."""
+        if probes is not None:
+            async with _reading_lists(db, probes):
+                return await self.fetch(db, quantizer, statement)
         codes = _to_wire("bqquery", quantizer.rotate(self.queries), quantizer.transform)
         exact: Sequence[_Wire | None] = [None] * len(codes)
         if self._layout.source is not None:
@@ -104,6 +134,17 @@ class Search:
         if len(parameters) == 1:
             return [await db.fetch(statement, parameters[0])]
         return await db.fetch_each(statement, parameters)
+
+
+@asynccontextmanager
+async def _reading_lists(db: Database, probes: int) -> AsyncIterator[None]:
+    """Let scans of the index read so many lists first."""
+    change = "SELECT current_setting('bq.probes', true), set_config('bq.probes', %s, true)"
+    async with db.transaction():
+        before = await db.fetch_one(change, [str(probes)])
+        yield
+        # The transaction may go on. A failed one is rolled back, and the setting with it.
+        await db.fetch(change, [(before and before[0]) or "0"])
 
 
 def write_statement(layout: Layout, connection: BaseConnection[Any], shape: Shape) -> str:

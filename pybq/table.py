@@ -18,12 +18,12 @@ from pybq.ingest import ingest
 from pybq.quantizer import Quantizer
 from pybq.results import Arrays, Hit, Output
 from pybq.schema import Layout, Store, create_index, create_table, name_table, open_table
-from pybq.search import Search, register_queries, write_statement
+from pybq.search import Effort, Search, register_queries, write_statement
 from pybq.statistics import Statistics
 from pybq.status import Status, read_statistics, read_status, read_transform
 from pybq.strategy import Metric
 
-__all__ = ["Arrays", "AsyncTable", "Hit", "Metric", "Status", "Store", "Table"]
+__all__ = ["Arrays", "AsyncTable", "Effort", "Hit", "Metric", "Status", "Store", "Table"]
 
 _D = TypeVar("_D", bound=Database)
 
@@ -35,7 +35,7 @@ class _Table(Generic[_D]):
         self._db = db
         self._layout = layout
         self._quantizer: Quantizer | None = None  # what made the codes; None: not known yet
-        self._reranks: dict[tuple[float, int], float] = {}  # (recall, k) -> calibrated
+        self._efforts: dict[tuple[float, int], Effort] = {}  # (recall, k) -> calibrated
         # Bounded, because conditions may be written anew for each search.
         self._write = lru_cache(100)(partial(write_statement, layout, db.connection))
         register_queries(db.connection, layout)
@@ -100,25 +100,24 @@ class _Table(Generic[_D]):
     async def _search_once(self, search: Search) -> Any:
         quantizer = await self._current_quantizer()
         if search.recall is not None and quantizer is not None:
-            search.rerank = self._reranks.get((search.recall, search.k))
-            if search.rerank is None:
-                search.rerank = await self._calibrate(search.recall, search.k)
+            effort = self._efforts.get((search.recall, search.k))
+            search.rerank, search.probes = effort or await self._calibrate(search.recall, search.k)
         return await search.run(self._db, quantizer, self._write)
 
     async def _calibrate(
         self, recall: float, k: int, queries: ArrayLike | None = None, sample: int = SAMPLE
-    ) -> float:
+    ) -> Effort:
         quantizer = await self._current_quantizer()
         if quantizer is None:
             raise TableError(f"table {self.name!r} has no rows to measure recall on")
-        rerank = await calibrate(
+        effort = await calibrate(
             self._db, self._layout, quantizer, self._write, recall, k, queries, sample
         )
-        self._reranks[recall, k] = rerank
-        return rerank
+        self._efforts[recall, k] = effort
+        return effort
 
     async def _ingest(self, *arguments: Any, **options: Any) -> int:
-        self._reranks.clear()
+        self._efforts.clear()
         return await ingest(self._db, self._layout, *arguments, **options)
 
     async def _current_quantizer(self) -> Quantizer | None:
@@ -364,6 +363,7 @@ class Table(_Table[BlockingDatabase]):
         parameters: Mapping[str, Any] | None = None,
         output: Output = "hits",
         recall: float | None = None,
+        probes: int | None = None,
     ) -> Any:
         """Find the nearest rows: candidates by code, then in exact order by the stored vector.
 
@@ -390,9 +390,12 @@ class Table(_Table[BlockingDatabase]):
         output : {"hits", "numpy", "arrow", "pandas", "polars"}
             Form of the result, see below.
         recall : float, optional
-            Share of the true k nearest rows that is wanted on average, instead of `rerank`:
-            as many candidates as `calibrate` finds to be needed, measured by the first search
+            Share of the true k nearest rows that is wanted on average, in place of `rerank` and
+            `probes`: with what `calibrate` finds to be needed, measured by the first search
             that asks for this recall and k. That is for searches without a condition.
+        probes : int, optional
+            Lists of the index that are read first; left out, what was measured when it was
+            built, unless its option or `bq.probes` says otherwise. Costs two more round trips.
 
         Returns
         -------
@@ -407,8 +410,8 @@ class Table(_Table[BlockingDatabase]):
         Raises
         ------
         ValueError
-            If the shape does not match, a value is not finite, k < 1 or rerank < 1, there is
-            no such column, or the condition is on another table.
+            If the shape does not match, a value is not finite, k, rerank or probes is below 1,
+            there is no such column, or the condition is on another table.
         TypeError
             If `where` is of another kind.
         TableError
@@ -448,6 +451,7 @@ class Table(_Table[BlockingDatabase]):
             parameters,
             output,
             recall,
+            probes,
         )
         return run(self._search(search))
 
@@ -457,8 +461,8 @@ class Table(_Table[BlockingDatabase]):
         k: int = 10,
         queries: ArrayLike | None = None,
         sample: int = SAMPLE,
-    ) -> float:
-        """Measure how many candidates a wanted recall needs.
+    ) -> Effort:
+        """Measure what a wanted recall needs: how many candidates, how many lists of the index.
 
         Parameters
         ----------
@@ -475,11 +479,12 @@ class Table(_Table[BlockingDatabase]):
 
         Returns
         -------
-        float
-            The smallest of the tried settings of `rerank` (1, 1.5, 2, 3, 4, 6, 8, 12, ...) that
-            meets the recall, with two standard errors of the sample to spare. `search` uses it
-            for the same recall and k, until this object ingests; measure anew when others have
-            made the table much larger.
+        Effort
+            The smallest of the tried settings that meets the recall, with two standard errors
+            of the sample to spare: `rerank` of 1, 1.5, 2, 3, 4, 6, 8, 12, ..., and `probes` only
+            if the lists that the index reads by itself do not suffice. `search` uses it for the
+            same recall and k, until this object ingests; measure anew when others have made
+            the table much larger.
 
         Raises
         ------
@@ -491,14 +496,12 @@ class Table(_Table[BlockingDatabase]):
         Notes
         -----
         Searches are run as `search` runs them, with the index if there is one. What they find
-        is compared with the best of at least eight times as many candidates, from all lists of
-        the index, and not with an exact search of all rows: what even those miss goes unnoticed.
-        (`pybq recall` compares with all rows.) An index that reads too few lists for the recall
-        shows as a large result: then raise `bq.probes`, and measure again.
+        is compared with the best of at least eight times as many candidates (at most 50,000)
+        from all lists of the index, and not with an exact search of all rows: what even those
+        miss goes unnoticed. `pybq recall` compares with all rows.
 
-        No search takes more than 50,000 candidates; if these do not suffice, the result is all
-        that can be done. With an index it takes less than a second up to a million rows,
-        without one about as long as 600 searches.
+        With an index it takes about a second up to a million rows, without one as long as 600
+        searches.
 
         Examples
         --------
@@ -507,10 +510,11 @@ class Table(_Table[BlockingDatabase]):
         >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
         ...     table = pybq.Table(conn, "items", dim=64)
         ...     rows = table.ingest(range(1000), vectors)
-        ...     rerank = table.calibrate(recall=0.95)
-        ...     hits = table.search(vectors[42], recall=0.95)  # the same as rerank=rerank
-        >>> 2 <= rerank <= 16, len(hits)
-        (True, 10)
+        ...     rerank, probes = table.calibrate(recall=0.95)
+        ...     hits = table.search(vectors[42], rerank=rerank, probes=probes)
+        ...     same = table.search(vectors[42], recall=0.95)
+        >>> 2 <= rerank <= 16, probes, hits == same
+        (True, None, True)
         """
         return run(self._calibrate(recall, k, queries, sample))
 
@@ -659,6 +663,7 @@ class AsyncTable(_Table[AsyncDatabase]):
         parameters: Mapping[str, Any] | None = None,
         output: Output = "hits",
         recall: float | None = None,
+        probes: int | None = None,
     ) -> Any:
         """Find the nearest rows. See `Table.search`."""
         search = Search(
@@ -672,6 +677,7 @@ class AsyncTable(_Table[AsyncDatabase]):
             parameters,
             output,
             recall,
+            probes,
         )
         return await self._db.run(self._search(search))
 
@@ -681,8 +687,8 @@ class AsyncTable(_Table[AsyncDatabase]):
         k: int = 10,
         queries: ArrayLike | None = None,
         sample: int = SAMPLE,
-    ) -> float:
-        """Measure how many candidates a wanted recall needs. See `Table.calibrate`."""
+    ) -> Effort:
+        """Measure what a wanted recall needs. See `Table.calibrate`."""
         return await self._db.run(self._calibrate(recall, k, queries, sample))
 
     async def status(self) -> Status:

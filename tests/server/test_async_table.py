@@ -244,8 +244,8 @@ def test_conditions_frames_and_recall(run: Run, lsa: tuple[np.ndarray, np.ndarra
         )
         assert ids.shape == (len(queries), 10)
         assert set((ids % 10).ravel()) == {0, 1}
-        rerank = await table.calibrate(0.98)
-        assert rerank >= 1
+        rerank, probes = await table.calibrate(0.98)
+        assert rerank >= 1 and probes is None
         found = await table.search(queries, recall=0.98)
         assert found == await table.search(queries, rerank=rerank)
         with pytest.raises(ValueError, match="expected k of at least 1"):

@@ -271,6 +271,7 @@ def test_a_selective_condition_gets_its_rows_from_an_index_of_lists(
         ),
         ({"where": "nope = 1"}, psycopg.errors.UndefinedColumn, '"nope"'),
         ({"where": "price < %(a)s", "parameters": {}}, psycopg.ProgrammingError, "a"),
+        ({"probes": 0}, ValueError, "expected probes between 1 and 65536, got 0"),
         ({"output": "list"}, ValueError, "expected output of hits, numpy, arrow, pandas, polars"),
         ({"output": "numpy", "columns": ["price"]}, ValueError, "ids and distances only"),
         ({"recall": 0.9}, TableError, "keeps codes only: there is nothing to re-rank by"),
@@ -424,15 +425,32 @@ def test_wanted_recall_is_met(conn: Conn, name: str, index: bool) -> None:
     table.ingest(range(len(base)), base)
     if index:
         table.create_index()
-    reranks = []
-    for wanted in (0.9, 0.98):
+    for wanted in (0.9, 0.98, 0.995):
         recall = measure(table, base, queries, recall=wanted)
-        reranks.append(table.calibrate(wanted))
-        print(f"{name}: wanted {wanted}, found {recall:.4f} with rerank {reranks[-1]:g}")
+        rerank, probes = table.calibrate(wanted)
+        print(f"{name}: wanted {wanted}, found {recall:.4f} by rerank {rerank:g}, probes {probes}")
         assert recall >= wanted - 0.005
-    # not by taking far more candidates than needed
-    assert measure(table, base, queries, rerank=max(1, reranks[0] / 4)) < 0.98
-    assert 1 <= reranks[0] < reranks[1] <= 48
+        # not by taking far more than is needed
+        assert measure(table, base, queries, rerank=max(1, rerank / 8), probes=probes) < wanted
+        assert rerank <= 48
+        assert probes is None or index
+
+
+@needs_pgvector
+def test_lists_are_added_where_the_index_misses_rows(conn: Conn) -> None:
+    base, queries = SETS["glosses"]()
+    table = pybq.Table.create(conn, "items", base.shape[1])
+    table.ingest(range(len(base)), base)
+    conn.execute("CREATE INDEX ON items USING bq (code) WITH (lists = 100, probes = 2)")
+    few = measure(table, base, queries)
+    effort = table.calibrate(0.98)
+    enough = measure(table, base, queries, recall=0.98)
+    print(f"glosses: {few:.4f} with 2 probes, {enough:.4f} with {effort}")
+    assert few < 0.95
+    assert effort.probes is not None and effort.rerank <= 8
+    assert enough >= 0.98 - 0.005
+    assert measure(table, base, queries, probes=100) > few
+    assert conn.execute("SHOW bq.probes").fetchone() == ("0",)
 
 
 @needs_pgvector
@@ -456,13 +474,13 @@ def test_calibration_is_kept_until_the_next_ingest(conn: Conn) -> None:
     assert table.search(queries[0], recall=0.9) == []
     table.ingest([0], base[:1])
     assert len(table.search(queries[0], recall=0.9)) == 1
-    assert table.calibrate(0.9) == 1
+    assert table.calibrate(0.9) == (1, None)
     table.ingest(range(1, 4000), base[1:])
-    rerank = table.calibrate(0.9)
-    assert rerank > 1
+    rerank, probes = table.calibrate(0.9)
+    assert rerank > 1 and probes is None
     assert table.search(queries, recall=0.9) == table.search(queries, rerank=rerank)
     # from the queries given, which are rows: each finds itself
-    assert table.calibrate(0.9, k=1, queries=base[:50]) == 1
+    assert table.calibrate(0.9, k=1, queries=base[:50]) == (1, None)
 
 
 @needs_pgvector
@@ -474,6 +492,7 @@ def test_calibration_leaves_settings_as_they_were(conn: Conn) -> None:
     with conn.transaction():
         conn.execute("SET LOCAL bq.probes = 3")
         table.calibrate(0.9)
+        table.search(base[0], probes=7)
         assert conn.execute("SHOW bq.probes").fetchone() == ("3",)
 
 
