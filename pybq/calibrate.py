@@ -1,4 +1,4 @@
-"""How many candidates a wanted recall needs, measured on the table itself."""
+"""What a wanted recall needs, measured on the table itself."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ async def calibrate(
         own, vectors = await _sample_rows(db, layout, sample)
     else:
         given = np.atleast_2d(np.asarray(queries))
+        if len(given) < 2:
+            raise ValueError(f"expected at least 2 queries, got {len(given)}")
         vectors = given[np.unique(np.linspace(0, len(given) - 1, sample).astype(int))]
     if len(vectors) < 2:  # of one row, all is found
         return Effort(1)

@@ -26,7 +26,7 @@ class Condition:
 
     text: str = ""  # SQL with named placeholders; empty: every row
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    alias: str | None = None  # what the table is called in the text, if not by its name
+    alias: str | None = None  # what the text calls the table, if not by its name; SQL, too
 
 
 def make_condition(
@@ -94,10 +94,11 @@ def _compile(where: Any, parameters: Mapping[str, Any] | None, layout: Layout) -
             f"expected where on the columns of table {layout.name!r},"
             f" got {', '.join(map(str, froms))}; put other tables into a subquery"
         )
-    bare = statement.select_from(*froms)
-    compiled: Any = bare.where(where).compile(dialect=dialect)
+    statement = statement.select_from(*froms)
+    compiled: Any = statement.where(where).compile(dialect=dialect)
     state = compiled.construct_expanded_state(dict(parameters or {}))
-    prefix = f"{bare.compile(dialect=dialect)} \nWHERE "
+    bare = str(statement.compile(dialect=dialect))
+    prefix = f"{bare} \nWHERE "
     if not state.statement.startswith(prefix):
         raise ValueError("where: common table expressions are not supported; use a subquery")
     processors = dict(state.processors)  # of the members of lists; the other ones:
@@ -107,5 +108,6 @@ def _compile(where: Any, parameters: Mapping[str, Any] | None, layout: Layout) -
         name: value if processors.get(name) is None else processors[name](value)
         for name, value in state.parameters.items()
     }
-    alias = froms[0].name if froms and isinstance(froms[0], Alias) else None
+    # As it was written, because an alias need not have a name before.
+    alias = bare.rpartition(" AS ")[2] if froms and isinstance(froms[0], Alias) else None
     return Condition(state.statement.removeprefix(prefix), values, alias)

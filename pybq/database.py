@@ -103,6 +103,8 @@ class BlockingDatabase(Database):
     """Over a Connection: no method ever waits."""
 
     def __init__(self, connection: Connection[Any]) -> None:
+        if not isinstance(connection, Connection):
+            raise TypeError(f"expected a psycopg.Connection, got {type(connection).__name__}")
         self._connection = connection
 
     @property
@@ -153,6 +155,8 @@ class AsyncDatabase(Database):
     """Over an AsyncConnection."""
 
     def __init__(self, connection: AsyncConnection[Any]) -> None:
+        if not isinstance(connection, AsyncConnection):
+            raise TypeError(f"expected a psycopg.AsyncConnection, got {type(connection).__name__}")
         self._connection = connection
         self._lock = _locks.setdefault(connection, asyncio.Lock())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -74,6 +75,7 @@ class Search:
         dim = layout.dim
         if array.ndim not in (1, 2) or array.shape[-1] != dim:
             raise ValueError(f"expected a query of shape ({dim},) or (q, {dim}), got {array.shape}")
+        k = operator.index(k)
         if k < 1:
             raise ValueError(f"expected k of at least 1, got {k}")
         if rerank is not None and rerank < 1:
@@ -140,11 +142,12 @@ class Search:
 async def _reading_lists(db: Database, probes: int) -> AsyncIterator[None]:
     """Let scans of the index read so many lists first."""
     change = "SELECT current_setting('bq.probes', true), set_config('bq.probes', %s, true)"
+    within = db.in_transaction
     async with db.transaction():
         before = await db.fetch_one(change, [str(probes)])
         yield
-        # The transaction may go on. A failed one is rolled back, and the setting with it.
-        await db.fetch(change, [(before and before[0]) or "0"])
+        if within:  # it goes on; if it has failed, it is rolled back, and the setting with it
+            await db.fetch(change, [(before and before[0]) or "0"])
 
 
 def write_statement(layout: Layout, connection: BaseConnection[Any], shape: Shape) -> str:
@@ -158,14 +161,14 @@ def write_statement(layout: Layout, connection: BaseConnection[Any], shape: Shap
 
     key, code = quote(layout.id.identifier), quote(layout.code.identifier)
     extra = "".join(f", {quote(sql.Identifier(name))}" for name in shape.columns)
-    operator = OPERATORS[layout.metric]
+    sign = OPERATORS[layout.metric]
     rows = quote(layout.identifier)
     if shape.alias is not None:
-        rows += f" AS {quote(sql.Identifier(shape.alias))}"
+        rows += f" AS {shape.alias}"
     if shape.where:
         # A condition ends with its line, whatever comment it may hold.
         rows += f" WHERE (\n{shape.where}\n)"
-    by_code = f"{code} {operator} %(_bq_query)s"
+    by_code = f"{code} {sign} %(_bq_query)s"
     if shape.candidates is None or layout.source is None:
         return (
             f"SELECT {key}, {by_code} AS distance{extra}"
@@ -174,7 +177,7 @@ def write_statement(layout: Layout, connection: BaseConnection[Any], shape: Shap
     vector = quote(layout.source.identifier)
     place = f", row_number() OVER (ORDER BY {by_code}) AS place" if shape.ranked else ""
     return (
-        f"SELECT {key}, {vector} {operator} %(_bq_exact)s AS distance{extra}"
+        f"SELECT {key}, {vector} {sign} %(_bq_exact)s AS distance{extra}"
         f"{', place' if shape.ranked else ''}"
         f" FROM (SELECT {key}, {vector}{extra}{place} FROM {rows}"
         f" ORDER BY {by_code} LIMIT {shape.candidates}) AS candidates"

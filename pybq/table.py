@@ -395,7 +395,8 @@ class Table(_Table[BlockingDatabase]):
             that asks for this recall and k. That is for searches without a condition.
         probes : int, optional
             Lists of the index that are read first; left out, what was measured when it was
-            built, unless its option or `bq.probes` says otherwise. Costs two more round trips.
+            built, unless its option or `bq.probes` says otherwise. Takes up to three more round
+            trips.
 
         Returns
         -------
@@ -500,7 +501,7 @@ class Table(_Table[BlockingDatabase]):
         from all lists of the index, and not with an exact search of all rows: what even those
         miss goes unnoticed. `pybq recall` compares with all rows.
 
-        With an index it takes about a second up to a million rows, without one as long as 600
+        With an index it takes about a second for 100,000 rows, without one as long as 600
         searches.
 
         Examples

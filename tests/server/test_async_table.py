@@ -118,6 +118,16 @@ def test_open_creates_then_opens_and_checks(run: Run, store: Any) -> None:
     run(work)
 
 
+def test_the_wrong_kind_of_connection_is_named(conn: psycopg.Connection[Any], run: Run) -> None:
+    async def work(mine: AsyncConn) -> None:
+        with pytest.raises(TypeError, match="expected a psycopg.Connection, got AsyncConnection"):
+            pybq.Table(mine, "items", 24)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="expected a psycopg.AsyncConnection, got Connection"):
+            await pybq.AsyncTable.open(conn, "items", 24)  # type: ignore[arg-type]
+
+    run(work)
+
+
 def test_bad_rows_are_named_and_nothing_is_written(run: Run) -> None:
     async def work(mine: AsyncConn) -> None:
         table = await pybq.AsyncTable.create(mine, "items", 24, store=None)

@@ -144,6 +144,8 @@ CONDITIONS: dict[str, tuple[Any, dict[str, Any] | None, str]] = {
     "like": (Item.title.contains("%", autoescape=True), None, "strpos(title, '%') > 0"),
     "core table": (items.c.price < 3, None, "price < 3"),
     "alias": (aliased(Item, name="i").cost < 3, None, "price < 3"),
+    "alias without a name": (aliased(Item).cost < 3, None, "price < 3"),
+    "alias that needs quotes": (items.alias('my "items" %').c.price < 3, None, "price < 3"),
     "bind parameter": (Item.cost < sa.bindparam("most"), {"most": 3}, "price < 3"),
     "sqlalchemy text": (sa.text("price < :most"), {"most": 3}, "price < 3"),
     "correlated subquery": (correlated(), None, "id IN (SELECT item_id FROM orders)"),
@@ -481,6 +483,26 @@ def test_calibration_is_kept_until_the_next_ingest(conn: Conn) -> None:
     assert table.search(queries, recall=0.9) == table.search(queries, rerank=rerank)
     # from the queries given, which are rows: each finds itself
     assert table.calibrate(0.9, k=1, queries=base[:50]) == (1, None)
+
+
+@needs_pgvector
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recall": 1.5}, "expected recall between 0 and 1, got 1.5"),
+        ({"k": 0}, "expected k >= 1 and sample >= 2, got 0 and 200"),
+        ({"sample": 1}, "expected k >= 1 and sample >= 2, got 10 and 1"),
+        ({"queries": np.ones((1, 16))}, "expected at least 2 queries, got 1"),
+        ({"queries": np.ones((5, 17))}, r"expected a query of shape .*, got \(5, 17\)"),
+    ],
+)
+def test_bad_calibrations_say_what_is_wrong(
+    conn: Conn, options: dict[str, Any], message: str
+) -> None:
+    table = pybq.Table.create(conn, "items", 16)
+    table.ingest(range(100), low_fidelity(100)[0])
+    with pytest.raises(ValueError, match=message):
+        table.calibrate(**options)
 
 
 @needs_pgvector
