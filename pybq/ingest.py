@@ -20,11 +20,11 @@ from psycopg.pq import Format
 
 from pybq._copy import HEADER, TRAILER, encode_rows, to_half
 from pybq.database import Database
-from pybq.errors import RowError, TableError
+from pybq.errors import RowError
 from pybq.quantizer import Quantizer
 from pybq.schema import Column, Layout
 from pybq.statistics import Statistics
-from pybq.status import no_statistics
+from pybq.status import no_statistics, read_transform
 from pybq.strategy import MIN_ROWS, Decision, choose, probe
 
 # float32 bytes of the vectors of one chunk.  Larger ones were no faster (benchmarks/ingest.py).
@@ -95,57 +95,40 @@ async def ingest(
 async def decide(db: Database, layout: Layout, vectors: NDArray[Any]) -> int:
     """Return the table's transform; decide it now if no ingest has done so.
 
-    Takes the row lock in bq_columns while undecided: whoever comes second waits until the
-    first has committed, and then follows it.
+    It stays what it is until the end of the transaction: `Table.reencode` waits for the lock.
+    Of several connections that decide at once, one does; the others wait for its end, and follow.
     """
-    for lock in ("", "FOR UPDATE"):
-        row = await db.fetch_one(
-            "SELECT transform, decided_at IS NOT NULL FROM bq_columns"
-            f" WHERE table_name = %s AND code_column = %s {lock}",
-            [layout.oid, layout.code.name],
-        )
-        if row is None:
-            raise _not_owner(layout)
-        transform, decided = row
-        if decided:
-            return int(transform)
+    await db.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(layout.identifier))
+    transform = await read_transform(db, layout)
+    if transform is not None:
+        return transform
     decision, statistics = await db.compute(_choose, layout, vectors)
     row = statistics.to_row()
     fields = ", ".join(["%b"] * len(row))
-    await db.execute(
-        f"""
-        UPDATE bq_columns SET transform = %s, f_axis = %s, f_rotate = %s, reason = %s,
-            decided_count = %s, decided_at = now(),
-            decided_statistics = ROW({fields})::bq_statistics
-        WHERE table_name = %s AND code_column = %s
-        """,
+    decided = await db.fetch_one(
+        f"SELECT bq_decide(%s::oid, %s, %s, ROW({fields})::bq_statistics, %s, %s, %s)",
         [
+            layout.oid,
+            layout.code.name,
             decision.transform,
+            *row,
             _finite(decision.f_axis),
             _finite(decision.f_rotate),
             decision.reason,
-            decision.count,
-            *row,
-            layout.oid,
-            layout.code.name,
         ],
     )
-    return decision.transform
+    assert decided is not None
+    return int(decided[0])
 
 
 async def add_statistics(db: Database, layout: Layout, statistics: Statistics) -> None:
     """Merge in the database, under the row's lock: what others added meanwhile stays."""
     row = statistics.to_row()
     fields = ", ".join(["%b"] * len(row))
-    updated = await db.execute(
-        f"""
-        UPDATE bq_columns SET statistics = bq_merge(statistics, ROW({fields})::bq_statistics)
-        WHERE table_name = %s AND code_column = %s
-        """,
-        [*row, layout.oid, layout.code.name],
+    await db.execute(
+        f"SELECT bq_add_statistics(%s::oid, %s, ROW({fields})::bq_statistics)",
+        [layout.oid, layout.code.name, *row],
     )
-    if updated != 1:
-        raise _not_owner(layout)
 
 
 def _choose(layout: Layout, vectors: NDArray[Any]) -> tuple[Decision, Statistics]:
@@ -154,13 +137,6 @@ def _choose(layout: Layout, vectors: NDArray[Any]) -> tuple[Decision, Statistics
     statistics.update(sample)
     measured = probe(sample, metric=layout.metric) if len(sample) >= MIN_ROWS else None
     return choose(statistics, measured), statistics
-
-
-def _not_owner(layout: Layout) -> TableError:
-    # Row security hides the row of bq_columns from others, or keeps them from changing it.
-    return TableError(
-        f"only the owner of table {layout.name!r} can ingest: the statistics are theirs"
-    )
 
 
 def _finite(value: float) -> float | None:

@@ -189,6 +189,11 @@ CREATE FUNCTION bq_statistics_accum(internal, real[]) RETURNS internal
 	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE PARALLEL SAFE;
 COMMENT ON FUNCTION bq_statistics_accum(internal, real[]) IS 'aggregate transition function';
 
+CREATE FUNCTION bq_statistics_accum_scaled(internal, real[], boolean) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE PARALLEL SAFE;
+COMMENT ON FUNCTION bq_statistics_accum_scaled(internal, real[], boolean) IS
+	'aggregate transition function';
+
 CREATE FUNCTION bq_statistics_combine(internal, internal) RETURNS internal
 	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE PARALLEL SAFE;
 COMMENT ON FUNCTION bq_statistics_combine(internal, internal) IS 'aggregate combine function';
@@ -216,6 +221,33 @@ CREATE AGGREGATE bq_statistics(real[]) (
 );
 COMMENT ON AGGREGATE bq_statistics(real[]) IS
 	'per-coordinate statistics of vectors and of their codes on the original axes';
+
+CREATE AGGREGATE bq_statistics("vector" real[], "normalize" boolean) (
+	SFUNC = bq_statistics_accum_scaled,
+	STYPE = internal,
+	FINALFUNC = bq_statistics_final,
+	COMBINEFUNC = bq_statistics_combine,
+	SERIALFUNC = bq_statistics_serialize,
+	DESERIALFUNC = bq_statistics_deserialize,
+	PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE bq_statistics(real[], boolean) IS
+	'bq_statistics(vector), of vectors scaled to norm 1 if normalize, as is right for cosine distance';
+
+CREATE FUNCTION bq_coordinates(statistics bq_statistics)
+	RETURNS TABLE (coordinate integer, mean float8, stddev float8, positive_share float8,
+				   code_mean float8, code_stddev float8, kappa float8)
+	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE ROWS 500
+BEGIN ATOMIC
+	SELECT u.i::integer, u.mean, sqrt(u.m2 / n.count), u.positive / n.count,
+		u.code_mean, sqrt(u.code_m2 / n.count), u.comoment / nullif(u.m2, 0)
+	FROM (SELECT nullif((statistics).count, 0)::float8 AS count) AS n,
+		unnest((statistics).mean, (statistics).m2, (statistics).positive, (statistics).code_mean,
+			   (statistics).code_m2, (statistics).comoment)
+			WITH ORDINALITY AS u(mean, m2, positive, code_mean, code_m2, comoment, i);
+END;
+COMMENT ON FUNCTION bq_coordinates(bq_statistics) IS
+	'statistics as one row per coordinate; kappa is Cov(x, f) / Var x, f being what the code on the original axes stands for';
 
 -- private functions: called by casts, operators and operator classes only
 
@@ -422,6 +454,8 @@ CREATE TABLE bq_columns (
 	reason text,
 	decided_count bigint,
 	decided_at timestamptz,
+	next_column name,
+	next_transform integer CHECK (next_transform BETWEEN 0 AND 65535),
 	PRIMARY KEY (table_name, code_column)
 );
 COMMENT ON TABLE bq_columns IS 'one row per code column that a driver looks after';
@@ -439,6 +473,9 @@ COMMENT ON COLUMN bq_columns.f_rotate IS 'predicted fidelity of codes after rota
 COMMENT ON COLUMN bq_columns.reason IS 'why transform was chosen, in words';
 COMMENT ON COLUMN bq_columns.decided_count IS 'number of vectors known when decided';
 COMMENT ON COLUMN bq_columns.decided_at IS 'time of the decision';
+COMMENT ON COLUMN bq_columns.next_column IS
+	'column that is being filled with codes of next_transform, to take the place of code_column';
+COMMENT ON COLUMN bq_columns.next_transform IS 'transform of the codes in next_column';
 
 -- The owner of the extension, who need not be a superuser, is past row security:
 -- pg_dump and restore work for them.  Before GRANT, or pg_dump sees changed privileges.
@@ -458,3 +495,43 @@ CREATE POLICY bq_columns_write ON bq_columns FOR ALL
 -- Rows of tables that are gone would come back as those of whoever gets their oid.
 SELECT pg_catalog.pg_extension_config_dump('bq_columns',
 	'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = table_name)');
+
+-- functions on bq_columns.  Whoever may insert into a table may decide and add: they check it,
+-- and change the row as its owner.  Their search_path leaves nothing to whoever calls them.
+
+CREATE FUNCTION bq_decide("table" regclass, code_column name, transform integer,
+	statistics bq_statistics, f_axis float8, f_rotate float8, reason text) RETURNS integer
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION bq_decide(regclass, name, integer, bq_statistics, float8, float8, text) IS
+	'decide the transform of a code column, unless it is decided; returns what is decided. Needs INSERT on the table';
+
+CREATE FUNCTION bq_add_statistics("table" regclass, code_column name, statistics bq_statistics)
+	RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION bq_add_statistics(regclass, name, bq_statistics) IS
+	'merge statistics of new rows into bq_columns. Needs INSERT on the table';
+
+CREATE FUNCTION bq_column_statistics("table" regclass, "column" name DEFAULT NULL)
+	RETURNS TABLE (code_column name, coordinate integer, mean float8, stddev float8,
+				   positive_share float8, code_mean float8, code_stddev float8, kappa float8)
+	LANGUAGE sql STABLE PARALLEL SAFE ROWS 500
+BEGIN ATOMIC
+	SELECT b.code_column, s.*
+	FROM bq_columns AS b, bq_coordinates(b.statistics) AS s
+	WHERE b.table_name = $1 AND (b.code_column = $2 OR $2 IS NULL)
+	ORDER BY b.code_column, s.coordinate;
+END;
+COMMENT ON FUNCTION bq_column_statistics(regclass, name) IS
+	'statistics of the rows ingested so far, one row per coordinate, of one or all code columns of a table';
+
+CREATE FUNCTION bq_sample_statistics("table" regclass, code_column name DEFAULT NULL,
+	sample integer DEFAULT 20000) RETURNS bq_statistics
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION bq_sample_statistics(regclass, name, integer) IS
+	'statistics of about so many of the stored vectors, as bq_columns would have them, from pages drawn at random';
+
+CREATE FUNCTION bq_encode_trigger() RETURNS trigger
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION bq_encode_trigger() IS
+	'BEFORE INSERT OR UPDATE, FOR EACH ROW: keeps codes in step with vectors; arguments: code column, vector column, perhaps transform, else that of bq_columns';

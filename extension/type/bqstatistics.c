@@ -4,6 +4,8 @@
  */
 #include "postgres.h"
 
+#include <float.h>
+
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "core/bqmoments.h"
@@ -17,8 +19,9 @@ typedef struct BqStatistics
 	int			dim;
 	int64		count;
 	double	   *values;			/* BQ_MOMENTS rows of dim */
-	uint8	   *planes;			/* scratch of bq_statistics_accum(): the code of a row, */
-	float4	   *decoded;		/* and what it stands for */
+	uint8	   *planes;			/* scratch of accumulating: the code of a row, */
+	float4	   *decoded;		/* what it stands for, */
+	float4	   *scaled;			/* and the row with norm 1 */
 } BqStatistics;
 
 #define VALUES_NBYTES(dim) (sizeof(double) * BQ_MOMENTS * (size_t) (dim))
@@ -41,6 +44,7 @@ new_statistics(int dim)
 	statistics->values = palloc0(VALUES_NBYTES(dim));
 	statistics->planes = palloc(bq_planes_nbytes(dim));
 	statistics->decoded = palloc(sizeof(float4) * dim);
+	statistics->scaled = palloc(sizeof(float4) * dim);
 	return statistics;
 }
 
@@ -64,11 +68,9 @@ aggregate_context(FunctionCallInfo fcinfo)
 	return context;
 }
 
-PG_FUNCTION_INFO_V1(bq_statistics_accum);
-
-/* Add a vector; nulls are skipped. */
-Datum
-bq_statistics_accum(PG_FUNCTION_ARGS)
+/* Add the vector in argument 1, perhaps scaled to norm 1; nulls are skipped. */
+static Datum
+accumulate(FunctionCallInfo fcinfo, bool normalize)
 {
 	MemoryContext context = aggregate_context(fcinfo);
 	BqStatistics *state = PG_ARGISNULL(0) ? NULL : (BqStatistics *) PG_GETARG_POINTER(0);
@@ -94,11 +96,36 @@ bq_statistics_accum(PG_FUNCTION_ARGS)
 	}
 	check_same_dim(state->dim, dim);
 	bq_check_status(bq_encode(x, dim, BQ_CUT_RMS, NULL, NULL, state->planes, &norm));
+	if (normalize && norm > 0)
+	{
+		/* in float4, as pybq does; a zero vector stays */
+		for (int j = 0; j < dim; j++)
+			state->scaled[j] = x[j] / norm;
+		x = state->scaled;
+		bq_check_status(bq_encode(x, dim, BQ_CUT_RMS, NULL, NULL, state->planes, &norm));
+	}
 	bq_decode(state->planes, dim, norm, NULL, state->decoded);
 	bq_moments_add(&state->count, state->values, dim, x, state->decoded);
 
 	PG_FREE_IF_COPY(array, 1);
 	PG_RETURN_POINTER(state);
+}
+
+PG_FUNCTION_INFO_V1(bq_statistics_accum);
+
+Datum
+bq_statistics_accum(PG_FUNCTION_ARGS)
+{
+	return accumulate(fcinfo, false);
+}
+
+PG_FUNCTION_INFO_V1(bq_statistics_accum_scaled);
+
+/* The same of bq_statistics(real[], normalize); a null does not scale. */
+Datum
+bq_statistics_accum_scaled(PG_FUNCTION_ARGS)
+{
+	return accumulate(fcinfo, !PG_ARGISNULL(2) && PG_GETARG_BOOL(2));
 }
 
 PG_FUNCTION_INFO_V1(bq_statistics_combine);
@@ -211,6 +238,28 @@ bq_statistics_final(PG_FUNCTION_ARGS)
 	return form_statistics(fcinfo, (BqStatistics *) PG_GETARG_POINTER(0));
 }
 
+/* No vectors have such statistics: others would take them for real, and fail later. */
+static void
+check_values(const double *values, int dim, int moment, int64 count)
+{
+	double		least = -DBL_MAX;
+	double		most = DBL_MAX;
+
+	if (moment == BQ_MOMENT_M2 || moment == BQ_MOMENT_CODE_M2)
+		least = 0;
+	if (moment == BQ_MOMENT_POSITIVE)
+	{
+		least = 0;
+		most = (double) count;
+	}
+	for (int j = 0; j < dim; j++)
+		if (!(values[j] >= least && values[j] <= most))
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_EXCEPTION),
+					 errmsg("%g in bq_statistics cannot be of %lld vectors", values[j],
+							(long long) count)));
+}
+
 /* A row of the composite type, from outside: nothing about it is taken for granted. */
 static BqStatistics
 read_statistics(HeapTupleHeader row)
@@ -268,6 +317,7 @@ read_statistics(HeapTupleHeader row)
 				values[j] = (double) ((const int64 *) ARR_DATA_PTR(array))[j];
 		else
 			memcpy(values, ARR_DATA_PTR(array), sizeof(double) * dim);
+		check_values(values, dim, column_moment[column], statistics.count);
 	}
 	return statistics;
 }

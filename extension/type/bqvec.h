@@ -94,4 +94,7 @@ bq_check_comparable(const BqHeader *a, const BqHeader *b)
 /* bqvec_io.c */
 extern BqVec *bqvec_alloc(int dim, int transform);
 
+/* bqvec_cast.c */
+extern BqVec *bqvec_encode_array(ArrayType *array, int32 transform, BqCut cut);
+
 #endif							/* BQVEC_H */

@@ -5,8 +5,8 @@
 #include "type/bqvec.h"
 
 /* Encode an array, or error out. */
-static BqVec *
-encode_array(ArrayType *array, int32 transform, BqCut cut)
+BqVec *
+bqvec_encode_array(ArrayType *array, int32 transform, BqCut cut)
 {
 	int			dim;
 	const float4 *x = bq_check_array(array, &dim);
@@ -26,7 +26,7 @@ PG_FUNCTION_INFO_V1(bqvec_encode);
 Datum
 bqvec_encode(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BQVEC_P(encode_array(PG_GETARG_ARRAYTYPE_P(0), PG_GETARG_INT32(1), BQ_CUT_RMS));
+	PG_RETURN_BQVEC_P(bqvec_encode_array(PG_GETARG_ARRAYTYPE_P(0), PG_GETARG_INT32(1), BQ_CUT_RMS));
 }
 
 PG_FUNCTION_INFO_V1(bqvec_quiver_encode);
@@ -35,7 +35,7 @@ PG_FUNCTION_INFO_V1(bqvec_quiver_encode);
 Datum
 bqvec_quiver_encode(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BQVEC_P(encode_array(PG_GETARG_ARRAYTYPE_P(0), PG_GETARG_INT32(1), BQ_CUT_MEAN));
+	PG_RETURN_BQVEC_P(bqvec_encode_array(PG_GETARG_ARRAYTYPE_P(0), PG_GETARG_INT32(1), BQ_CUT_MEAN));
 }
 
 PG_FUNCTION_INFO_V1(array_to_bqvec);
@@ -44,7 +44,7 @@ PG_FUNCTION_INFO_V1(array_to_bqvec);
 Datum
 array_to_bqvec(PG_FUNCTION_ARGS)
 {
-	BqVec	   *code = encode_array(PG_GETARG_ARRAYTYPE_P(0), 0, BQ_CUT_RMS);
+	BqVec	   *code = bqvec_encode_array(PG_GETARG_ARRAYTYPE_P(0), 0, BQ_CUT_RMS);
 
 	(void) bq_check_typmod(PG_GETARG_INT32(1), code->header.dim, NULL);
 	PG_RETURN_BQVEC_P(code);

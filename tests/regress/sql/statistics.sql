@@ -62,6 +62,20 @@ SELECT bq_merge(s, ROW(0, '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0
 -- through text, as in a dump
 SELECT s::text::bq_statistics = s AS kept FROM alone;
 
+-- Scaled to norm 1; null does not scale, and zero stays zero
+CREATE TABLE scaled AS SELECT id, array_agg(v / vector_norm(bq_encode(x))::real ORDER BY i) AS x
+FROM vectors, unnest(x) WITH ORDINALITY AS u(v, i) WHERE id BETWEEN 1 AND 100 GROUP BY id;
+SELECT close(bq_statistics(x, true), (SELECT bq_statistics(x) FROM scaled)) AS scaled,
+	close(bq_statistics(x, NULL), bq_statistics(x)) AS null_does_not, close(bq_statistics(x, false), bq_statistics(x)) AS nor_false
+FROM vectors WHERE id BETWEEN 1 AND 100;
+SELECT bq_statistics(x, true) FROM vectors WHERE id = 5001;
+
+-- As rows
+SELECT coordinate, round(mean::numeric, 6) AS mean, round(stddev::numeric, 6) AS stddev, positive_share,
+	round(code_mean::numeric, 6) AS code_mean, round(code_stddev::numeric, 6) AS code_stddev, round(kappa::numeric, 6) AS kappa
+FROM bq_coordinates((SELECT bq_statistics(v) FROM (VALUES ('{1,0,-4}'::real[]), ('{3,0,-2}')) AS s(v)));
+SELECT count(*) AS of_nothing FROM bq_coordinates(NULL);
+
 -- In groups, and as a window
 SELECT id % 2 AS g, (bq_statistics(x)).count FROM vectors GROUP BY 1 ORDER BY 1;
 SELECT id, (bq_statistics(x) OVER (ORDER BY id DESC)).count FROM vectors ORDER BY id DESC LIMIT 3;
@@ -78,7 +92,10 @@ SELECT statement, fails('SELECT ' || statement) FROM (VALUES
 	('bq_merge(ROW(-1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
 	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0,1}'', ''{0}''), NULL)'),
 	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{NULL}'', ''{0}'', ''{0}''), NULL)'),
+	('bq_merge(ROW(1, ''{nan}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
+	('bq_merge(ROW(1, ''{0}'', ''{-1}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
+	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{2}''), NULL)'),
 	('bq_merge(ROW(1, ''{}'', ''{}'', ''{}'', ''{}'', ''{}'', ''{}''), NULL)'),
 	('bq_merge(ROW(1, ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}''), NULL)')) AS s(statement);
 DROP FUNCTION close(bq_statistics, bq_statistics), close(float8[], float8[]);
-DROP TABLE vectors, expected, alone;
+DROP TABLE vectors, expected, alone, scaled;

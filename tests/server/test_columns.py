@@ -1,0 +1,89 @@
+"""bq_columns as pybq uses it: who can ingest, and statistics from either side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+import pybq
+from pybq.statistics import Statistics
+
+DIM = 40
+Conn = psycopg.Connection[Any]
+
+
+@pytest.fixture
+def writer(conn: Conn) -> Iterator[str]:
+    """A role that may read items and insert into it, and owns nothing."""
+    conn.execute("DROP ROLE IF EXISTS bq_test_writer")
+    conn.execute("CREATE ROLE bq_test_writer")
+    conn.commit()
+    yield "bq_test_writer"
+    conn.rollback()
+    conn.execute("RESET ROLE")
+    conn.execute("DROP OWNED BY bq_test_writer")
+    conn.execute("DROP ROLE bq_test_writer")
+    conn.commit()
+
+
+def test_insert_privilege_is_enough_to_ingest(
+    conn: Conn, writer: str, rng: np.random.Generator
+) -> None:
+    vectors = rng.standard_normal((500, DIM), dtype=np.float32)
+    pybq.Table.create(conn, "items", DIM, store=None)
+    conn.execute(f"GRANT SELECT, INSERT ON items TO {writer}")
+    conn.execute(f"SET ROLE {writer}")
+    conn.commit()
+    table = pybq.Table(conn, "items")
+    table.ingest(range(300), vectors[:300])
+    table.ingest(range(300, 500), vectors[300:])
+    status = table.status()
+    assert (status.count, status.decided_count) == (500, 300)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        conn.execute("DELETE FROM items")
+    conn.rollback()
+    # what it may not do with its neighbour's row of bq_columns, it may not do directly either
+    assert conn.execute("UPDATE bq_columns SET transform = 9").rowcount == 0
+    conn.execute("RESET ROLE")
+    conn.execute(f"REVOKE INSERT ON items FROM {writer}")
+    conn.execute(f"SET ROLE {writer}")
+    conn.commit()
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="items"):
+        table.ingest(range(500, 501), vectors[:1])
+
+
+@pytest.mark.usefixtures("vector")
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("store", ["halfvec", "vector"])
+def test_statistics_in_sql_are_those_of_pybq(
+    conn: Conn, rng: np.random.Generator, metric: Any, store: Any
+) -> None:
+    scales = np.geomspace(0.1, 10, DIM) * rng.uniform(0.5, 2, (3000, 1))
+    vectors = (rng.standard_normal((3000, DIM)) * scales).astype(np.float32)
+    vectors[7] = 0
+    table = pybq.Table.create(conn, "items", DIM, metric, store=store)
+    table.ingest(range(3000), vectors)
+    collected = table.statistics()
+    row = conn.execute("SELECT (bq_sample_statistics('items')).*").fetchone()
+    assert row is not None
+    sampled = Statistics.from_row(row, metric == "cosine")
+    assert sampled.count == collected.count == 3000
+    for name in ("mean", "m2", "code_mean", "code_m2", "comoment"):
+        np.testing.assert_allclose(
+            getattr(sampled, name), getattr(collected, name), rtol=1e-9, atol=1e-9
+        )
+    np.testing.assert_array_equal(sampled.positive, collected.positive)
+
+    rows = conn.execute(
+        "SELECT coordinate, mean, stddev, positive_share, kappa FROM bq_column_statistics('items')"
+    ).fetchall()
+    coordinate, mean, stddev, positive, kappa = np.array(rows, np.float64).T
+    np.testing.assert_array_equal(coordinate, np.arange(1, DIM + 1))
+    np.testing.assert_allclose(mean, collected.mean, rtol=1e-12)
+    np.testing.assert_allclose(stddev, np.sqrt(collected.variance), rtol=1e-12)
+    np.testing.assert_allclose(positive, collected.positive / 3000)
+    np.testing.assert_allclose(kappa, collected.covariance / collected.variance, rtol=1e-9)
