@@ -36,6 +36,12 @@ class Effort(NamedTuple):
         Candidates as a multiple of k.
     probes : int or None
         Lists of the index that are read first; None for what the index or `bq.probes` says.
+
+    Examples
+    --------
+    >>> effort = Effort(rerank=6, probes=128)  # as Table.calibrate returns it
+    >>> effort._asdict()  # table.search(query, **effort._asdict())
+    {'rerank': 6, 'probes': 128}
     """
 
     rerank: float
