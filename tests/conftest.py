@@ -4,13 +4,20 @@ The suite starts one embedded server; another one, which has bq installed, is na
 
     pytest --postgres 16
     pytest --dsn "host=/var/run/postgresql user=postgres"
+
+Tests that crash servers start more of them.  With --bin they, too, are of another installation:
+
+    pytest --bin /path/to/postgresql/bin
 """
 
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +27,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pytest_postgresql import factories
 
 import pybq
+from pybq import embedded
 from pybq.psycopg import register_bq
 
 SEED = 20261121
@@ -38,6 +46,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=int(os.environ.get("PYBQ_TEST_POSTGRES", "18")),
         help="version of the embedded server, 18 or 16 [PYBQ_TEST_POSTGRES]",
     )
+    group.addoption(
+        "--bin",
+        help="folder of the programs of a PostgreSQL that has bq installed, for embedded servers",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("bin"):
+        _use_installation(config, Path(config.getoption("bin")).absolute())
+
+
+def _use_installation(config: pytest.Config, folder: Path) -> None:
+    """Let embedded servers be of another installation, which may lack pgvector."""
+    output = subprocess.run([folder / "postgres", "-V"], capture_output=True, text=True, check=True)
+    version = re.search(r"\d+", output.stdout)
+    assert version is not None
+    config.option.postgres = int(version[0])
+
+    def create_extensions(server: embedded.Server) -> None:
+        server._run("psql", "-X", "-q", "--command=CREATE EXTENSION IF NOT EXISTS bq", server.dsn)
+
+    patch = pytest.MonkeyPatch()
+    patch.setitem(embedded._INSTALLS, int(version[0]), "")
+    patch.setattr(embedded, "_installed", lambda postgres: folder)
+    patch.setattr(embedded.Server, "_create_extensions", create_extensions)
+    config.add_cleanup(patch.undo)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -56,6 +90,16 @@ def restore_kernel() -> Iterator[None]:
     before = pybq.simd()
     yield
     pybq.set_kernel(before)
+
+
+@pytest.fixture
+def own_server(request: pytest.FixtureRequest) -> Iterator[pybq.Server]:
+    """A server that a test may crash; replay compares each page with what was logged."""
+    if request.config.getoption("dsn"):
+        pytest.skip("needs a server of its own")
+    settings: dict[str, embedded.Setting] = {"wal_consistency_checking": "all"}
+    with pybq.serve(postgres=request.config.getoption("postgres"), settings=settings) as server:
+        yield server
 
 
 @dataclass

@@ -11,11 +11,18 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from pybq import Code, Quantizer, Query
+from pybq.psycopg import register_bq
 
 OPERATORS = ("<~>", "<=>", "<#>", "<->")
 
 Vectors = NDArray[np.float32]
 Conn = psycopg.Connection[Any]
+
+
+def connect(dsn: str) -> Conn:
+    conn = psycopg.connect(dsn, autocommit=True)
+    register_bq(conn)
+    return conn
 
 
 def random_vectors(rng: np.random.Generator, n: int, dim: int) -> Vectors:

@@ -213,11 +213,15 @@ static int
 run_query(IndexScanDesc scan, TupleTableSlot *slot, const BqQuery *query, int k, uint32 block,
 		  int place, double *keys)
 {
-	ScanKeyData key;
+	/* no procedure: scans know the distance by its strategy */
+	ScanKeyData key = {
+		.sk_flags = SK_ORDER_BY,
+		.sk_attno = 1,
+		.sk_strategy = BQ_STRATEGY_COSINE,
+		.sk_argument = PointerGetDatum(query)
+	};
 	int			n = 0;
 
-	ScanKeyEntryInitialize(&key, SK_ORDER_BY, 1, BQ_STRATEGY_COSINE, InvalidOid, InvalidOid,
-						   InvalidOid, PointerGetDatum(query));
 	index_rescan(scan, NULL, 0, &key, 1);
 	while (n < k && index_getnext_slot(scan, ForwardScanDirection, slot))
 	{

@@ -20,6 +20,7 @@ from indexlib import (
     by_sort,
     check,
     clustered_vectors,
+    connect,
     create,
     info,
     insert,
@@ -30,25 +31,9 @@ from psycopg import sql
 
 import pybq
 from pybq import embedded
-from pybq.psycopg import register_bq
 
 Conn = psycopg.Connection[Any]
 DIM = 32
-
-
-@pytest.fixture
-def own_server(request: pytest.FixtureRequest) -> Iterator[pybq.Server]:
-    """A server that a test may crash."""
-    if request.config.getoption("dsn"):
-        pytest.skip("needs a server of its own")
-    with pybq.serve(postgres=request.config.getoption("postgres")) as server:
-        yield server
-
-
-def connect(dsn: str) -> Conn:
-    conn = psycopg.connect(dsn, autocommit=True)
-    register_bq(conn)
-    return conn
 
 
 def run_threads(*targets: Callable[[], None]) -> None:
@@ -109,9 +94,10 @@ def crash_during(dsn: str, delay: float, work: Callable[[Conn], None]) -> Conn:
 def _crash(server: pybq.Server, rng: np.random.Generator, rounds: int) -> None:
     with connect(server.dsn) as conn:
         create(conn, clustered_vectors(rng, 20_000, DIM))
+        conn.execute("ALTER TABLE items SET (parallel_workers = 2)")
         conn.execute("CREATE INDEX items_code ON items USING bq (code)")
 
-    # during builds
+    # during builds, with parallel workers
     for delay in rng.uniform(0.02, 0.3, rounds):
         with crash_during(
             server.dsn, delay, lambda conn: conn.execute("REINDEX INDEX items_code") and None
@@ -248,7 +234,7 @@ def _is_16(conn: Conn) -> bool:
 def test_standby_answers_the_same(own_server: pybq.Server, rng: np.random.Generator) -> None:
     """After each kind of change; replay compares each page with what the primary had."""
     with connect(own_server.dsn) as conn:
-        conn.execute("ALTER SYSTEM SET wal_consistency_checking = 'all'")
+        conn.execute("ALTER SYSTEM SET wal_keep_size = '1GB'")
         conn.execute("SELECT pg_reload_conf()")
     tables = {"flat": (24, 1), "lists": (24, 20), "wide": (3072, 3)}
     with (
