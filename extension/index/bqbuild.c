@@ -18,6 +18,7 @@
 #include "executor/tuptable.h"
 #include "index/bqindex.h"
 #include "miscadmin.h"
+#include "optimizer/optimizer.h"
 #include "pgstat.h"
 #include "type/bqvec.h"
 #include "utils/backend_progress.h"
@@ -31,13 +32,15 @@ typedef struct BuildState
 	IndexInfo  *info;
 	BqLayout	layout;			/* dim and transform from the start, the rest before writing */
 	double		ntuples;		/* rows indexed */
+	int			nworkers;		/* that help, besides the leader */
 	BqRows		rows;			/* what is in memory */
 	size_t		limit;			/* rows that maintenance_work_mem allows */
 	bool		sampled;		/* memory holds a sample, not all rows */
 	pg_prng_state random;
 
 	/* second pass */
-	const BqCentroids *centroids;
+	BqAssigner *assigner;		/* NULL: one list */
+	const BqClusters *clusters;
 	Tuplesortstate *sort;
 	TupleTableSlot *slot;
 } BuildState;
@@ -46,13 +49,19 @@ typedef struct BuildState
  * Rows in memory, for builds and for vacuum's regrouping
  */
 
-/* Bytes per row at most: code, norm, position, list, place in the order. */
+/*
+ * How many rows may be in memory, with all that a build needs beside them: norm, position,
+ * list, places in two orders; its part of a list's table and direction.  Codes are there
+ * twice while they move to shared memory.
+ */
 size_t
-bq_rows_limit(int dim, int work_mem_kb)
+bq_rows_limit(int dim, int work_mem_kb, bool shared)
 {
-	return Max((size_t) work_mem_kb * 1024 /
-			   (bq_planes_nbytes(dim) + sizeof(float) + sizeof(ItemPointerData) +
-				sizeof(uint32) + sizeof(size_t)), 1024);
+	size_t		row_nbytes = bq_planes_nbytes(dim) * (shared ? 2 : 1) + sizeof(float) +
+		sizeof(ItemPointerData) + sizeof(uint32) + 2 * sizeof(size_t);
+	size_t		list_nbytes = bq_block_nbytes(dim) + dim * sizeof(float);
+
+	return Max((size_t) work_mem_kb * 1024 / (row_nbytes + list_nbytes / BQ_ROWS_PER_LIST), 1024);
 }
 
 /* Make room for at least one more row; `limit` bounds only how far ahead. */
@@ -145,21 +154,18 @@ sort_batch(BuildState *state)
 {
 	BqRows	   *rows = &state->rows;
 	size_t		planes_nbytes = bq_planes_nbytes(state->layout.dim);
-	uint32	   *lists = (uint32 *) MemoryContextAllocHuge(CurrentMemoryContext,
-														  (rows->n + 1) * sizeof(uint32));
 	bytea	   *planes = (bytea *) palloc(VARHDRSZ + planes_nbytes);
+	const uint32 *lists = NULL;
 
-	if (state->centroids != NULL)
-		bq_assign(state->centroids, rows->planes, rows->n, lists);
-	else
-		memset(lists, 0, rows->n * sizeof(uint32));
+	if (state->assigner != NULL)
+		lists = bq_assign_rows(state->assigner, state->clusters);
 	SET_VARSIZE(planes, VARHDRSZ + planes_nbytes);
 	for (size_t i = 0; i < rows->n; i++)
 	{
 		ExecClearTuple(state->slot);
 		memset(state->slot->tts_isnull, false, 4 * sizeof(bool));
 		memcpy(VARDATA(planes), rows->planes + i * planes_nbytes, planes_nbytes);
-		state->slot->tts_values[0] = Int32GetDatum((int32) lists[i]);
+		state->slot->tts_values[0] = Int32GetDatum(lists != NULL ? (int32) lists[i] : 0);
 		state->slot->tts_values[1] = PointerGetDatum(&rows->tids[i]);
 		state->slot->tts_values[2] = Float4GetDatum(rows->norms[i]);
 		state->slot->tts_values[3] = PointerGetDatum(planes);
@@ -167,7 +173,6 @@ sort_batch(BuildState *state)
 		tuplesort_puttupleslot(state->sort, state->slot);
 	}
 	pfree(planes);
-	pfree(lists);
 	rows->n = 0;
 }
 
@@ -241,22 +246,37 @@ static uint32
 write_lists_twice(BuildState *state)
 {
 	BqLayout   *layout = &state->layout;
-	uint32	   *lists;
-	BqCentroids centroids;
+	const uint32 *lists;
+	BqClusters	clusters;
+	uint32		nblocks;
 
 	if (layout->nlists == 1)
 		return write_sorted(state);
 
-	centroids = bq_train_on_sample(layout, &state->rows, report_phase);
-	bq_write_centroids(state->index, layout, &centroids);
+	report_phase(BQ_PHASE_TRAIN);
+	state->assigner = bq_begin_assigning(layout->dim, &state->rows, layout->nlists,
+										 state->nworkers);
+	clusters = bq_train(state->assigner, layout->nlists);
+	bq_write_centroids(state->index, layout, &clusters.lists);
 	report_phase(BQ_PHASE_ASSIGN);
-	lists = (uint32 *) MemoryContextAllocHuge(CurrentMemoryContext,
-											  state->rows.n * sizeof(uint32));
-	bq_assign(&centroids, state->rows.planes, state->rows.n, lists);
-	bq_measure_probes(&centroids, &state->rows, lists, state->ntuples, layout);
-	pfree(lists);
-	state->centroids = &centroids;
-	return write_sorted(state);
+	lists = bq_assign_rows(state->assigner, &clusters);
+	bq_measure_probes(&clusters.lists, &state->rows, lists, state->ntuples, layout);
+	state->clusters = &clusters;
+	nblocks = write_sorted(state);
+	bq_end_assigning(state->assigner);
+	return nblocks;
+}
+
+/* Workers that may help: by the size of the table, its options, and settings. */
+static int
+count_workers(Relation heap, Relation index, IndexInfo *info)
+{
+#if PG_VERSION_NUM >= 170000
+	return info->ii_ParallelWorkers;
+#else
+	/* the server asks for B-trees only */
+	return plan_create_index_workers(RelationGetRelid(heap), RelationGetRelid(index));
+#endif
 }
 
 static int
@@ -298,7 +318,8 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	state->info = info;
 	state->layout.dim = dim;
 	state->layout.transform = -1;
-	state->limit = bq_rows_limit(dim, maintenance_work_mem);
+	state->nworkers = count_workers(heap, index, info);
+	state->limit = bq_rows_limit(dim, maintenance_work_mem, state->nworkers > 0);
 	/* Fixed seed: the same rows give the same index. */
 	pg_prng_seed(&state->random, 0x6271);
 
@@ -319,7 +340,8 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	if (state->sampled)
 		nblocks = write_lists_twice(state);
 	else
-		nblocks = bq_write_lists(index, &state->layout, &state->rows, report_phase);
+		nblocks = bq_write_lists(index, &state->layout, &state->rows, state->nworkers,
+								 report_phase);
 
 	buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_EXCLUSIVE);
 	bq_fill_metapage(BufferGetPage(buffer), &state->layout, nblocks, state->ntuples);

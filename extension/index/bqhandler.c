@@ -205,6 +205,9 @@ bqhandler(PG_FUNCTION_ARGS)
 	am->amcanorderbyop = true;
 	am->amoptionalkey = true;	/* no WHERE clause is needed, nor could one be used */
 	am->amusemaintenanceworkmem = false;
+#if PG_VERSION_NUM >= 170000
+	am->amcanbuildparallel = true;
+#endif
 	am->amparallelvacuumoptions = VACUUM_OPTION_PARALLEL_BULKDEL;
 	am->amkeytype = InvalidOid;
 

@@ -28,7 +28,9 @@
 #include "nodes/parsenodes.h"
 #include "nodes/pathnodes.h"
 #include "storage/bufmgr.h"
+#include "storage/dsm.h"
 #include "storage/itemptr.h"
+#include "storage/shm_toc.h"
 #include "utils/rel.h"
 
 #include "bq.h"
@@ -46,6 +48,7 @@
 
 /* Below this many rows one list is faster than ranking lists, and exact. */
 #define BQ_FLAT_ROWS 10000
+#define BQ_ROWS_PER_LIST 200
 #define BQ_MAX_LISTS 65536
 #define BQ_NO_BLOCK UINT32_MAX
 
@@ -324,22 +327,69 @@ extern void bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *li
 extern uint32 bq_end_writing(BqWriter *writer);
 extern void bq_write_centroids(Relation index, const BqLayout *layout,
 							   const BqCentroids *centroids);
-extern uint32 bq_write_lists(Relation index, BqLayout *layout, const BqRows *rows,
+extern uint32 bq_write_lists(Relation index, BqLayout *layout, BqRows *rows, int nworkers,
 							 BqReport report);
 
 /* bqbuild.c */
-extern size_t bq_rows_limit(int dim, int work_mem_kb);
+extern size_t bq_rows_limit(int dim, int work_mem_kb, bool shared);
 extern void bq_grow_rows(BqRows *rows, int dim, size_t limit);
 
 /* bqregroup.c */
 extern bool bq_wants_regrouping(Relation index, double nrows);
 extern void bq_regroup(Relation index);
 
+/* bqassign.c: codes to directions, alone or with parallel workers */
+typedef struct BqAssigner
+{
+	int			dim;
+	BqRows	   *rows;
+	struct BqAssignShared *shared;
+	struct ParallelContext *context;	/* NULL: alone */
+
+	/* of `rows`: codes; numbers of those in work, in order; list of each */
+	uint8	   *planes;
+	size_t	   *items;
+	uint32	   *lists;
+	/* of the directions: tables of bq_lut_query() */
+	uint8	   *tables;
+	float	   *scale;
+	float	   *bias;
+	uint32	   *candidates;		/* ncandidates of each cell */
+	struct Chunk *chunks;
+} BqAssigner;
+
+/* Rows by cell, for BqAssigner.items; see bqcluster.c. */
+typedef struct BqCells
+{
+	uint32		ncells;
+	uint32		ncandidates;	/* lists that rows of a cell are compared with */
+	size_t	   *start;			/* ncells + 1 */
+} BqCells;
+
+extern BqAssigner *bq_begin_assigning(int dim, BqRows *rows, uint32 nlists, int nworkers);
+extern void bq_assign(BqAssigner *a, const BqCentroids *centroids, size_t n,
+					  const BqCells *cells);
+extern void bq_end_assigning(BqAssigner *a);
+extern PGDLLEXPORT void bq_assign_main(dsm_segment *seg, shm_toc *toc);
+
 /* bqcluster.c */
-extern BqCentroids bq_train_on_sample(const BqLayout *layout, const BqRows *rows,
-									  BqReport report);
-extern void bq_assign(const BqCentroids *centroids, const uint8 *codes, size_t ncodes,
-					  uint32 *lists);
+extern uint32 bq_count_cells(uint32 nlists);
+extern size_t bq_max_candidates(uint32 nlists);
+
+typedef struct BqClusters
+{
+	BqCentroids lists;
+	BqCentroids coarse;			/* of the cells; nlists 0: no cells */
+	uint32	   *around;			/* for each cell all cells, the nearest first */
+} BqClusters;
+
+extern BqClusters bq_train(BqAssigner *a, uint32 nlists);
+extern const uint32 *bq_assign_rows(BqAssigner *a, const BqClusters *clusters);
+extern void bq_free_clusters(BqClusters *clusters);
+extern void bq_set_to_code(float *direction, const uint8 *planes, int dim);
+extern void bq_score_directions(const BqCentroids *centroids, const float *q, float *scores);
+
+/* bqmargin.c */
 extern void bq_measure_probes(const BqCentroids *centroids, const BqRows *rows,
 							  const uint32 *lists, double nrows, BqLayout *layout);
 

@@ -88,7 +88,7 @@ bq_regroup(Relation index)
 	LockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
 	old_layout = bq_read_layout(index, &nblocks);
 	if (read_rows(index, &old_layout, nblocks,
-				  bq_rows_limit(old_layout.dim, maintenance_work_mem), &rows) &&
+				  bq_rows_limit(old_layout.dim, maintenance_work_mem, false), &rows) &&
 		bq_choose_lists(index, (double) rows.n) > old_layout.nlists)
 	{
 		/* where an attempt that was interrupted left its pages, if there was one */
@@ -98,7 +98,7 @@ bq_regroup(Relation index)
 		layout = bq_plan_layout(old_layout.dim, bq_choose_lists(index, (double) rows.n), start);
 		layout.transform = old_layout.transform;
 		bq_create_lists(index, MAIN_FORKNUM, &layout);
-		nblocks = bq_write_lists(index, &layout, &rows, report_nothing);
+		nblocks = bq_write_lists(index, &layout, &rows, 0, report_nothing);
 		if (RelationNeedsWAL(index))
 			log_newpage_range(index, MAIN_FORKNUM, start, bq_data_end(&layout, nblocks), true);
 

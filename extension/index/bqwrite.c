@@ -14,7 +14,7 @@
 #include "utils/memutils.h"
 
 /*
- * How many lists.  About 200 rows each: then the half block that a list wastes on
+ * How many lists.  About BQ_ROWS_PER_LIST rows each: then the half block that a list wastes on
  * average, and its centroid, stay below a tenth of the index.  Above 640,000 rows
  * 4 sqrt(n), so that ranking the lists stays cheaper than reading them.
  */
@@ -29,7 +29,7 @@ bq_choose_lists(Relation index, double nrows)
 	else if (nrows < BQ_FLAT_ROWS)
 		lists = 1;
 	else
-		lists = Min(nrows / 200, 4 * sqrt(nrows));
+		lists = Min(nrows / BQ_ROWS_PER_LIST, 4 * sqrt(nrows));
 	/* training needs a row for each list */
 	return (uint32) Max(1, Min(Min(lists, nrows), BQ_MAX_LISTS));
 }
@@ -189,11 +189,21 @@ void
 bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *lists)
 {
 	uint32		nlists = writer->layout.nlists;
-	size_t	   *start = (size_t *) MemoryContextAllocZero(CurrentMemoryContext,
-														  ((size_t) nlists + 1) * sizeof(size_t));
-	size_t	   *order = (size_t *) MemoryContextAllocHuge(CurrentMemoryContext,
-														  (rows->n + 1) * sizeof(size_t));
+	size_t		planes_nbytes = bq_planes_nbytes(writer->layout.dim);
+	size_t	   *start;
+	size_t	   *order;
 
+	if (lists == NULL)			/* there is but one */
+	{
+		for (size_t i = 0; i < rows->n; i++)
+			bq_write_row(writer, 0, &rows->tids[i], rows->norms[i],
+						 rows->planes + i * planes_nbytes);
+		return;
+	}
+	start = (size_t *) MemoryContextAllocZero(CurrentMemoryContext,
+											  ((size_t) nlists + 1) * sizeof(size_t));
+	order = (size_t *) MemoryContextAllocHuge(CurrentMemoryContext,
+											  (rows->n + 1) * sizeof(size_t));
 	for (size_t i = 0; i < rows->n; i++)
 		start[lists[i] + 1]++;
 	for (uint32 list = 0; list < nlists; list++)
@@ -205,7 +215,7 @@ bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *lists)
 		size_t		i = order[k];
 
 		bq_write_row(writer, lists[i], &rows->tids[i], rows->norms[i],
-					 rows->planes + i * bq_planes_nbytes(writer->layout.dim));
+					 rows->planes + i * planes_nbytes);
 	}
 	pfree(order);
 	pfree(start);
@@ -270,29 +280,34 @@ bq_write_centroids(Relation index, const BqLayout *layout, const BqCentroids *ce
 
 /*
  * Lists for rows that are all in memory: train, assign, write.  Returns the number of
- * blocks; the layout gets its probes.
+ * blocks; the layout gets its probes.  The rows may be gone then.
  */
 uint32
-bq_write_lists(Relation index, BqLayout *layout, const BqRows *rows, BqReport report)
+bq_write_lists(Relation index, BqLayout *layout, BqRows *rows, int nworkers, BqReport report)
 {
-	uint32	   *lists = (uint32 *) MemoryContextAllocHuge(CurrentMemoryContext,
-														  (rows->n + 1) * sizeof(uint32));
+	BqAssigner *assigner = NULL;
+	const uint32 *lists = NULL;
 	BqWriter   *writer;
+	uint32		nblocks;
 
-	memset(lists, 0, rows->n * sizeof(uint32));
 	if (layout->nlists > 1)
 	{
-		BqCentroids centroids = bq_train_on_sample(layout, rows, report);
+		BqClusters	clusters;
 
-		bq_write_centroids(index, layout, &centroids);
+		report(BQ_PHASE_TRAIN);
+		assigner = bq_begin_assigning(layout->dim, rows, layout->nlists, nworkers);
+		clusters = bq_train(assigner, layout->nlists);
+		bq_write_centroids(index, layout, &clusters.lists);
 		report(BQ_PHASE_ASSIGN);
-		bq_assign(&centroids, rows->planes, rows->n, lists);
-		bq_measure_probes(&centroids, rows, lists, (double) rows->n, layout);
-		pfree(centroids.values);
+		lists = bq_assign_rows(assigner, &clusters);
+		bq_measure_probes(&clusters.lists, rows, lists, (double) rows->n, layout);
+		bq_free_clusters(&clusters);
 	}
 	report(BQ_PHASE_WRITE);
 	writer = bq_begin_writing(index, layout);
 	bq_write_rows(writer, rows, lists);
-	pfree(lists);
-	return bq_end_writing(writer);
+	nblocks = bq_end_writing(writer);
+	if (assigner != NULL)
+		bq_end_assigning(assigner);
+	return nblocks;
 }

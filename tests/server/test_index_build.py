@@ -1,0 +1,160 @@
+"""CREATE INDEX with parallel workers: the same index as without, whatever becomes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from indexlib import (
+    assert_index_equals_sort,
+    check,
+    clustered_vectors,
+    connect,
+    create,
+    info,
+    random_vectors,
+)
+
+import pybq
+
+Conn = psycopg.Connection[Any]
+DIM = 32
+
+
+def build(conn: Conn, workers: int, command: str) -> int:
+    """Run a command that builds an index; returns how many workers took part."""
+    launched: list[str] = []
+
+    def receive(diagnostic: Any) -> None:
+        launched.extend(
+            re.findall(r"bq: (\d+) of \d+ parallel workers", diagnostic.message_primary)
+        )
+
+    conn.execute(f"ALTER TABLE items SET (parallel_workers = {workers})")
+    conn.execute("SET client_min_messages = debug1")
+    conn.add_notice_handler(receive)
+    try:
+        conn.execute(command)
+    finally:
+        conn.remove_notice_handler(receive)
+        conn.execute("RESET client_min_messages")
+    return int(launched[0]) if launched else 0
+
+
+def pages(conn: Conn, index: str) -> list[bytes]:
+    """The pages of an index without what WAL and checksums put into their headers."""
+    conn.execute("CHECKPOINT")
+    row = conn.execute("SELECT pg_read_binary_file(pg_relation_filepath(%s))", (index,)).fetchone()
+    assert row is not None
+    content = bytes(row[0])
+    return [content[i + 12 : i + 8192] for i in range(0, len(content), 8192)]
+
+
+@pytest.fixture
+def items(own_server: pybq.Server, rng: np.random.Generator) -> str:
+    """A table that is worth workers; the dsn of its server."""
+    with connect(own_server.dsn) as conn:
+        create(conn, clustered_vectors(rng, 30_000, DIM))
+    return own_server.dsn
+
+
+@pytest.mark.parametrize("lists", [150, 1200])
+def test_workers_do_not_change_the_index(items: str, rng: np.random.Generator, lists: int) -> None:
+    command = f"CREATE INDEX items_code ON items USING bq (code) WITH (lists = {lists})"
+    with connect(items) as conn:
+        assert build(conn, 0, command) == 0
+        serial = pages(conn, "items_code")
+        conn.execute("DROP INDEX items_code")
+        assert build(conn, 2, command) == 2
+        assert pages(conn, "items_code") == serial
+        check(conn, "items_code")
+        assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=300)
+
+
+def test_workers_with_little_memory(items: str, rng: np.random.Generator) -> None:
+    """Rows go through a sort, batch by batch; each is assigned with the workers' help."""
+    with connect(items) as conn:
+        conn.execute("SET maintenance_work_mem = '1MB'")
+        assert build(conn, 2, "CREATE INDEX items_code ON items USING bq (code)") == 2
+        check(conn, "items_code")
+        assert info(conn, "items_code")["lists"] == 150
+        assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=300)
+
+
+def test_workers_in_every_kind_of_build(items: str) -> None:
+    with connect(items) as conn:
+        for command in (
+            "CREATE INDEX CONCURRENTLY items_code ON items USING bq (code)",
+            "REINDEX INDEX items_code",
+            "REINDEX INDEX CONCURRENTLY items_code",
+            "ALTER TABLE items SET UNLOGGED",
+            "VACUUM FULL items",
+        ):
+            assert build(conn, 2, command) == 2, command
+            check(conn, "items_code")
+        conn.execute("CREATE TEMP TABLE own AS SELECT * FROM items")
+        conn.execute("DROP TABLE items")
+        conn.execute("ALTER TABLE own RENAME TO items")
+        assert build(conn, 2, "CREATE INDEX own_code ON items USING bq (code)") == 0
+        check(conn, "own_code")
+
+
+@contextlib.contextmanager
+def slow_build(dsn: str) -> Any:
+    """A build that takes seconds, in a thread; yields a function that waits for its error."""
+    errors: list[psycopg.Error] = []
+    with connect(dsn) as conn, connect(dsn) as observer:
+        conn.execute("SET bq.kernel = portable")
+
+        def run() -> None:
+            try:
+                build(conn, 1, "CREATE INDEX slow ON items USING bq (code) WITH (lists = 12000)")
+            except psycopg.Error as error:
+                errors.append(error)
+
+        def fail() -> psycopg.Error:
+            thread.join(60)
+            assert len(errors) == 1, "the build went through"
+            return errors[0]
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        yield conn, observer, fail
+
+
+def worker_of(observer: Conn, conn: Conn) -> int:
+    """The process of a worker, once it is there."""
+    for _ in range(1000):
+        row = observer.execute(
+            "SELECT pid FROM pg_stat_activity WHERE leader_pid = %s AND pid <> leader_pid",
+            (conn.info.backend_pid,),
+        ).fetchone()
+        if row:
+            return int(row[0])
+        time.sleep(0.01)
+    raise TimeoutError("there is no worker")
+
+
+def test_cancelled_build_takes_its_workers_along(items: str) -> None:
+    with slow_build(items) as (conn, observer, fail):
+        pid = worker_of(observer, conn)
+        conn.cancel()
+        assert isinstance(fail(), psycopg.errors.QueryCanceled)
+        query = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+        assert observer.execute(query, (pid,)).fetchone() == (0,)
+    with connect(items) as conn:
+        assert build(conn, 2, "CREATE INDEX items_code ON items USING bq (code)") == 2
+        check(conn, "items_code")
+
+
+def test_lost_worker_is_an_error(items: str) -> None:
+    with slow_build(items) as (conn, observer, fail):
+        observer.execute("SELECT pg_terminate_backend(%s)", (worker_of(observer, conn),))
+        assert fail().sqlstate == "57P01"  # admin_shutdown
+        assert observer.execute("SELECT to_regclass('slow')").fetchone() == (None,)
