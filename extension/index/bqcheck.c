@@ -174,11 +174,10 @@ static void
 check_pages(CheckState *state)
 {
 	const BqLayout *layout = &state->layout;
-	BlockNumber npages = RelationGetNumberOfBlocks(state->index);
-	BlockNumber end = bq_data_end(layout, state->nblocks);
+	BlockNumber end;
 
-	if (npages < end)
-		damaged(state, "it has %u pages, expected %u", npages, end);
+	bq_check_size(state->index, layout, state->nblocks);
+	end = bq_data_end(layout, state->nblocks);
 	for (BlockNumber blkno = layout->centroid_start; blkno < end; blkno++)
 	{
 		BqPageKind	kind = blkno < layout->list_start ? BQ_PAGE_CENTROIDS :

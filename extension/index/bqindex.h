@@ -310,6 +310,7 @@ extern Buffer bq_new_page(Relation index, ForkNumber fork, BlockNumber blkno,
 						  BqPageKind kind);
 extern void bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log);
 extern BlockNumber bq_data_end(const BqLayout *layout, uint32 nblocks);
+extern void bq_check_size(Relation index, const BqLayout *layout, uint32 nblocks);
 extern uint16 bq_inverse_pack(const uint8 *planes, int dim, float norm);
 extern void bq_check_code(Relation index, const BqLayout *layout, const BqHeader *header);
 extern void bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot,

@@ -63,6 +63,21 @@ bq_check_page(Relation index, Buffer buffer, BqPageKind kind)
 #define rd_locator rd_node
 #endif
 
+/*
+ * A damaged list may lead anywhere: say so before the storage manager does, and before
+ * InvalidBlockNumber makes a new page.  What this backend knows of the length of the
+ * index is nearly always enough.
+ */
+static void
+check_exists(Relation index, BlockNumber blkno)
+{
+	BlockNumber known = RelationGetSmgr(index)->smgr_cached_nblocks[MAIN_FORKNUM];
+
+	if ((known == InvalidBlockNumber || blkno >= known) &&
+		blkno >= RelationGetNumberOfBlocks(index))
+		report_damage(index, blkno, "page does not exist");
+}
+
 static Buffer
 read_buffer(Relation index, BlockNumber blkno)
 {
@@ -70,11 +85,15 @@ read_buffer(Relation index, BlockNumber blkno)
 	Buffer		buffer;
 
 	if (cache == NULL || blkno >= cache->nrecent)
+	{
+		check_exists(index, blkno);
 		return ReadBuffer(index, blkno);
+	}
 	buffer = cache->recent[blkno];
 	if (BufferIsValid(buffer) && ++cache->nreads % READS_PER_USE != 0 &&
 		ReadRecentBuffer(index->rd_locator, MAIN_FORKNUM, blkno, buffer))
 		return buffer;
+	check_exists(index, blkno);
 	buffer = ReadBuffer(index, blkno);
 	cache->recent[blkno] = buffer;
 	return buffer;
@@ -177,9 +196,6 @@ bq_read_layout(Relation index, uint32 *nblocks)
 	return layout;
 }
 
-/* How many buffers to remember at most: 64 MB of memory for a 128 GB index. */
-#define MAX_RECENT (16 * 1024 * 1024)
-
 /*
  * The layout, for a scan that begins now; also prepares the memory of buffers.  A scan
  * works with the layout it began with, even if vacuum regroups the index meanwhile.
@@ -222,6 +238,17 @@ bq_data_end(const BqLayout *layout, uint32 nblocks)
 				 errmsg("bq index cannot have more than %u pages", MaxBlockNumber),
 				 errhint("Partition the table.")));
 	return bq_code_page(layout, last_row) + 1;
+}
+
+/* Are the pages of so many blocks there? */
+void
+bq_check_size(Relation index, const BqLayout *layout, uint32 nblocks)
+{
+	BlockNumber npages = RelationGetNumberOfBlocks(index);
+
+	/* a number of blocks that no index can have is damage, too */
+	if (nblocks / BQ_HEADERS_PER_PAGE >= npages || bq_data_end(layout, nblocks) > npages)
+		report_damage(index, npages, "page does not exist");
 }
 
 /*

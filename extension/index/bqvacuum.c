@@ -107,6 +107,7 @@ vacuum_index(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
 	uint32		nblocks;
 	BqLayout	layout = bq_read_layout(info->index, &nblocks);
 
+	bq_check_size(info->index, &layout, nblocks);
 	if (stats == NULL)
 		stats = (IndexBulkDeleteResult *) palloc0(sizeof(IndexBulkDeleteResult));
 	stats->num_index_tuples = 0;

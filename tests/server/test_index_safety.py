@@ -533,10 +533,39 @@ def test_check_finds_damage(own_server: pybq.Server, rng: np.random.Generator) -
             with pytest.raises(psycopg.errors.IndexCorrupted, match=message) as error:
                 check(conn, "items_code")
             assert error.value.diag.message_hint == "Rebuild the index with REINDEX."
-            # block numbers out of range are an error of the storage manager
+            # a position out of range is found by the table, in words of its own
             with contextlib.suppress(psycopg.errors.IndexCorrupted, psycopg.errors.InternalError_):
                 by_index(conn, "<=>", operand("<=>", np.ones(DIM, np.float32)))
             assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_pages_that_do_not_exist_are_damage(
+    own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """Block numbers out of range, in lists and blocks: scans, inserts and vacuum name REINDEX."""
+    vectors = random_vectors(rng, 1000, DIM)
+    q = operand("<=>", vectors[0])
+    with connect(own_server.dsn) as conn:
+        create(conn, vectors, nulls=0)
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 1)")
+    actions: dict[str, Callable[[Conn], object]] = {
+        "scan": lambda conn: by_index(conn, "<=>", q),
+        "insert": lambda conn: insert(conn, vectors[:40]),
+        "vacuum": lambda conn: conn.execute("VACUUM (INDEX_CLEANUP ON) items"),
+    }
+    # BqListData.head and .free, BqBlockData.next of the first block, BqMetaPageData.nblocks
+    cases = [(1, 24, "scan"), (1, 28, "insert"), (2, 24 + 4, "scan"), (0, 24 + 40, "vacuum")]
+    for number in (b"\xfe\xff\xff\x7f", b"\xf0\xff\xff\xff", b"\x00\x10\x00\x00"):
+        for blkno, offset, action in cases:
+            with connect(own_server.dsn) as conn:
+                conn.execute("REINDEX INDEX items_code")
+            _damage(own_server, "items_code", blkno, offset, number)
+            with connect(own_server.dsn) as conn:
+                for act in (actions[action], lambda conn: check(conn, "items_code")):
+                    with pytest.raises(psycopg.errors.IndexCorrupted) as error:
+                        act(conn)
+                    hint = error.value.diag.message_hint
+                    assert hint == "Rebuild the index with REINDEX.", (blkno, offset, action)
 
 
 def test_check_finds_what_is_missing(own_server: pybq.Server, rng: np.random.Generator) -> None:
