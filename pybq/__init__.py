@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from pybq._core import kernels, set_kernel, simd
 from pybq.embedded import Server, serve
-from pybq.errors import BuildError, ExtensionMissingError, RowError, ServerError, TableError
+from pybq.errors import (
+    BuildError,
+    ExtensionMissingError,
+    LoadError,
+    RowError,
+    ServerError,
+    TableError,
+)
 from pybq.quantizer import Quantizer
 from pybq.statistics import Statistics
 from pybq.strategy import Decision, choose
@@ -25,6 +32,7 @@ __all__ = [
     "Effort",
     "ExtensionMissingError",
     "Hit",
+    "LoadError",
     "Quantizer",
     "Query",
     "RowError",

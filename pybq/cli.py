@@ -29,8 +29,7 @@ from typer.core import TyperGroup
 
 import pybq
 from pybq import doctor as doctors
-from pybq.errors import BuildError, ExtensionMissingError, RowError, ServerError, TableError
-from pybq.ingest import show_progress
+from pybq.errors import BuildError, ExtensionMissingError, LoadError, ServerError, TableError
 from pybq.recall import measure_recall
 from pybq.sources import Source, open_source
 from pybq.statistics import Statistics
@@ -39,6 +38,8 @@ from pybq.table import Metric, Table
 
 # Rows of a file that `advise --file` looks at, spread evenly over it.
 ADVISE_ROWS = 100_000
+
+Conflict = Literal["error", "update", "skip"]
 
 _out = Console()
 _err = Console(stderr=True)
@@ -61,6 +62,7 @@ class _Group(TyperGroup):
         except (
             CommandError,
             TableError,
+            LoadError,
             ExtensionMissingError,
             ServerError,
             BuildError,
@@ -229,7 +231,9 @@ def create(
 
 @app.command()
 def ingest(
-    file: Annotated[Path, typer.Argument(help="Vectors: .npy, .npz, .parquet, .fvecs, .bvecs.")],
+    file: Annotated[
+        Path, typer.Argument(help="Vectors: .npy, .npz, .parquet, .fvecs, .bvecs, .h5.")
+    ],
     table: Annotated[str, typer.Option(help="Table to write to, created if there is none.")],
     metric: MetricOption = None,
     store: StoreOption = "halfvec",
@@ -241,12 +245,22 @@ def ingest(
     first_id: Annotated[
         int, typer.Option(help="Key of the first row, if the file has no keys.")
     ] = 0,
+    on_conflict: Annotated[
+        Conflict, typer.Option(help="What to do with keys that are in the table already.")
+    ] = "error",
+    resume: Annotated[
+        bool, typer.Option(help="Go on where an earlier load of this file was interrupted.")
+    ] = False,
+    connections: Annotated[int, typer.Option(min=1, help="Batches written at once.")] = 1,
+    batch_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows in a batch; default 16 MB of them.")
+    ] = None,
     index: Annotated[bool, typer.Option(help="Build the index afterwards.")] = False,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
 ) -> None:
-    """Encode the vectors of a file and write them, all rows or none.
+    """Encode the vectors of a file and write them in batches, each whole or not at all.
 
     Columns of the file that the table has, too, are carried along; --column chooses them.
     """
@@ -257,7 +271,7 @@ def ingest(
             f"{file} has no usable column {', '.join(sorted(unknown))}",
             f"it has: {', '.join(source.column_types) or 'none but its vectors'}",
         )
-    with _connect(dsn) as conn, conn.transaction():
+    with _connect(dsn) as conn:
         wanted = list(source.column_types if column is None else column)
         target = Table(
             conn,
@@ -271,7 +285,17 @@ def ingest(
         )
         if column is None:
             wanted = [name for name in wanted if name in target.columns]
-        rows = _ingest(target, source, wanted, first_id, progress=False if as_json else None)
+        rows = target.load(
+            source,
+            columns=wanted,
+            first_id=first_id,
+            on_conflict=on_conflict,
+            resume=resume,
+            name=str(file.resolve()),
+            connections=connections,
+            batch_rows=batch_rows,
+            progress=False if as_json else None,
+        )
         if index:
             target.create_index()
         learned = target.status()
@@ -487,27 +511,6 @@ def _open(conn: psycopg.Connection[Any], name: str, schema: str | None) -> Table
         raise CommandError(str(error).replace("; give dim to create it", ""), hint) from error
 
 
-def _ingest(
-    table: Table, source: Source, columns: list[str], first_id: int, progress: bool | None
-) -> int:
-    """Write all batches; the caller's transaction makes them one."""
-    done = 0
-    # a file in one batch has its progress shown row by row
-    whole = source.path.suffix != ".parquet"
-    with show_progress(source.rows, f"ingest {table.name}", False if whole else progress) as tell:
-        for batch in source.batches(columns):
-            first = first_id + done
-            ids = range(first, first + len(batch.vectors)) if batch.ids is None else batch.ids
-            try:
-                done += table.ingest(
-                    ids, batch.vectors, batch.columns, progress=progress if whole else False
-                )
-            except RowError as error:
-                raise RowError(done + error.row, error.id, error.reason) from None
-            tell(len(batch.vectors))
-    return done
-
-
 def _stored_statistics(table: Table) -> Statistics:
     statistics = table.statistics()
     if not statistics.count:
@@ -521,7 +524,7 @@ def _stored_statistics(table: Table) -> Statistics:
 def _advise_file(source: Source, metric: Metric) -> tuple[Statistics, Decision]:
     """Statistics of a file, and the choice, with the recall measured on a sample."""
     statistics = Statistics(source.dim, normalize=metric == "cosine")
-    parts, step = [], max(1, source.rows // ADVISE_ROWS)
+    parts, step = [], max(1, (source.rows or 0) // ADVISE_ROWS)
     for batch in source.batches():
         part = np.asarray(batch.vectors[::step], np.float32)
         statistics.update(part)

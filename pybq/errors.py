@@ -40,3 +40,31 @@ class RowError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RowError, (self.row, self.id, self.reason)
+
+
+class LoadError(RuntimeError):
+    """A batch of a load that was not written; the exception that stopped it is its `__cause__`.
+
+    Attributes
+    ----------
+    source : str
+        Name of the source.
+    first, last : int
+        Rows of the source that the batch has, counted from 0.
+    written : int
+        Rows that the load has written in other batches, which stay.
+    """
+
+    def __init__(self, source: str, first: int, last: int, written: int, reason: str) -> None:
+        super().__init__(
+            f"rows {first} to {last} of {source} were not written: {reason}"
+            f" ({written} rows of other batches were; resume continues)"
+        )
+        self.source = source
+        self.first = first
+        self.last = last
+        self.written = written
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LoadError, (self.source, self.first, self.last, self.written, self.reason)

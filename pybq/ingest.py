@@ -10,7 +10,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,6 +49,12 @@ KINDS = {
     "bytea": "bytea",
     "uuid": "uuid",
 }
+ON_CONFLICT = ("error", "update", "skip")
+OnConflict = Literal["error", "update", "skip"]
+# Where rows wait for ON CONFLICT, and the column that numbers them.
+STAGE = sql.Identifier("pg_temp", "bq_stage")
+PLACE = sql.Identifier("bq_place")
+
 NUMBERS = ("int2", "int4", "int8", "float4", "float8")
 
 
@@ -57,43 +64,117 @@ async def ingest(
     ids: Sequence[Any] | NDArray[Any],
     vectors: ArrayLike,
     columns: Mapping[str, Sequence[Any] | NDArray[Any]],
+    on_conflict: OnConflict = "error",
     progress: bool | None = None,
 ) -> int:
     """Encode vectors and write them with their codes, as `Table.ingest` promises."""
-    array = _as_vectors(vectors, layout.dim)
+    array = as_vectors(vectors, layout.dim)
     n = len(array)
-    _check_columns(layout, n, ids, columns)
+    check_columns(layout, n, ids, columns)
+    if on_conflict not in ON_CONFLICT:
+        raise ValueError(f"expected on_conflict of {', '.join(ON_CONFLICT)}, got {on_conflict!r}")
     if n == 0:
         return 0
+    async with db.transaction():
+        quantizer = Quantizer(layout.dim, await decide(db, layout, partial(take_sample, array)))
+        with show_progress(n, f"ingest {layout.name}", progress) as advance:
+            written, statistics = await write_rows(
+                db, layout, quantizer, ids, array, columns, on_conflict, advance
+            )
+        await add_statistics(db, layout, statistics)
+    return written
+
+
+async def write_rows(
+    db: Database,
+    layout: Layout,
+    quantizer: Quantizer,
+    ids: Sequence[Any] | NDArray[Any],
+    vectors: NDArray[Any],
+    columns: Mapping[str, Sequence[Any] | NDArray[Any]],
+    on_conflict: OnConflict = "error",
+    advance: Callable[[int], None] = lambda rows: None,
+) -> tuple[int, Statistics]:
+    """Write checked rows by COPY, in the transaction that is open.
+
+    Returns how many were written, and their statistics, which the caller must add.
+    """
     extra = [layout.columns[name] for name in columns]
     target = [layout.id, *([layout.source] if layout.source else []), layout.code, *extra]
-    copy = sql.SQL("COPY {} ({}) FROM STDIN WITH (FORMAT binary)").format(
-        layout.identifier, sql.SQL(", ").join(column.identifier for column in target)
-    )
-    async with db.transaction():
-        quantizer = Quantizer(layout.dim, await decide(db, layout, array))
-        statistics = no_statistics(layout)
-        encoder = ChunkEncoder(
-            quantizer, statistics.normalize, layout.store, layout.id, extra, db.connection
+    names = sql.SQL(", ").join(column.identifier for column in target)
+    into = layout.identifier
+    if on_conflict != "error":
+        # COPY knows no ON CONFLICT: by way of a table that is gone with the transaction.
+        into = STAGE
+        await db.execute(
+            sql.SQL(
+                "CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
+            ).format(into, names, layout.identifier)
         )
-        with (
-            show_progress(n, f"ingest {layout.name}", progress) as advance,
-            closing(encode_chunks(encoder, ids, array, columns)) as chunks,
-        ):
-            async with db.copy(copy) as stream:
-                await stream.write(HEADER)
-                for future in chunks:
-                    chunk = await db.wait_for(future)
-                    await stream.write(chunk.data)
-                    statistics.merge(chunk.statistics)
-                    advance(chunk.rows)
-                await stream.write(TRAILER)
-        await add_statistics(db, layout, statistics)
-    return n
+        await db.execute(
+            sql.SQL("ALTER TABLE {} ADD COLUMN {} integer GENERATED ALWAYS AS IDENTITY").format(
+                into, PLACE
+            )
+        )
+    copy = sql.SQL("COPY {} ({}) FROM STDIN WITH (FORMAT binary)").format(into, names)
+    statistics = no_statistics(layout)
+    encoder = ChunkEncoder(
+        quantizer, statistics.normalize, layout.store, layout.id, extra, db.connection
+    )
+    with closing(encode_chunks(encoder, ids, vectors, columns)) as chunks:
+        async with db.copy(copy) as stream:
+            await stream.write(HEADER)
+            for future in chunks:
+                chunk = await db.wait_for(future)
+                await stream.write(chunk.data)
+                statistics.merge(chunk.statistics)
+                advance(chunk.rows)
+            await stream.write(TRAILER)
+    if on_conflict == "error":
+        return len(vectors), statistics
+    places = await _write_staged(db, layout, target, on_conflict)
+    await db.execute(sql.SQL("DROP TABLE {}").format(STAGE))
+    if len(places) < len(vectors):  # only what is in the table counts
+        statistics = no_statistics(layout)
+        _, exact = stored_vectors(vectors[places], layout.store, 0, list(ids))
+        statistics.update(exact)
+    return len(places), statistics
 
 
-async def decide(db: Database, layout: Layout, vectors: NDArray[Any]) -> int:
-    """Return the table's transform; decide it now if no ingest has done so.
+async def _write_staged(
+    db: Database, layout: Layout, target: Sequence[Column], on_conflict: OnConflict
+) -> NDArray[np.int64]:
+    """Move rows from the stage to the table; return which ones: of equal keys one."""
+    key = layout.id.identifier
+    rest = [column.identifier for column in target[1:]]
+    updates = sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(name) for name in rest)
+    skip = on_conflict == "skip"  # the first of equal keys; "update": the last
+    rows = await db.fetch(
+        sql.SQL(
+            """
+            WITH chosen AS (
+                SELECT DISTINCT ON ({key}) * FROM {stage} ORDER BY {key}, {place} {order}
+            ), written AS (
+                INSERT INTO {table} ({names}) SELECT {names} FROM chosen
+                ON CONFLICT ({key}) DO {action} RETURNING {key} AS key
+            )
+            SELECT {place} - 1 FROM chosen JOIN written ON written.key = chosen.{key} ORDER BY 1
+            """
+        ).format(
+            key=key,
+            stage=STAGE,
+            place=PLACE,
+            order=sql.SQL("ASC" if skip else "DESC"),
+            table=layout.identifier,
+            names=sql.SQL(", ").join(column.identifier for column in target),
+            action=sql.SQL("NOTHING") if skip else sql.SQL("UPDATE SET ") + updates,
+        )
+    )
+    return np.array([place for (place,) in rows], np.int64)
+
+
+async def decide(db: Database, layout: Layout, sample: Callable[[], NDArray[np.float32]]) -> int:
+    """Return the table's transform; decide it now, from a sample, if no ingest has done so.
 
     It stays what it is until the end of the transaction: `Table.reencode` waits for the lock.
     Of several connections that decide at once, one does; the others wait for its end, and follow.
@@ -102,7 +183,7 @@ async def decide(db: Database, layout: Layout, vectors: NDArray[Any]) -> int:
     transform = await read_transform(db, layout)
     if transform is not None:
         return transform
-    decision, statistics = await db.compute(_choose, layout, vectors)
+    decision, statistics = await db.compute(_choose, layout, sample)
     row = statistics.to_row()
     fields = ", ".join(["%b"] * len(row))
     decided = await db.fetch_one(
@@ -131,11 +212,13 @@ async def add_statistics(db: Database, layout: Layout, statistics: Statistics) -
     )
 
 
-def _choose(layout: Layout, vectors: NDArray[Any]) -> tuple[Decision, Statistics]:
+def _choose(
+    layout: Layout, sample: Callable[[], NDArray[np.float32]]
+) -> tuple[Decision, Statistics]:
     statistics = no_statistics(layout)
-    sample = take_sample(vectors)
-    statistics.update(sample)
-    measured = probe(sample, metric=layout.metric) if len(sample) >= MIN_ROWS else None
+    rows = sample()
+    statistics.update(rows)
+    measured = probe(rows, metric=layout.metric) if len(rows) >= MIN_ROWS else None
     return choose(statistics, measured), statistics
 
 
@@ -143,7 +226,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _as_vectors(vectors: ArrayLike, dim: int) -> NDArray[Any]:
+def as_vectors(vectors: ArrayLike, dim: int) -> NDArray[Any]:
     array = np.asarray(vectors)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"expected vectors of float32, got dtype {array.dtype}")
@@ -152,7 +235,7 @@ def _as_vectors(vectors: ArrayLike, dim: int) -> NDArray[Any]:
     return array
 
 
-def _check_columns(layout: Layout, n: int, ids: Any, columns: Mapping[str, Any]) -> None:
+def check_columns(layout: Layout, n: int, ids: Any, columns: Mapping[str, Any]) -> None:
     for name in columns:
         if name not in layout.columns:
             raise ValueError(f"no column {name!r} in table {layout.name!r}")
@@ -341,7 +424,9 @@ def take_sample(vectors: NDArray[Any]) -> NDArray[np.float32]:
 
 
 @contextmanager
-def show_progress(total: int, label: str, wanted: bool | None) -> Iterator[Callable[[int], None]]:
+def show_progress(
+    total: int | None, label: str, wanted: bool | None
+) -> Iterator[Callable[[int], None]]:
     """Give a function to be told of rows done; a bar on stderr if wanted, or on a terminal."""
     if wanted is None:
         wanted = sys.stderr.isatty() and importlib.util.find_spec("rich") is not None

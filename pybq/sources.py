@@ -1,12 +1,13 @@
-"""Files of vectors -> batches of arrays: .npy, .npz, .parquet, .fvecs, .bvecs."""
+"""Files, frames and iterables of vectors -> batches of arrays."""
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # Bytes of vectors that a batch of a file holds which cannot be mapped into memory.
 BATCH_NBYTES = 16 << 20
+# Row groups of a Parquet file that a sample is taken from, if it has more.
+_SAMPLE_GROUPS = 64
 # Read a Parquet file through a buffer per column. Otherwise pyarrow holds a whole row group,
 # which may be all of the file: reading one of 150 MB took 590 MB, and 187 this way.
 _PARQUET_OPTIONS = {"pre_buffer": False, "buffer_size": 1 << 20}
@@ -49,46 +52,92 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file of vectors, of which nothing has been read but what is said here.
+    """Vectors to be read in batches, of which nothing has been read but what is said here.
 
     Attributes
     ----------
-    path : Path
-    rows, dim : int
-        Shape of the vectors.
+    name : str
+        The file, or what kind of object it is.
+    rows : int or None
+        Number of vectors; None if only reading tells.
+    dim : int
+        Number of dimensions.
     id_type : str
         SQL type that fits the primary keys; bigint if there are none.
     column_types : dict of str to str
-        Further columns of the file: name, and the SQL type that fits.
+        Further columns: name, and the SQL type that fits.
     skipped : tuple of str
         Columns of types that fit no simple SQL type, and arrays of another length; not read.
+    fingerprint : str
+        Changes if the source changes: its shape and, of a file, its size and time.
     """
 
-    path: Path
-    rows: int
+    name: str
+    rows: int | None
     dim: int
     id_type: str
     column_types: Mapping[str, str]
     skipped: tuple[str, ...]
-    _read: Callable[[frozenset[str]], Iterator[Batch]]
+    fingerprint: str
+    _read: Callable[[frozenset[str], int | None], Iterator[Batch]]
+    _sample: Callable[[int], NDArray[Any]]
 
-    def batches(self, columns: Sequence[str] = ()) -> Iterator[Batch]:
-        """Read the file from its beginning, with the further columns named."""
-        return self._read(frozenset(columns))
+    def batches(self, columns: Sequence[str] = (), rows: int | None = None) -> Iterator[Batch]:
+        """Read from the beginning, with the further columns named.
+
+        `rows` bounds the batches, which are the same each time; left out, what is mapped into
+        memory comes in one.
+        """
+        return self._read(frozenset(columns), rows)
+
+    def sample(self, rows: int) -> NDArray[np.float32]:
+        """Return up to so many vectors spread evenly over all, or over what was looked at.
+
+        What can be read once only is looked at from its beginning. Rows that are not finite are
+        passed over.
+        """
+        with np.errstate(over="ignore"):
+            sample = np.asarray(self._sample(rows), np.float32)
+        return sample[np.isfinite(sample).all(axis=1)]
+
+
+class _Array(Protocol):
+    """What is read of an array, be it NumPy's or a dataset of a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, rows: Any) -> Any: ...
+
+
+def spread(total: int, rows: int) -> NDArray[np.int64]:
+    """Return up to `rows` row numbers, spread evenly over `total`, in order."""
+    return np.linspace(0, total - 1, min(total, rows)).astype(np.int64)
 
 
 def open_source(
-    path: str | os.PathLike[str], vector_column: str | None = None, id_column: str | None = None
+    source: Any, vector_column: str | None = None, id_column: str | None = None
 ) -> Source:
-    """Find out what a file of vectors holds.
+    """Find out what a file, a frame or an iterable of vectors holds.
 
     Parameters
     ----------
-    path : path
+    source : path, array, frame or iterable
         - ``.npy``: an array of shape (n, dim), mapped into memory.
         - ``.npz``: arrays by name, read whole: vectors, ids, and further columns of length n.
         - ``.parquet``: a list column of numbers, and others; read in batches. Needs pyarrow.
         - ``.fvecs``, ``.bvecs``: rows of float32 or uint8, each after its dim as int32, mapped.
+        - ``.h5``, ``.hdf5``: datasets by name, as in an ``.npz``. Needs h5py.
+        - ndarray of shape (n, dim), or a mapping of arrays by name, as in an ``.npz``.
+        - pandas or polars DataFrame, pyarrow Table or RecordBatchReader. Needs pyarrow.
+        - an iterable of batches: each an array of shape (n, dim), a tuple (ids, vectors) or
+          (ids, vectors, columns), or a mapping of arrays by name.
     vector_column, id_column : str, optional
         Which array or column holds the vectors and the primary keys. By default, the one
         called "embedding" or "vector", else the only one that could be; and "id".
@@ -103,6 +152,8 @@ def open_source(
         If there is no such file.
     ValueError
         If the kind of file is not known, or what it holds is not what was expected.
+    ModuleNotFoundError
+        If a package that reads it is not installed.
 
     Examples
     --------
@@ -113,64 +164,170 @@ def open_source(
     ...     (batch,) = source.batches(["title"])
     >>> source.rows, source.dim, dict(source.column_types), batch.columns["title"][1]
     (3, 3, {'title': 'text'}, 'b')
+    >>> open_source((np.eye(4)[i : i + 1] for i in range(4))).dim
+    4
     """
-    path = Path(path)
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return _open_file(Path(source), vector_column, id_column)
+    package = type(source).__module__.partition(".")[0]
+    if package in ("pandas", "polars", "pyarrow"):
+        return _open_frame(source, package, vector_column, id_column)
+    if isinstance(source, np.ndarray):
+        return _open_arrays("array", {"vectors": source}, vector_column, id_column)
+    if isinstance(source, Mapping):
+        arrays = {name: np.asarray(values) for name, values in source.items()}
+        return _open_arrays("mapping", arrays, vector_column, id_column)
+    if isinstance(source, Iterable):
+        return _open_iterable(source, vector_column, id_column)
+    raise TypeError(
+        f"expected a file, an array, a frame or an iterable of batches, got {type(source).__name__}"
+    )
+
+
+def _open_file(path: Path, vector_column: str | None, id_column: str | None) -> Source:
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")
+    name, stat = str(path), path.stat()
+    stamp = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
     if path.suffix == ".npz":
         with np.load(path) as archive:
             arrays = dict(archive)
-        return _open_arrays(path, arrays, vector_column, id_column)
+        return _open_arrays(name, arrays, vector_column, id_column, stamp)
     if path.suffix == ".parquet":
-        return _open_parquet(path, vector_column, id_column)
+        return _open_parquet(path, vector_column, id_column, stamp)
+    if path.suffix in (".h5", ".hdf5"):
+        return _open_arrays(name, _map_hdf5(path), vector_column, id_column, stamp)
     for option, value in (("vector_column", vector_column), ("id_column", id_column)):
         if value is not None:
             raise ValueError(f"{path}: has no columns, so {option} {value!r} means nothing")
     if path.suffix == ".npy":
-        return _open_arrays(path, {"vectors": np.load(path, mmap_mode="r")}, None, None)
+        return _open_arrays(name, {"vectors": np.load(path, mmap_mode="r")}, None, None, stamp)
     if path.suffix in (".fvecs", ".bvecs"):
-        return _open_arrays(path, {"vectors": _map_vecs(path)}, None, None)
-    raise ValueError(f"{path}: expected a file .npy, .npz, .parquet, .fvecs or .bvecs")
+        return _open_arrays(name, {"vectors": _map_vecs(path)}, None, None, stamp)
+    raise ValueError(f"{path}: expected a file .npy, .npz, .parquet, .fvecs, .bvecs or .h5")
 
 
 def _open_arrays(
-    path: Path, arrays: dict[str, NDArray[Any]], vector_column: str | None, id_column: str | None
+    name: str,
+    arrays: Mapping[str, _Array],
+    vector_column: str | None,
+    id_column: str | None,
+    stamp: str = "",
 ) -> Source:
+    arrays = dict(arrays)
     # a single one need not be guessed, and is checked below
     candidates = [n for n, array in arrays.items() if array.ndim == 2 or len(arrays) == 1]
-    vectors = arrays.pop(_choose(path, arrays, candidates, vector_column, "vectors"))
+    vectors = arrays.pop(_choose(name, arrays, candidates, vector_column, "vectors"))
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise ValueError(
-            f"{path}: expected vectors of shape (n, dim), got {vectors.shape} of {vectors.dtype}"
+            f"{name}: expected vectors of shape (n, dim), got {vectors.shape} of {vectors.dtype}"
         )
-    id_name = _choose_id(path, arrays, id_column)
+    n, dim = vectors.shape
+    id_name = _choose_id(name, arrays, id_column)
     ids = arrays.pop(id_name) if id_name else None
-    if ids is not None and ids.shape != vectors.shape[:1]:
-        raise ValueError(f"{path}: {id_name}: expected shape ({len(vectors)},), got {ids.shape}")
+    if ids is not None and ids.shape != (n,):
+        raise ValueError(f"{name}: {id_name}: expected shape ({n},), got {ids.shape}")
     types = {
-        name: _SQL_TYPES.get(array.dtype.kind) if array.shape == vectors.shape[:1] else None
-        for name, array in arrays.items()
+        column: _SQL_TYPES.get(array.dtype.kind) if array.shape == (n,) else None
+        for column, array in arrays.items()
     }
 
-    def read(columns: frozenset[str]) -> Iterator[Batch]:
-        # lists of str: what the encoder of COPY takes
-        kept = {name: array for name, array in arrays.items() if name in columns}
-        yield Batch(
-            ids.tolist() if ids is not None and ids.dtype.kind == "U" else ids,
-            vectors,
-            {n: a.tolist() if a.dtype.kind == "U" else a for n, a in kept.items()},
-        )
+    def read(columns: frozenset[str], rows: int | None) -> Iterator[Batch]:
+        step = max(1, n if rows is None else rows)
+        for start in range(0, max(n, 1), step):
+            part = slice(start, start + step)
+            yield Batch(
+                None if ids is None else _as_values(ids[part]),
+                vectors[part],
+                {c: _as_values(arrays[c][part]) for c in arrays if c in columns},
+            )
 
-    rows, dim = vectors.shape
     return Source(
-        path,
-        rows,
+        name,
+        n,
         dim,
         "bigint" if ids is None else _SQL_TYPES.get(ids.dtype.kind, "text"),
-        {name: kind for name, kind in types.items() if kind is not None},
-        tuple(name for name, kind in types.items() if kind is None),
+        {column: kind for column, kind in types.items() if kind is not None},
+        tuple(column for column, kind in types.items() if kind is None),
+        f"{n} x {dim}, {stamp}",
         read,
+        lambda rows: vectors[spread(n, rows)],
     )
+
+
+def _as_values(array: NDArray[Any]) -> NDArray[Any] | list[Any]:
+    """What the encoder of COPY takes: numbers as they are, lists of str."""
+    return array.tolist() if array.dtype.kind == "U" else array
+
+
+def _open_iterable(
+    source: Iterable[Any], vector_column: str | None, id_column: str | None
+) -> Source:
+    """Batches one after another; the first ones are looked at, and kept until they are read."""
+    rest = (_as_source(item, vector_column, id_column) for item in source)
+    seen: list[Source] = []
+
+    def look(rows: int) -> None:
+        while sum(part.rows or 0 for part in seen) < rows:
+            part = next(rest, None)
+            if part is None:
+                break
+            seen.append(part)
+
+    look(1)
+    if not seen:
+        raise ValueError("expected at least one batch of vectors, got none")
+    first = seen[0]
+
+    def parts() -> Iterator[Source]:
+        while seen:
+            yield seen.pop(0)
+        yield from rest
+
+    def read(columns: frozenset[str], rows: int | None) -> Iterator[Batch]:
+        for part in parts():
+            yield from part.batches(sorted(columns), rows)
+
+    def sample(rows: int) -> NDArray[Any]:
+        look(rows)
+        total = sum(part.rows or 0 for part in seen)
+        vectors = [batch.vectors for part in seen for batch in part.batches()]
+        every: NDArray[Any] = np.concatenate(vectors)[spread(total, rows)]
+        return every
+
+    return Source(
+        "iterable", None, first.dim, first.id_type, first.column_types, first.skipped,
+        f"x {first.dim}", read, sample,
+    )  # fmt: skip
+
+
+def _as_source(item: Any, vector_column: str | None, id_column: str | None) -> Source:
+    """A batch of an iterable; what it may be is said in `open_source`."""
+    if isinstance(item, Source):
+        return item
+    if isinstance(item, Batch):
+        item = (item.ids, item.vectors, item.columns)
+    if isinstance(item, tuple) and len(item) in (2, 3):
+        ids, vectors, *columns = item
+        arrays = {"vectors": np.asarray(vectors)}
+        if ids is not None:
+            arrays["id"] = np.asarray(ids)
+        further = {n: np.asarray(v) for n, v in (columns[0] if columns else {}).items()}
+        return _open_arrays("batch", arrays | further, "vectors", None)
+    return open_source(
+        item if isinstance(item, Mapping) else np.asarray(item), vector_column, id_column
+    )
+
+
+def _map_hdf5(path: Path) -> dict[str, _Array]:
+    try:
+        import h5py  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("reading HDF5 needs h5py; run pip install h5py") from error
+    file = h5py.File(path, "r")  # open as long as one of its datasets is in use
+    return {name: value for name, value in file.items() if isinstance(value, h5py.Dataset)}
 
 
 def _map_vecs(path: Path) -> NDArray[Any]:
@@ -189,49 +346,121 @@ def _map_vecs(path: Path) -> NDArray[Any]:
     return vectors
 
 
-def _open_parquet(path: Path, vector_column: str | None, id_column: str | None) -> Source:
+def _open_parquet(
+    path: Path, vector_column: str | None, id_column: str | None, stamp: str
+) -> Source:
+    pyarrow = _import_pyarrow("parquet")
+    with pyarrow.parquet.ParquetFile(path, **_PARQUET_OPTIONS) as file:
+        schema, rows, ngroups = file.schema_arrow, file.metadata.num_rows, file.num_row_groups
+        sizes = [file.metadata.row_group(i).num_rows for i in range(ngroups)]
+
+    def read(columns: list[str], batch_rows: int, groups: Sequence[int] | None) -> Iterator[Any]:
+        with pyarrow.parquet.ParquetFile(path, **_PARQUET_OPTIONS) as file:
+            yield from file.iter_batches(batch_rows, columns=columns, row_groups=groups)
+
+    return _open_arrow(str(path), schema, rows, sizes, read, vector_column, id_column, stamp)
+
+
+def _open_frame(
+    frame: Any, package: str, vector_column: str | None, id_column: str | None
+) -> Source:
+    """A DataFrame, or one of Arrow's tables and readers."""
+    pyarrow = _import_pyarrow()
+    if package == "pandas":
+        frame = pyarrow.Table.from_pandas(frame, preserve_index=False)
+    elif package == "polars":
+        frame = frame.to_arrow()
+    if isinstance(frame, pyarrow.RecordBatchReader):
+        tables = (pyarrow.Table.from_batches([batch]) for batch in frame if len(batch))
+        return _open_iterable(
+            (_open_frame(table, "pyarrow", vector_column, id_column) for table in tables),
+            vector_column,
+            id_column,
+        )
+    if isinstance(frame, pyarrow.RecordBatch):
+        frame = pyarrow.Table.from_batches([frame])
+    if not isinstance(frame, pyarrow.Table):
+        raise TypeError(f"expected a frame or a table, got {type(frame).__name__}")
+
+    def read(columns: list[str], batch_rows: int, groups: Sequence[int] | None) -> Iterator[Any]:
+        # one chunk per column first, or batches would end where chunks do
+        yield from frame.select(columns).combine_chunks().to_batches(batch_rows)
+
+    return _open_arrow(
+        "frame", frame.schema, len(frame), [len(frame)], read, vector_column, id_column
+    )
+
+
+def _import_pyarrow(*modules: str) -> Any:
     try:
-        import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
+        import pyarrow  # type: ignore[import-untyped, unused-ignore]
+
+        for module in modules:
+            importlib.import_module(f"pyarrow.{module}")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'reading parquet needs pyarrow; run pip install "pybq[parquet]"'
+            'reading parquet and frames needs pyarrow; run pip install "pybq[parquet]"'
         ) from error
-    with pyarrow.parquet.ParquetFile(path, **_PARQUET_OPTIONS) as file:
-        schema, rows = file.schema_arrow, file.metadata.num_rows
-        fields = {field.name: field.type for field in schema}
-        candidates = [name for name, kind in fields.items() if _is_vector(kind)]
-        name = _choose(path, fields, candidates, vector_column, "vectors")
-        if not _is_vector(fields[name]):
-            raise ValueError(f"{path}: {name}: expected lists of numbers, got {fields[name]}")
-        dim = getattr(fields[name], "list_size", 0)
-        if not dim:  # of any length: the first row tells
-            first = next(file.iter_batches(1, columns=[name]), None)
-            dim = len(first.column(0)[0] or ()) if first is not None else 0
-    if not dim:
-        raise ValueError(f"{path}: {name}: expected at least one vector")
-    id_name = _choose_id(path, fields, id_column)
-    types = {n: _arrow_type(kind) for n, kind in fields.items() if n not in (name, id_name)}
+    return pyarrow
 
-    def read(columns: frozenset[str]) -> Iterator[Batch]:
+
+def _open_arrow(
+    source: str,
+    schema: Any,
+    rows: int,
+    groups: Sequence[int],
+    read_arrow: Callable[[list[str], int, Sequence[int] | None], Iterator[Any]],
+    vector_column: str | None,
+    id_column: str | None,
+    stamp: str = "",
+) -> Source:
+    """Columns that `read_arrow` reads: their names, rows in a batch, row groups (None: all)."""
+    fields = {field.name: field.type for field in schema}
+    candidates = [name for name, kind in fields.items() if _is_vector(kind)]
+    name = _choose(source, fields, candidates, vector_column, "vectors")
+    if not _is_vector(fields[name]):
+        raise ValueError(f"{source}: {name}: expected lists of numbers, got {fields[name]}")
+    dim = getattr(fields[name], "list_size", 0)
+    if not dim:  # of any length: the first row tells
+        first = next(read_arrow([name], 1, None), None)
+        dim = len(first.column(0)[0] or ()) if first is not None else 0
+    if not dim:
+        raise ValueError(f"{source}: {name}: expected at least one vector")
+    id_name = _choose_id(source, fields, id_column)
+    types = {n: _arrow_type(kind) for n, kind in fields.items() if n not in (name, id_name)}
+    default_rows = max(1, BATCH_NBYTES // (4 * dim))
+
+    def read(columns: frozenset[str], batch_rows: int | None) -> Iterator[Batch]:
         wanted = [name, *([id_name] if id_name else []), *sorted(columns & set(types))]
-        batch_rows = max(1, BATCH_NBYTES // (4 * dim))
         start = 0
-        with pyarrow.parquet.ParquetFile(path, **_PARQUET_OPTIONS) as file:
-            for batch in file.iter_batches(batch_rows, columns=wanted):
-                vectors = _arrow_vectors(path, batch.column(name), dim, start)
-                ids = batch.column(id_name).to_pylist() if id_name else None
-                further = wanted[1 + bool(id_name) :]
-                yield Batch(ids, vectors, {n: batch.column(n).to_pylist() for n in further})
-                start += len(vectors)
+        for batch in read_arrow(wanted, batch_rows or default_rows, None):
+            vectors = _arrow_vectors(source, batch.column(name), dim, start)
+            ids = batch.column(id_name).to_pylist() if id_name else None
+            further = wanted[1 + bool(id_name) :]
+            yield Batch(ids, vectors, {n: batch.column(n).to_pylist() for n in further})
+            start += len(vectors)
+
+    def sample(n: int) -> NDArray[Any]:
+        chosen = spread(len(groups), _SAMPLE_GROUPS).tolist() if groups else []
+        wanted = spread(sum(groups[i] for i in chosen), n)
+        parts = [np.empty((0, dim), np.float32)]
+        start = 0
+        for batch in read_arrow([name], default_rows, chosen):
+            here = wanted[(wanted >= start) & (wanted < start + len(batch))] - start
+            parts.append(_arrow_vectors(source, batch.column(name), dim, start)[here])
+            start += len(batch)
+        return np.concatenate(parts)
 
     return Source(
-        path,
+        source,
         rows,
         dim,
         (_arrow_type(fields[id_name]) or "text") if id_name else "bigint",
         {n: kind for n, kind in types.items() if kind is not None},
         tuple(n for n, kind in types.items() if kind is None),
+        f"{rows} x {dim}, {stamp}",
         read,
+        sample,
     )
 
 
@@ -267,7 +496,7 @@ def _arrow_type(kind: pyarrow.DataType) -> str | None:
     return None
 
 
-def _arrow_vectors(path: Path, column: pyarrow.Array, dim: int, start: int) -> NDArray[Any]:
+def _arrow_vectors(source: str, column: pyarrow.Array, dim: int, start: int) -> NDArray[Any]:
     from pyarrow import compute
 
     lengths = compute.fill_null(compute.list_value_length(column), 0).to_numpy()
@@ -275,35 +504,35 @@ def _arrow_vectors(path: Path, column: pyarrow.Array, dim: int, start: int) -> N
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
-            f"{path}: row {start + row}: expected {dim} dimensions, got {lengths[row]}"
+            f"{source}: row {start + row}: expected {dim} dimensions, got {lengths[row]}"
         )
     values = column.flatten()
     if values.null_count:
         row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // dim
-        raise ValueError(f"{path}: row {start + row}: expected numbers, got null")
+        raise ValueError(f"{source}: row {start + row}: expected numbers, got null")
     vectors: NDArray[Any] = values.to_numpy(zero_copy_only=False).reshape(-1, dim)
     return vectors
 
 
 def _choose(
-    path: Path, names: Mapping[str, Any], candidates: list[str], wanted: str | None, what: str
+    source: str, names: Mapping[str, Any], candidates: list[str], wanted: str | None, what: str
 ) -> str:
     """The column asked for; else one of the usual names; else the only one."""
     if wanted is not None:
         if wanted not in names:
-            raise ValueError(f"{path}: no column {wanted!r} among {', '.join(names)}")
+            raise ValueError(f"{source}: no column {wanted!r} among {', '.join(names)}")
         return wanted
     usual = [name for name in candidates if name in VECTOR_NAMES]
     for found in (usual, candidates):
         if len(found) == 1:
             return found[0]
     raise ValueError(
-        f"{path}: expected one column of {what}, got {', '.join(candidates) or 'none'}"
+        f"{source}: expected one column of {what}, got {', '.join(candidates) or 'none'}"
         "; say which with vector_column"
     )
 
 
-def _choose_id(path: Path, names: Mapping[str, Any], wanted: str | None) -> str | None:
+def _choose_id(source: str, names: Mapping[str, Any], wanted: str | None) -> str | None:
     if wanted is not None and wanted not in names:
-        raise ValueError(f"{path}: no column {wanted!r} among {', '.join(names)}")
+        raise ValueError(f"{source}: no column {wanted!r} among {', '.join(names)}")
     return wanted or next((name for name in ID_NAMES if name in names), None)

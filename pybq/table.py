@@ -14,7 +14,8 @@ from pybq.calibrate import SAMPLE, calibrate
 from pybq.condition import Where
 from pybq.database import AsyncDatabase, BlockingDatabase, Database, run
 from pybq.errors import TableError
-from pybq.ingest import ingest
+from pybq.ingest import OnConflict, ingest
+from pybq.load import load
 from pybq.quantizer import Quantizer
 from pybq.results import Arrays, Hit, Output
 from pybq.schema import Layout, Store, create_index, create_table, name_table, open_table
@@ -119,6 +120,10 @@ class _Table(Generic[_D]):
     async def _ingest(self, *arguments: Any, **options: Any) -> int:
         self._efforts.clear()
         return await ingest(self._db, self._layout, *arguments, **options)
+
+    async def _load(self, *arguments: Any) -> int:
+        self._reranks.clear()
+        return await load(self._db, self._layout, *arguments)
 
     async def _current_quantizer(self) -> Quantizer | None:
         """Return what made the codes, None before the first ingest.
@@ -269,6 +274,7 @@ class Table(_Table[BlockingDatabase]):
         vectors: ArrayLike,
         columns: Mapping[str, Sequence[Any] | NDArray[Any]] | None = None,
         *,
+        on_conflict: OnConflict = "error",
         progress: bool | None = None,
     ) -> int:
         """Encode vectors and write them with their codes, all rows or none.
@@ -285,6 +291,10 @@ class Table(_Table[BlockingDatabase]):
             Finite values. A memory-mapped array is read chunk by chunk, so memory stays constant.
         columns : mapping of str to sequence, optional
             Values of further columns, n of each; None is NULL.
+        on_conflict : {"error", "update", "skip"}
+            What to do with rows whose key is in the table already, or comes twice: refuse
+            them all, write the last over the others, or keep the first. The statistics count
+            each vector that was written, also those that were written over since.
         progress : bool, optional
             Show a progress bar on stderr; left out, if it is a terminal.
 
@@ -305,7 +315,7 @@ class Table(_Table[BlockingDatabase]):
         Notes
         -----
         Nothing is written unless all rows are: it is one transaction, or a savepoint of the one
-        that is open. To keep what came before a mistake, ingest in several calls. The statistics
+        that is open. To write in batches, or from files and frames, see `load`. The statistics
         are added last, so others wait for each other only at the end; the first ingest of a
         table makes others wait until it has finished.
 
@@ -327,7 +337,108 @@ class Table(_Table[BlockingDatabase]):
         7 1007
         1000
         """
-        return run(self._ingest(ids, vectors, columns or {}, progress))
+        return run(self._ingest(ids, vectors, columns or {}, on_conflict, progress))
+
+    def load(
+        self,
+        source: Any,
+        *,
+        columns: Sequence[str] | None = None,
+        vector_column: str | None = None,
+        id_column: str | None = None,
+        first_id: int = 0,
+        on_conflict: OnConflict = "error",
+        resume: bool = False,
+        name: str | None = None,
+        connections: int = 1,
+        batch_rows: int | None = None,
+        progress: bool | None = None,
+    ) -> int:
+        """Write a file, a frame or an iterable of any size, in batches.
+
+        Each batch is a transaction of its own: what was written stays, whatever happens
+        later, and a load that was interrupted, even by a crash, goes on where it was.
+
+        Parameters
+        ----------
+        source : path, array, frame or iterable
+            .npy, .npz, .parquet, .fvecs, .bvecs, .h5; ndarray, mapping of arrays; pandas or
+            polars DataFrame, pyarrow Table or RecordBatchReader; an iterable of batches: see
+            `pybq.sources.open_source`. Memory stays constant for what need not be read whole.
+        columns : sequence of str, optional
+            Further columns to carry along; by default all that the table has, too.
+        vector_column, id_column : str, optional
+            Columns of the vectors and of the keys, if their names do not tell.
+        first_id : int
+            Key of the first row if the source has none; the others follow.
+        on_conflict : {"error", "update", "skip"}
+            As for `ingest`, batch by batch.
+        resume : bool
+            Leave out the batches that an earlier load of this source has written.
+        name : str, optional
+            Under which `resume` will know the source; for files their path.
+        connections : int
+            Batches written at once, on connections of their own, made like this one.
+        batch_rows : int, optional
+            Rows in a batch; by default as many as take 16 MB as float32.
+        progress : bool, optional
+            As for `ingest`.
+
+        Returns
+        -------
+        int
+            Number of rows written by this call.
+
+        Raises
+        ------
+        LoadError
+            If a batch could not be written; says which rows it has, why (`__cause__`), and how
+            many rows of other batches were written. Nothing of the batch itself is there.
+        TableError
+            If the source has changed since the load that is to be resumed, or a transaction
+            is open on the connection where `resume` or `connections` need their own.
+        ValueError, TypeError
+            If the source does not fit the table.
+
+        Notes
+        -----
+        Axes or rotation is decided first, if no ingest has done so, from up to 20,000 rows
+        spread over the source; of an iterable, from its first rows. Several processes may load
+        into one table at once. The table `bq_loads` has the batches of named sources.
+
+        Inside a transaction that is open, all batches are part of it.
+
+        Examples
+        --------
+        >>> import numpy as np, psycopg, pybq
+        >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     table = pybq.Table(conn, "items", dim=64)
+        ...     table.load({"id": np.arange(1000), "vectors": vectors}, batch_rows=100)
+        ...     more = ((range(i, i + 100), vectors[:100]) for i in range(1000, 3000, 100))
+        ...     table.load(more, connections=2)
+        ...     table.load([(range(500, 1500), vectors)], on_conflict="skip")
+        ...     table.status().count
+        1000
+        2000
+        0
+        3000
+        """
+        return run(
+            self._load(
+                source,
+                columns,
+                vector_column,
+                id_column,
+                first_id,
+                on_conflict,
+                resume,
+                name,
+                connections,
+                batch_rows,
+                progress,
+            )
+        )
 
     def create_index(self) -> None:
         """Build the index `USING bq` over the codes: faster searches in large tables.
@@ -644,10 +755,43 @@ class AsyncTable(_Table[AsyncDatabase]):
         vectors: ArrayLike,
         columns: Mapping[str, Sequence[Any] | NDArray[Any]] | None = None,
         *,
+        on_conflict: OnConflict = "error",
         progress: bool | None = None,
     ) -> int:
         """Encode vectors and write them with their codes. See `Table.ingest`."""
-        return await self._db.run(self._ingest(ids, vectors, columns or {}, progress))
+        return await self._db.run(self._ingest(ids, vectors, columns or {}, on_conflict, progress))
+
+    async def load(
+        self,
+        source: Any,
+        *,
+        columns: Sequence[str] | None = None,
+        vector_column: str | None = None,
+        id_column: str | None = None,
+        first_id: int = 0,
+        on_conflict: OnConflict = "error",
+        resume: bool = False,
+        name: str | None = None,
+        connections: int = 1,
+        batch_rows: int | None = None,
+        progress: bool | None = None,
+    ) -> int:
+        """Write a file, a frame or an iterable of any size, in batches. See `Table.load`."""
+        return await self._db.run(
+            self._load(
+                source,
+                columns,
+                vector_column,
+                id_column,
+                first_id,
+                on_conflict,
+                resume,
+                name,
+                connections,
+                batch_rows,
+                progress,
+            )
+        )
 
     async def create_index(self) -> None:
         """Build the index `USING bq` over the codes. See `Table.create_index`."""

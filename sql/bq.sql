@@ -535,3 +535,28 @@ CREATE FUNCTION bq_encode_trigger() RETURNS trigger
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION bq_encode_trigger() IS
 	'BEFORE INSERT OR UPDATE, FOR EACH ROW: keeps codes in step with vectors; arguments: code column, vector column, perhaps transform, else that of bq_columns';
+
+-- bq_loads: which batches of a source are in a table, so that a load can be resumed.
+-- Rows come in the transactions of the batches; loads of temporary interest, not dumped.
+
+CREATE TABLE bq_loads (
+	table_name regclass NOT NULL,
+	source text NOT NULL,
+	batch integer NOT NULL CHECK (batch >= 0),
+	batch_rows integer NOT NULL CHECK (batch_rows > 0),
+	fingerprint text NOT NULL,
+	written bigint NOT NULL CHECK (written >= 0),
+	PRIMARY KEY (table_name, source, batch)
+);
+COMMENT ON TABLE bq_loads IS 'one row per batch of vectors that was written from a source';
+COMMENT ON COLUMN bq_loads.table_name IS 'the table it was written to';
+COMMENT ON COLUMN bq_loads.source IS 'name of the source, for example of a file';
+COMMENT ON COLUMN bq_loads.batch IS 'its number, from 0';
+COMMENT ON COLUMN bq_loads.batch_rows IS 'rows in each batch of the source but the last';
+COMMENT ON COLUMN bq_loads.fingerprint IS 'what tells a changed source: its rows, dimensions, bytes';
+COMMENT ON COLUMN bq_loads.written IS 'rows written: fewer than the batch has if some were skipped';
+ALTER TABLE bq_loads OWNER TO @extowner@;
+GRANT SELECT, INSERT, UPDATE, DELETE ON bq_loads TO PUBLIC;
+ALTER TABLE bq_loads ENABLE ROW LEVEL SECURITY;
+CREATE POLICY bq_loads_all ON bq_loads
+	USING (has_table_privilege(table_name::oid, 'INSERT'::text));

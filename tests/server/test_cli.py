@@ -100,7 +100,7 @@ def test_ingest_appends_with_keys_by_row(ask: Callable[..., Any], files: Path) -
     assert {hit["id"] for hit in hits} == {42, 42 + ROWS}
 
 
-def test_parquet_is_written_whole_or_not_at_all(
+def test_each_batch_of_parquet_is_written_whole_or_not_at_all(
     ask: Callable[..., Any],
     files: Path,
     vectors: np.ndarray,
@@ -116,10 +116,13 @@ def test_parquet_is_written_whole_or_not_at_all(
     data["embedding"][399] = [np.nan] * DIM
     pyarrow.parquet.write_table(pa.table(data), files / "bad.parquet")
     failed = ask("ingest", files / "bad.parquet", "--table", "items", expected=1)
-    assert failed["type"] == "RowError"
-    assert failed["error"].startswith("row 399 (id 'key 399')")
-    assert conn.execute("SELECT to_regclass('items')").fetchone() == (None,)
-    assert ask("ingest", files / "good.parquet", "--table", "items")["rows"] == ROWS
+    assert failed["type"] == "LoadError"
+    assert "row 399 (id 'key 399')" in failed["error"] and "rows 300 to 399" in failed["error"]
+    assert conn.execute("SELECT count(*) FROM items").fetchone() == (300,)
+    skip = ("--on-conflict", "skip", "--connections", 2, "--batch-rows", 150)
+    assert ask("ingest", files / "good.parquet", "--table", "items", *skip)["rows"] == ROWS - 300
+    again = ask("ingest", files / "good.parquet", "--table", "items", "--resume")
+    assert again["rows"] == 0
     assert conn.execute("SELECT count(*), max(id) FROM items").fetchone() == (ROWS, "key 99")
     assert ask("status", "items")["count"] == ROWS
 

@@ -1,0 +1,322 @@
+"""Loading sources of any size: batches in transactions of their own, resumable, in parallel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg import BaseConnection
+
+from pybq.database import BlockingDatabase, Database, Row, run
+from pybq.errors import LoadError, RowError, TableError
+from pybq.ingest import (
+    ON_CONFLICT,
+    SAMPLE_ROWS,
+    OnConflict,
+    add_statistics,
+    as_vectors,
+    check_columns,
+    decide,
+    show_progress,
+    write_rows,
+)
+from pybq.quantizer import Quantizer
+from pybq.schema import Layout
+from pybq.sources import BATCH_NBYTES, Batch, Source, open_source
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the batches of one load have in common."""
+
+    layout: Layout
+    sample: Callable[[], NDArray[np.float32]]  # for the decision
+    source: str
+    batch_rows: int
+    fingerprint: str
+    on_conflict: OnConflict
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A batch, its number and the number of its first row."""
+
+    number: int
+    first: int
+    batch: Batch
+
+
+Written: TypeAlias = AsyncGenerator[tuple[Part, int], None]
+
+
+async def load(
+    db: Database,
+    layout: Layout,
+    source: Any,
+    columns: Sequence[str] | None = None,
+    vector_column: str | None = None,
+    id_column: str | None = None,
+    first_id: int = 0,
+    on_conflict: OnConflict = "error",
+    resume: bool = False,
+    name: str | None = None,
+    connections: int = 1,
+    batch_rows: int | None = None,
+    progress: bool | None = None,
+) -> int:
+    """Write a source in batches, as `Table.load` promises."""
+    opened = await db.compute(open_source, source, vector_column, id_column)
+    if opened.dim != layout.dim:
+        raise ValueError(f"{opened.name}: expected {layout.dim} dimensions, got {opened.dim}")
+    if on_conflict not in ON_CONFLICT:
+        raise ValueError(f"expected on_conflict of {', '.join(ON_CONFLICT)}, got {on_conflict!r}")
+    if connections < 1 or (batch_rows is not None and batch_rows < 1):
+        raise ValueError("expected connections and batch_rows of at least 1")
+    if db.in_transaction and (resume or connections > 1):
+        raise TableError(
+            "resume and connections need transactions of their own, but one is open; commit first"
+        )
+    named = name or (os.path.abspath(source) if isinstance(source, (str, os.PathLike)) else "")
+    if resume and not named:
+        raise ValueError("to resume, give the source a name that it will have again")
+    wanted = _choose_columns(layout, opened, columns)
+    batch_rows = batch_rows or max(1, BATCH_NBYTES // (4 * layout.dim))
+
+    sample = partial(opened.sample, SAMPLE_ROWS)
+    task = Task(layout, sample, named, batch_rows, opened.fingerprint, on_conflict)
+    # The decision first, in a transaction of its own: then nobody waits for anybody.
+    async with db.transaction():
+        await decide(db, layout, sample)
+        done = await _find_done(db, task, resume)
+
+    written = 0
+    parts = _split(opened, wanted, batch_rows, first_id, done)
+    with show_progress(opened.rows, f"load {layout.name}", progress) as advance:
+        advance(min(len(done) * batch_rows, opened.rows or 0))
+        writing = (
+            _write_here(db, task, parts)
+            if connections == 1
+            else _write_in_parallel(db, task, parts, connections)
+        )
+        async with aclosing(writing) as batches:
+            async for part, rows in batches:
+                written += rows
+                advance(len(part.batch.vectors))
+    return written
+
+
+def _choose_columns(layout: Layout, source: Source, columns: Sequence[str] | None) -> list[str]:
+    """Columns to carry along: those asked for, else all that both source and table have."""
+    if columns is None:
+        return [name for name in source.column_types if name in layout.columns]
+    for name in columns:
+        if name not in source.column_types:
+            known = ", ".join(source.column_types) or "none but its vectors"
+            raise ValueError(
+                f"{source.name}: no column {name!r} that can be stored; it has {known}"
+            )
+    return list(columns)
+
+
+async def _find_done(db: Database, task: Task, resume: bool) -> set[int]:
+    """Return the batches that are there already; forget them unless this goes on with them."""
+    where = "WHERE table_name = %s AND source = %s"
+    if not task.source:
+        return set()
+    if not resume:
+        await db.execute(f"DELETE FROM bq_loads {where}", [task.layout.oid, task.source])
+        return set()
+    rows = await db.fetch(
+        f"SELECT batch, batch_rows, fingerprint FROM bq_loads {where}",
+        [task.layout.oid, task.source],
+    )
+    for _, batch_rows, fingerprint in rows:
+        if fingerprint != task.fingerprint:
+            raise TableError(
+                f"{task.source} has changed since its load began: it was {fingerprint}, "
+                f"it is {task.fingerprint}; load it without resume, with on_conflict"
+            )
+        if batch_rows != task.batch_rows:
+            raise TableError(
+                f"the load of {task.source} began with batch_rows={batch_rows}; resume with that"
+            )
+    return {batch for batch, _, _ in rows}
+
+
+def _split(
+    source: Source, columns: Sequence[str], batch_rows: int, first_id: int, done: set[int]
+) -> Iterator[Part]:
+    """Yield the batches that are not done yet; all but the last have `batch_rows` rows."""
+    first = 0
+    for number, batch in enumerate(_join(source.batches(columns, batch_rows), batch_rows)):
+        n = len(batch.vectors)
+        if number not in done:
+            if batch.ids is None:
+                ids = range(first_id + first, first_id + first + n)
+                batch = Batch(ids, batch.vectors, batch.columns)
+            yield Part(number, first, batch)
+        first += n
+
+
+def _join(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
+    """Make batches of exactly `rows` rows out of smaller ones; the last may be smaller."""
+    waiting: list[Batch] = []
+    count = 0
+    for batch in batches:
+        start = 0
+        while start < len(batch.vectors) or not len(batch.vectors):
+            piece = _slice(batch, start, start + rows - count)
+            if not len(piece.vectors):
+                break
+            waiting.append(piece)
+            count += len(piece.vectors)
+            start += len(piece.vectors)
+            if count == rows:
+                yield _concatenate(waiting)
+                waiting, count = [], 0
+    if waiting:
+        yield _concatenate(waiting)
+
+
+def _slice(batch: Batch, start: int, end: int) -> Batch:
+    if start == 0 and end >= len(batch.vectors):
+        return batch
+    part = slice(start, end)
+    ids = None if batch.ids is None else batch.ids[part]
+    return Batch(ids, batch.vectors[part], {n: v[part] for n, v in batch.columns.items()})
+
+
+def _concatenate(batches: list[Batch]) -> Batch:
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    if any(set(b.columns) != set(first.columns) or (b.ids is None) != (first.ids is None)
+           for b in batches):  # fmt: skip
+        raise ValueError("expected the same columns in all batches, and keys in all or none")
+    return Batch(
+        None if first.ids is None else [key for b in batches for key in (b.ids or ())],
+        np.concatenate([b.vectors for b in batches]),
+        {n: [value for b in batches for value in b.columns[n]] for n in first.columns},
+    )
+
+
+async def write_part(db: Database, task: Task, part: Part) -> int:
+    """Write a batch, its statistics and its record, all in one transaction."""
+    layout, batch = task.layout, part.batch
+    vectors = as_vectors(batch.vectors, layout.dim)
+    ids = batch.ids if batch.ids is not None else range(len(vectors))
+    check_columns(layout, len(vectors), ids, batch.columns)
+    async with db.transaction():
+        # asked each time: the table may have been encoded anew between two batches
+        quantizer = Quantizer(layout.dim, await decide(db, layout, task.sample))
+        try:
+            written, statistics = await write_rows(
+                db, layout, quantizer, ids, vectors, batch.columns, task.on_conflict
+            )
+        except RowError as error:
+            raise RowError(part.first + error.row, error.id, error.reason) from None
+        if task.source:
+            await db.execute(
+                "INSERT INTO bq_loads (table_name, source, batch, batch_rows, fingerprint, written)"
+                " VALUES (%s, %s, %s, %s, %s, %s)",
+                [
+                    layout.oid,
+                    task.source,
+                    part.number,
+                    task.batch_rows,
+                    task.fingerprint,
+                    written,
+                ],
+            )
+        # Last, as others wait for its row.
+        await add_statistics(db, layout, statistics)
+    return written
+
+
+async def _write_here(db: Database, task: Task, parts: Iterator[Part]) -> Written:
+    """Write the parts one after another on the caller's connection."""
+    total = 0
+    for part in parts:
+        try:
+            rows = await write_part(db, task, part)
+        except (psycopg.Error, ValueError, TypeError) as error:
+            raise _load_error(task, part, total, error) from error
+        total += rows
+        yield part, rows
+
+
+async def _write_in_parallel(
+    db: Database, task: Task, parts: Iterator[Part], connections: int
+) -> Written:
+    """Write the parts on connections like the caller's, each with a thread of its own."""
+    search_path = await db.fetch_one(
+        "SELECT set_config('search_path', current_setting('search_path'), false)"
+    )
+    idle: SimpleQueue[BlockingDatabase] = SimpleQueue()
+
+    def write(part: Part) -> int:
+        own = idle.get()
+        try:
+            return run(write_part(own, task, part))
+        finally:
+            idle.put(own)
+
+    with ExitStack() as stack:
+        for _ in range(connections):
+            own = await db.compute(_connect_alike, db.connection, search_path)
+            stack.enter_context(own.connection)
+            idle.put(own)
+        pool = stack.enter_context(ThreadPoolExecutor(connections))
+        pending: dict[Future[int], Part] = {}
+        failure: LoadError | None = None
+        total = 0
+        while True:
+            # As many wait as are being written, so that memory stays bounded.
+            while failure is None and len(pending) < 2 * connections:
+                part = await db.compute(next, parts, None)
+                if part is None:
+                    break
+                pending[pool.submit(write, part)] = part
+            if not pending:
+                break
+            first = partial(wait, list(pending), return_when=FIRST_COMPLETED)
+            for future in (await db.compute(first)).done:
+                part = pending.pop(future)
+                error = future.exception()
+                if error is None:
+                    total += future.result()
+                    yield part, future.result()
+                elif failure is None:
+                    failure = _load_error(task, part, 0, error)
+                    failure.__cause__ = error
+                    pending = {f: p for f, p in pending.items() if not f.cancel()}
+        if failure is not None:
+            cause = failure.__cause__
+            raise LoadError(
+                failure.source, failure.first, failure.last, total, failure.reason
+            ) from cause
+
+
+def _connect_alike(connection: BaseConnection[Any], search_path: Row | None) -> BlockingDatabase:
+    """Open a connection to the same database that finds the same tables by name."""
+    info = connection.info
+    own = psycopg.connect(info.dsn, password=info.password, autocommit=True)
+    own.execute("SELECT set_config('search_path', %s, false)", search_path)
+    db = BlockingDatabase(own)
+    run(db.register())
+    return db
+
+
+def _load_error(task: Task, part: Part, written: int, error: BaseException) -> LoadError:
+    last = part.first + len(part.batch.vectors) - 1
+    reason = str(error).strip() or type(error).__name__
+    return LoadError(task.source or "the source", part.first, last, written, reason)

@@ -1,0 +1,300 @@
+"""Table.load: sources of any size in batches, resumable, in parallel."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+import pybq
+
+Conn = psycopg.Connection[Any]
+DIM = 16
+ROWS = 1000
+
+
+@pytest.fixture
+def vectors(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((ROWS, DIM)).astype(np.float32) + 0.1
+
+
+def create(conn: Conn, **options: Any) -> pybq.Table:
+    return pybq.Table.create(conn, "items", DIM, **{"store": None, **options})
+
+
+def ids(conn: Conn) -> list[Any]:
+    return [row[0] for row in conn.execute("SELECT id FROM items ORDER BY id")]
+
+
+def assert_statistics(table: pybq.Table, vectors: np.ndarray) -> None:
+    """Equal to those of a single pass."""
+    expected = pybq.Statistics(DIM, normalize=True)
+    expected.update(vectors)
+    found = table.statistics()
+    assert found.count == expected.count
+    for name in ("mean", "m2", "code_mean", "code_m2", "comoment", "positive"):
+        left, right = getattr(found, name), getattr(expected, name)
+        np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def frames(vectors: np.ndarray) -> dict[str, Callable[[], Any]]:
+    titles = [f"title {i}" for i in range(len(vectors))]
+
+    def arrow() -> Any:
+        pa = pytest.importorskip("pyarrow")
+        return pa.table({"id": range(ROWS), "embedding": vectors.tolist(), "title": titles})
+
+    def pandas() -> Any:
+        pd = pytest.importorskip("pandas")
+        return pd.DataFrame({"id": range(ROWS), "embedding": list(vectors), "title": titles})
+
+    def polars() -> Any:
+        pl = pytest.importorskip("polars")
+        return pl.DataFrame({"id": range(ROWS), "embedding": vectors.tolist(), "title": titles})
+
+    def batches() -> Iterator[Any]:
+        for i in range(0, ROWS, 70):
+            part = slice(i, i + 70)
+            yield range(ROWS)[part], vectors[part], {"title": titles[part]}
+
+    return {
+        "arrow": arrow,
+        "reader": lambda: arrow().to_reader(max_chunksize=90),
+        "pandas": pandas,
+        "polars": polars,
+        "mapping": lambda: {"id": np.arange(ROWS), "vectors": vectors, "title": np.array(titles)},
+        "batches": batches,
+    }
+
+
+@pytest.mark.parametrize("kind", list(frames(np.empty((0, DIM)))))
+def test_sources_give_the_same_rows(conn: Conn, vectors: np.ndarray, kind: str) -> None:
+    table = create(conn, store="vector", columns={"title": "text"})
+    assert table.load(frames(vectors)[kind](), batch_rows=128) == ROWS
+    rows = conn.execute("SELECT id, title, embedding::real[] FROM items ORDER BY id").fetchall()
+    assert [row[:2] for row in rows] == [(i, f"title {i}") for i in range(ROWS)]
+    np.testing.assert_array_equal(np.array([row[2] for row in rows], np.float32), vectors)
+    assert_statistics(table, vectors)
+
+
+def test_array_and_hdf5_have_keys_in_order(conn: Conn, vectors: np.ndarray, tmp_path: Path) -> None:
+    table = create(conn)
+    assert table.load(vectors, first_id=5, batch_rows=300) == ROWS
+    assert ids(conn) == list(range(5, 5 + ROWS))
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file["embeddings"], file["ids"] = vectors, np.arange(9000, 9000 + ROWS)
+    assert table.load(tmp_path / "v.h5", batch_rows=300) == ROWS
+    assert ids(conn)[ROWS:] == list(range(9000, 9000 + ROWS))
+
+
+def test_decision_sees_all_of_a_sorted_file(
+    conn: Conn, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Even rows first, uneven ones last: the first batch alone would mislead."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    even = rng.standard_normal((4000, DIM))
+    uneven = rng.standard_normal((4000, DIM)) * np.geomspace(30, 1, DIM)
+    rows = np.vstack([even, uneven]).astype(np.float32)
+    pyarrow.parquet.write_table(pa.table({"v": rows.tolist()}), tmp_path / "v.parquet")
+    table = create(conn, metric="l2")
+    table.load(tmp_path / "v.parquet", batch_rows=1000)
+    status = table.status()
+    assert status.decided_count == 8000 == status.count
+    expected = pybq.Statistics(DIM)
+    expected.update(rows)
+    assert status.f_axis == pytest.approx(pybq.choose(expected).f_axis, rel=1e-6)
+
+
+# -- conflicts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store", [None, "halfvec", "vector"])
+def test_update_and_skip(conn: Conn, vectors: np.ndarray, store: Any) -> None:
+    table = create(conn, store=store, columns={"n": "int"})
+    first, second = vectors[:600], vectors[400:]
+    assert table.ingest(range(600), first, {"n": [1] * 600}) == 600
+    assert table.ingest(range(400, 1000), second, {"n": [2] * 600}, on_conflict="skip") == 400
+    count = "SELECT count(*) FILTER (WHERE n = 1), count(*) FILTER (WHERE n = 2) FROM items"
+    assert conn.execute(count).fetchone() == (600, 400)
+    stored = vectors.astype(np.float16).astype(np.float32) if store == "halfvec" else vectors
+    assert_statistics(table, stored)
+    assert table.load([(range(500), -first[:500], {"n": [3] * 500})], on_conflict="update") == 500
+    assert conn.execute(count).fetchone() == (100, 400)
+    assert table.status().count == 1500
+    (hit,) = table.search(-first[3], k=1)
+    assert hit.id == 3
+
+
+def test_equal_keys_in_one_batch(conn: Conn, vectors: np.ndarray) -> None:
+    keys = [0, 1, 1, 2, 1]
+    table = create(conn, columns={"n": "int"})
+    assert table.ingest(keys, vectors[:5], {"n": range(5)}, on_conflict="skip") == 3
+    assert conn.execute("SELECT n FROM items ORDER BY id").fetchall() == [(0,), (1,), (3,)]
+    assert_statistics(table, vectors[[0, 1, 3]])
+    assert table.ingest(keys, vectors[:5], {"n": range(5)}, on_conflict="update") == 3
+    assert conn.execute("SELECT n FROM items ORDER BY id").fetchall() == [(0,), (4,), (3,)]
+
+
+def test_conflict_is_reported_with_what_was_written(conn: Conn, vectors: np.ndarray) -> None:
+    table = create(conn)
+    table.ingest([730], vectors[:1])
+    with pytest.raises(pybq.LoadError, match="rows 600 to 799 of the source") as caught:
+        table.load(vectors, batch_rows=200)
+    assert isinstance(caught.value.__cause__, psycopg.errors.UniqueViolation)
+    assert (caught.value.first, caught.value.last, caught.value.written) == (600, 799, 600)
+    assert ids(conn) == [*range(600), 730]
+    assert table.status().count == 601
+
+
+# -- resuming -----------------------------------------------------------------------------------
+
+
+def test_resume_goes_on_after_a_bad_row(conn: Conn, vectors: np.ndarray) -> None:
+    table = create(conn)
+    bad = vectors.copy()
+    bad[555, 3] = np.nan
+    with pytest.raises(pybq.LoadError, match="row 555 .id 555.: .*finite") as caught:
+        table.load(bad, name="mine", batch_rows=100)
+    assert isinstance(caught.value.__cause__, pybq.RowError)
+    assert caught.value.written == table.status().count == 500
+    assert table.load(vectors, name="mine", batch_rows=100, resume=True) == 500
+    assert table.load(vectors, name="mine", batch_rows=100, resume=True) == 0
+    assert ids(conn) == list(range(ROWS))
+    assert_statistics(table, vectors)
+
+
+def test_resume_refuses_what_does_not_fit(conn: Conn, vectors: np.ndarray, tmp_path: Path) -> None:
+    table = create(conn)
+    np.save(tmp_path / "v.npy", vectors)
+    assert table.load(tmp_path / "v.npy", batch_rows=400) == ROWS
+    with pytest.raises(pybq.TableError, match="began with batch_rows=400"):
+        table.load(tmp_path / "v.npy", batch_rows=300, resume=True)
+    np.save(tmp_path / "v.npy", vectors[:-1])
+    with pytest.raises(pybq.TableError, match="has changed since its load began"):
+        table.load(tmp_path / "v.npy", batch_rows=400, resume=True)
+    with pytest.raises(ValueError, match="give the source a name"):
+        table.load(vectors, resume=True)
+    with (
+        conn.transaction(),
+        pytest.raises(pybq.TableError, match="a transaction is open|but one is open"),
+    ):
+        table.load(vectors, name="v", resume=True)
+    # without resume it begins anew
+    assert table.load(tmp_path / "v.npy", on_conflict="skip") == 0
+
+
+def test_load_joins_an_open_transaction(conn: Conn, vectors: np.ndarray) -> None:
+    table = create(conn)
+    with pytest.raises(RuntimeError, match="enough"), conn.transaction():
+        assert table.load(vectors, batch_rows=100) == ROWS
+        raise RuntimeError("enough")
+    assert ids(conn) == []
+    assert table.status().count == 0
+
+
+# -- in parallel ---------------------------------------------------------------------------------
+
+
+def test_connections_write_at_once(conn: Conn, vectors: np.ndarray) -> None:
+    table = create(conn)
+    assert table.load(vectors, batch_rows=50, connections=3) == ROWS
+    assert ids(conn) == list(range(ROWS))
+    assert_statistics(table, vectors)
+
+
+def test_parallel_load_reports_and_resumes(conn: Conn, vectors: np.ndarray) -> None:
+    table = create(conn)
+    bad = vectors.copy()
+    bad[555, 3] = np.inf
+    with pytest.raises(pybq.LoadError, match="rows 550 to 599 of mine") as caught:
+        table.load(bad, name="mine", batch_rows=50, connections=3)
+    assert len(ids(conn)) == table.status().count == caught.value.written
+    rest = ROWS - caught.value.written
+    assert table.load(vectors, name="mine", batch_rows=50, connections=3, resume=True) == rest
+    assert ids(conn) == list(range(ROWS))
+    assert_statistics(table, vectors)
+
+
+def test_async_load(server: pybq.Server, conn: Conn, vectors: np.ndarray) -> None:
+    create(conn)
+
+    async def main() -> int:
+        dsn = conn.info.dsn
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            table = await pybq.AsyncTable.open(connection, "items")
+            first = await table.load(vectors[:500], batch_rows=100)
+            return first + await table.load(
+                vectors[500:], first_id=500, batch_rows=100, connections=2
+            )
+
+    assert asyncio.run(main()) == ROWS
+    assert ids(conn) == list(range(ROWS))
+
+
+CHILD = """
+import sys, time
+import numpy as np, psycopg, pybq, pybq.load
+
+dsn, path, first, hang = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+add, calls = pybq.load.add_statistics, 0
+
+async def add_or_hang(*arguments):
+    global calls
+    calls += 1
+    if calls == hang:  # all of the batch but its statistics has been sent
+        print("hangs", flush=True)
+        time.sleep(600)
+    await add(*arguments)
+
+pybq.load.add_statistics = add_or_hang
+with psycopg.connect(dsn) as conn:
+    table = pybq.Table(conn, "items")
+    print(table.load(path, first_id=first, batch_rows=100, resume=True))
+"""
+
+
+def test_eight_processes_one_of_them_killed(
+    conn: Conn, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """A batch of the one that is killed is absent or whole; loading again completes it."""
+    table = create(conn)
+    n, processes = 1250, 8
+    vectors = rng.standard_normal((processes * n, DIM)).astype(np.float32) + 0.1
+    child = tmp_path / "child.py"
+    child.write_text(textwrap.dedent(CHILD))
+
+    def start(i: int, hang: int = 0) -> subprocess.Popen[str]:
+        arguments = [conn.info.dsn, str(tmp_path / f"{i}.npy"), str(i * n), str(hang)]
+        return subprocess.Popen(
+            [sys.executable, str(child), *arguments], stdout=subprocess.PIPE, text=True
+        )
+
+    for i in range(processes):
+        np.save(tmp_path / f"{i}.npy", vectors[i * n : (i + 1) * n])
+    started = [start(i) for i in range(1, processes)]
+    victim = start(0, hang=6)
+    assert victim.stdout is not None
+    assert victim.stdout.readline() == "hangs\n"
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    for process in started:
+        output, _ = process.communicate(timeout=120)
+        assert (process.returncode, output) == (0, f"{n}\n")
+    written = sum(key < n for key in ids(conn))
+    assert written == 500, "five batches, and nothing of the sixth"
+    again = start(0)
+    assert again.communicate(timeout=120)[0] == f"{n - written}\n"
+    assert ids(conn) == list(range(processes * n))
+    assert_statistics(table, vectors)
