@@ -203,7 +203,7 @@ def _concatenate(batches: list[Batch]) -> Batch:
            for b in batches):  # fmt: skip
         raise ValueError("expected the same columns in all batches, and keys in all or none")
     return Batch(
-        None if first.ids is None else [key for b in batches for key in (b.ids or ())],
+        None if first.ids is None else [key for b in batches if b.ids is not None for key in b.ids],
         np.concatenate([b.vectors for b in batches]),
         {n: [value for b in batches for value in b.columns[n]] for n in first.columns},
     )

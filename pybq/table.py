@@ -122,7 +122,7 @@ class _Table(Generic[_D]):
         return await ingest(self._db, self._layout, *arguments, **options)
 
     async def _load(self, *arguments: Any) -> int:
-        self._reranks.clear()
+        self._efforts.clear()
         return await load(self._db, self._layout, *arguments)
 
     async def _current_quantizer(self) -> Quantizer | None:

@@ -105,23 +105,22 @@ def test_each_batch_of_parquet_is_written_whole_or_not_at_all(
     files: Path,
     vectors: np.ndarray,
     conn: psycopg.Connection[Any],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet
 
-    monkeypatch.setattr("pybq.sources.BATCH_NBYTES", 4 * DIM * 150)  # three batches
     data = {"id": [f"key {i}" for i in range(ROWS)], "embedding": vectors.tolist()}
     pyarrow.parquet.write_table(pa.table(data), files / "good.parquet")
     data["embedding"][399] = [np.nan] * DIM
     pyarrow.parquet.write_table(pa.table(data), files / "bad.parquet")
-    failed = ask("ingest", files / "bad.parquet", "--table", "items", expected=1)
+    batches = ("--batch-rows", 150)
+    failed = ask("ingest", files / "bad.parquet", "--table", "items", *batches, expected=1)
     assert failed["type"] == "LoadError"
     assert "row 399 (id 'key 399')" in failed["error"] and "rows 300 to 399" in failed["error"]
     assert conn.execute("SELECT count(*) FROM items").fetchone() == (300,)
-    skip = ("--on-conflict", "skip", "--connections", 2, "--batch-rows", 150)
+    skip = ("--on-conflict", "skip", "--connections", 2, *batches)
     assert ask("ingest", files / "good.parquet", "--table", "items", *skip)["rows"] == ROWS - 300
-    again = ask("ingest", files / "good.parquet", "--table", "items", "--resume")
+    again = ask("ingest", files / "good.parquet", "--table", "items", *batches, "--resume")
     assert again["rows"] == 0
     assert conn.execute("SELECT count(*), max(id) FROM items").fetchone() == (ROWS, "key 99")
     assert ask("status", "items")["count"] == ROWS

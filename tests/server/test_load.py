@@ -32,7 +32,10 @@ def create(conn: Conn, **options: Any) -> pybq.Table:
 
 
 def ids(conn: Conn) -> list[Any]:
-    return [row[0] for row in conn.execute("SELECT id FROM items ORDER BY id")]
+    """Keys of the table; leaves no transaction open."""
+    found = [row[0] for row in conn.execute("SELECT id FROM items ORDER BY id")]
+    conn.commit()
+    return found
 
 
 def assert_statistics(table: pybq.Table, vectors: np.ndarray) -> None:
