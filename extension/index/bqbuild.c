@@ -241,6 +241,38 @@ write_sorted(BuildState *state)
 	return bq_end_writing(writer);
 }
 
+/* All rows are in memory: train, assign, write.  Returns the number of blocks. */
+static uint32
+write_lists_once(BuildState *state)
+{
+	BqLayout   *layout = &state->layout;
+	BqRows	   *rows = &state->rows;
+	const uint32 *lists = NULL;
+	BqWriter   *writer;
+	uint32		nblocks;
+
+	if (layout->nlists > 1)
+	{
+		BqClusters	clusters;
+
+		report_phase(BQ_PHASE_TRAIN);
+		state->assigner = bq_begin_assigning(layout->dim, rows, layout->nlists, state->nworkers);
+		clusters = bq_train(state->assigner, layout->nlists);
+		bq_write_centroids(state->index, layout, &clusters.lists);
+		report_phase(BQ_PHASE_ASSIGN);
+		lists = bq_assign_rows(state->assigner, &clusters);
+		bq_measure_probes(&clusters.lists, rows, lists, (double) rows->n, layout);
+		bq_free_clusters(&clusters);
+	}
+	report_phase(BQ_PHASE_WRITE);
+	writer = bq_begin_writing(state->index, layout);
+	bq_write_rows(writer, rows, lists);
+	nblocks = bq_end_writing(writer);
+	if (state->assigner != NULL)
+		bq_end_assigning(state->assigner);
+	return nblocks;
+}
+
 /* Not all rows fit memory: lists from the sample, then a second pass. */
 static uint32
 write_lists_twice(BuildState *state)
@@ -340,8 +372,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	if (state->sampled)
 		nblocks = write_lists_twice(state);
 	else
-		nblocks = bq_write_lists(index, &state->layout, &state->rows, state->nworkers,
-								 report_phase);
+		nblocks = write_lists_once(state);
 
 	buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_EXCLUSIVE);
 	bq_fill_metapage(BufferGetPage(buffer), &state->layout, nblocks, state->ntuples);

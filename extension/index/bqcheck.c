@@ -243,26 +243,6 @@ add_row(CheckState *state, const ItemPointerData *tid, uint32 block, int slot, f
 	row->norm = norm;
 }
 
-static void
-read_block_rows(CheckState *state, uint32 b)
-{
-	const BqLayout *layout = &state->layout;
-	uint64		row = bq_first_row(layout, b);
-
-	for (int j = 0; j < layout->nrows;)
-	{
-		int			n = Min(layout->nrows - j,
-							BQ_ROWS_PER_PAGE - (int) ((row + j) % BQ_ROWS_PER_PAGE));
-		Buffer		buffer = bq_read_page(state->index, bq_code_page(layout, row + j),
-										  BQ_PAGE_DATA, BUFFER_LOCK_SHARE);
-
-		memcpy(state->block_rows + j * BQ_ROW_NBYTES,
-			   BqPageGetRow(BufferGetPage(buffer), row + j), n * BQ_ROW_NBYTES);
-		UnlockReleaseBuffer(buffer);
-		j += n;
-	}
-}
-
 /* Each row of a block: position, code, norm, and what is worked out from them. */
 static void
 check_rows(CheckState *state, uint32 b, const BqBlockData *block, BlockNumber heap_pages)
@@ -272,7 +252,7 @@ check_rows(CheckState *state, uint32 b, const BqBlockData *block, BlockNumber he
 		.transform = (uint16) state->layout.transform
 	};
 
-	read_block_rows(state, b);
+	bq_read_block(state->index, &state->layout, b, state->block_rows);
 	for (int slot = 0; slot < BQ_BLOCK; slot++)
 	{
 		ItemPointerData tid = block->tid[slot];

@@ -297,8 +297,6 @@ typedef struct BqWriter
 	int			used;			/* its slots in use */
 } BqWriter;
 
-typedef void (*BqReport) (int phase);
-
 /* bqpage.c */
 extern void bq_init_page(Page page, BqPageKind kind);
 extern void bq_check_page(Relation index, Buffer buffer, BqPageKind kind);
@@ -315,6 +313,7 @@ extern uint16 bq_inverse_pack(const uint8 *planes, int dim, float norm);
 extern void bq_check_code(Relation index, const BqLayout *layout, const BqHeader *header);
 extern void bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot,
 						   uint8 *planes);
+extern void bq_read_block(Relation index, const BqLayout *layout, uint32 block, uint8 *codes);
 
 /* bqwrite.c */
 extern uint32 bq_choose_lists(Relation index, double nrows);
@@ -328,8 +327,6 @@ extern void bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *li
 extern uint32 bq_end_writing(BqWriter *writer);
 extern void bq_write_centroids(Relation index, const BqLayout *layout,
 							   const BqCentroids *centroids);
-extern uint32 bq_write_lists(Relation index, BqLayout *layout, BqRows *rows, int nworkers,
-							 BqReport report);
 
 /* bqbuild.c */
 extern size_t bq_rows_limit(int dim, int work_mem_kb, bool shared);

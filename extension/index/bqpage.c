@@ -345,3 +345,23 @@ bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot, u
 		j = end;
 	}
 }
+
+/* Copy the code rows of a block: bq_block_nbytes(dim) bytes. */
+void
+bq_read_block(Relation index, const BqLayout *layout, uint32 block, uint8 *codes)
+{
+	uint64		row = bq_first_row(layout, block);
+
+	for (int j = 0; j < layout->nrows;)
+	{
+		int			n = Min(layout->nrows - j,
+							BQ_ROWS_PER_PAGE - (int) ((row + j) % BQ_ROWS_PER_PAGE));
+		Buffer		buffer = bq_read_page(index, bq_code_page(layout, row + j), BQ_PAGE_DATA,
+										  BUFFER_LOCK_SHARE);
+
+		memcpy(codes + j * BQ_ROW_NBYTES, BqPageGetRow(BufferGetPage(buffer), row + j),
+			   n * BQ_ROW_NBYTES);
+		UnlockReleaseBuffer(buffer);
+		j += n;
+	}
+}

@@ -7,11 +7,13 @@
  * index, writes them behind the old ones, and lets the metapage point to them.
  *
  * Writers hold a share lock on the metapage (a heavyweight lock, not its buffer lock)
- * from reading the layout to the end of the insertion, so they wait while this works:
- * about a second per 100,000 rows.  Scans do not wait: one that began with the old
- * lists goes on reading them, they stay as they are.  Their pages are not used again
- * before REINDEX; as each regrouping comes after tenfold growth, they are at most a
- * ninth of the index.
+ * from reading the layout to the end of the insertion.  Training and assigning go without
+ * that lock; only for adding the rows that came meanwhile and for writing it is taken
+ * exclusively, so writers wait for about half a second per 300,000 rows.  (One that waits
+ * longer than deadlock_timeout makes autovacuum give way.)  Scans do not wait: one that
+ * began with the old lists goes on reading them, they stay as they are.  Their pages are
+ * not used again before REINDEX; as each regrouping comes after tenfold growth, they are
+ * at most a ninth of the index.
  */
 #include "postgres.h"
 
@@ -27,39 +29,75 @@
 /* Above this many rows, writers would wait too long: that is for REINDEX CONCURRENTLY. */
 #define REGROUP_MAX_ROWS 1000000
 
-static void
-report_nothing(int phase)
-{
-}
-
-/* Copy all live rows of the index into memory; false if there are more than `limit`. */
+/*
+ * Copy rows of the blocks up to `nblocks` that are not in seen[] into memory, and note
+ * them there: bit c of seen[b] is slot c of block b.  False if there are more than `limit`.
+ *
+ * Called by vacuum, which nobody but itself removes rows beside: a row that was seen stays
+ * in its slot.
+ */
 static bool
-read_rows(Relation index, const BqLayout *layout, uint32 nblocks, size_t limit, BqRows *rows)
+read_rows(Relation index, const BqLayout *layout, uint32 nblocks, uint32 *seen, size_t limit,
+		  BqRows *rows)
 {
+	size_t		planes_nbytes = bq_planes_nbytes(layout->dim);
+	uint8	   *codes = (uint8 *) palloc(bq_block_nbytes(layout->dim));
+
 	for (uint32 b = 0; b < nblocks; b++)
 	{
 		Buffer		buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
 										  BUFFER_LOCK_SHARE);
 		BqBlockData block = *BqPageGetBlock(BufferGetPage(buffer), b);
+		uint32		added = block.live & ~seen[b];
 
 		UnlockReleaseBuffer(buffer);
 		CHECK_FOR_INTERRUPTS();
+		if (added == 0)
+			continue;
+		bq_read_block(index, layout, b, codes);
 		for (int slot = 0; slot < BQ_BLOCK; slot++)
 		{
-			if (!(block.live & ((uint32) 1 << slot)))
+			if (!(added & ((uint32) 1 << slot)))
 				continue;
 			if (rows->n >= limit)
 				return false;
 			if (rows->n == rows->capacity)
 				bq_grow_rows(rows, layout->dim, limit);
-			bq_read_planes(index, layout, b, slot,
-						   rows->planes + rows->n * bq_planes_nbytes(layout->dim));
+			bq_block_get(codes, layout->dim, slot, rows->planes + rows->n * planes_nbytes);
 			rows->norms[rows->n] = block.norm[slot];
 			rows->tids[rows->n] = block.tid[slot];
 			rows->n++;
 		}
+		seen[b] |= added;
 	}
+	pfree(codes);
 	return true;
+}
+
+/* The list of each row, in memory that stays. */
+static uint32 *
+assign_rows(BqAssigner *assigner, const BqClusters *clusters)
+{
+	size_t		n = assigner->rows->n;
+	uint32	   *lists = (uint32 *) MemoryContextAllocHuge(CurrentMemoryContext,
+														  (n + 1) * sizeof(uint32));
+
+	memcpy(lists, bq_assign_rows(assigner, clusters), n * sizeof(uint32));
+	return lists;
+}
+
+static void
+append_rows(BqRows *rows, const BqRows *added, int dim)
+{
+	size_t		planes_nbytes = bq_planes_nbytes(dim);
+	size_t		n = rows->n + added->n;
+
+	while (rows->capacity < n)
+		bq_grow_rows(rows, dim, n);
+	memcpy(rows->planes + rows->n * planes_nbytes, added->planes, added->n * planes_nbytes);
+	memcpy(rows->norms + rows->n, added->norms, added->n * sizeof(float));
+	memcpy(rows->tids + rows->n, added->tids, added->n * sizeof(ItemPointerData));
+	rows->n = n;
 }
 
 /* Does an index of so many rows want new lists? */
@@ -72,6 +110,24 @@ bq_wants_regrouping(Relation index, double nrows)
 		bq_choose_lists(index, nrows) >= (double) layout.nlists * REGROUP_FACTOR;
 }
 
+/* Write lists from page `start` on, unknown to anybody; returns their number of blocks. */
+static uint32
+write_lists(Relation index, BlockNumber start, const BqLayout *layout,
+			const BqCentroids *centroids, const BqRows *rows, const uint32 *lists)
+{
+	BqWriter   *writer;
+	uint32		nblocks;
+
+	bq_create_lists(index, MAIN_FORKNUM, layout);
+	bq_write_centroids(index, layout, centroids);
+	writer = bq_begin_writing(index, layout);
+	bq_write_rows(writer, rows, lists);
+	nblocks = bq_end_writing(writer);
+	if (RelationNeedsWAL(index))
+		log_newpage_range(index, MAIN_FORKNUM, start, bq_data_end(layout, nblocks), true);
+	return nblocks;
+}
+
 /* Make new lists; does nothing if the rows do not fit maintenance_work_mem. */
 void
 bq_regroup(Relation index)
@@ -79,28 +135,61 @@ bq_regroup(Relation index)
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "bq regroup",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
-	BqLayout	old_layout;
-	BqLayout	layout;
-	BqRows		rows = {0};
 	uint32		nblocks;
-	Buffer		buffer;
+	BqLayout	old_layout = bq_read_layout(index, &nblocks);
+	int			dim = old_layout.dim;
+	size_t		limit = bq_rows_limit(dim, maintenance_work_mem, false);
+	uint32		nseen = nblocks;
+	uint32	   *seen = (uint32 *) MemoryContextAllocHuge(context,
+														 ((size_t) nseen + 1) * sizeof(uint32));
+	BqRows		rows = {0};
+	BqRows		added = {0};
+	BqAssigner *assigner;
+	BqClusters	clusters;
+	BqLayout	layout;
+	uint32	   *lists;
+	uint32		nlists;
+
+	memset(seen, 0, nseen * sizeof(uint32));
+	if (!read_rows(index, &old_layout, nblocks, seen, limit, &rows) ||
+		(nlists = bq_choose_lists(index, (double) rows.n)) <= old_layout.nlists)
+	{
+		MemoryContextSwitchTo(old_context);
+		MemoryContextDelete(context);
+		return;
+	}
+
+	layout = bq_plan_layout(dim, nlists, 0);
+	layout.transform = old_layout.transform;
+	assigner = bq_begin_assigning(dim, &rows, nlists, 0);
+	clusters = bq_train(assigner, nlists);
+	lists = assign_rows(assigner, &clusters);
+	bq_measure_probes(&clusters.lists, &rows, lists, (double) rows.n, &layout);
+	bq_end_assigning(assigner);
 
 	LockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
-	old_layout = bq_read_layout(index, &nblocks);
-	if (read_rows(index, &old_layout, nblocks,
-				  bq_rows_limit(old_layout.dim, maintenance_work_mem, false), &rows) &&
-		bq_choose_lists(index, (double) rows.n) > old_layout.nlists)
+	bq_read_layout(index, &nblocks);
+	seen = (uint32 *) repalloc_huge(seen, ((size_t) nblocks + 1) * sizeof(uint32));
+	memset(seen + nseen, 0, (nblocks - nseen) * sizeof(uint32));
+	if (read_rows(index, &old_layout, nblocks, seen, limit - rows.n, &added))
 	{
 		/* where an attempt that was interrupted left its pages, if there was one */
 		BlockNumber start = bq_data_end(&old_layout, nblocks);
+		Buffer		buffer;
 		GenericXLogState *state;
 
-		layout = bq_plan_layout(old_layout.dim, bq_choose_lists(index, (double) rows.n), start);
-		layout.transform = old_layout.transform;
-		bq_create_lists(index, MAIN_FORKNUM, &layout);
-		nblocks = bq_write_lists(index, &layout, &rows, 0, report_nothing);
-		if (RelationNeedsWAL(index))
-			log_newpage_range(index, MAIN_FORKNUM, start, bq_data_end(&layout, nblocks), true);
+		if (added.n > 0)
+		{
+			assigner = bq_begin_assigning(dim, &added, nlists, 0);
+			lists = (uint32 *) repalloc_huge(lists, (rows.n + added.n) * sizeof(uint32));
+			memcpy(lists + rows.n, bq_assign_rows(assigner, &clusters), added.n * sizeof(uint32));
+			bq_end_assigning(assigner);
+			append_rows(&rows, &added, dim);
+		}
+		layout.centroid_start += start;
+		layout.list_start += start;
+		layout.data_start += start;
+		nblocks = write_lists(index, start, &layout, &clusters.lists, &rows, lists);
 
 		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_EXCLUSIVE);
 		state = GenericXLogStart(index);

@@ -277,37 +277,3 @@ bq_write_centroids(Relation index, const BqLayout *layout, const BqCentroids *ce
 		UnlockReleaseBuffer(buffer);
 	}
 }
-
-/*
- * Lists for rows that are all in memory: train, assign, write.  Returns the number of
- * blocks; the layout gets its probes.  The rows may be gone then.
- */
-uint32
-bq_write_lists(Relation index, BqLayout *layout, BqRows *rows, int nworkers, BqReport report)
-{
-	BqAssigner *assigner = NULL;
-	const uint32 *lists = NULL;
-	BqWriter   *writer;
-	uint32		nblocks;
-
-	if (layout->nlists > 1)
-	{
-		BqClusters	clusters;
-
-		report(BQ_PHASE_TRAIN);
-		assigner = bq_begin_assigning(layout->dim, rows, layout->nlists, nworkers);
-		clusters = bq_train(assigner, layout->nlists);
-		bq_write_centroids(index, layout, &clusters.lists);
-		report(BQ_PHASE_ASSIGN);
-		lists = bq_assign_rows(assigner, &clusters);
-		bq_measure_probes(&clusters.lists, rows, lists, (double) rows->n, layout);
-		bq_free_clusters(&clusters);
-	}
-	report(BQ_PHASE_WRITE);
-	writer = bq_begin_writing(index, layout);
-	bq_write_rows(writer, rows, lists);
-	nblocks = bq_end_writing(writer);
-	if (assigner != NULL)
-		bq_end_assigning(assigner);
-	return nblocks;
-}

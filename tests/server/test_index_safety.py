@@ -425,6 +425,37 @@ def test_regrouping_beside_writers(own_server: pybq.Server, rng: np.random.Gener
         assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=100)
 
 
+def test_writers_do_not_wait_for_training(
+    own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """Nearly all of the time that new lists take goes by beside writers."""
+    with connect(own_server.dsn) as conn, connect(own_server.dsn) as vacuum:
+        conn.execute(f"CREATE TABLE items (id int, code bqvec({DIM}), other int)")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 5000)")
+        insert(conn, clustered_vectors(rng, 20_000, DIM))
+        vacuum.execute("SET bq.kernel = portable")
+        thread = threading.Thread(target=lambda: vacuum.execute("VACUUM items"))
+        thread.start()
+
+        def is_training() -> bool:
+            query = "SELECT phase FROM pg_stat_progress_vacuum"
+            return conn.execute(query).fetchone() == ("cleaning up indexes",)
+
+        for _ in range(1000):
+            if is_training() or not thread.is_alive():
+                break
+            time.sleep(0.01)
+        conn.execute("SET lock_timeout = '50ms'")
+        for first in range(20_000, 20_100, 10):
+            insert(conn, clustered_vectors(rng, 10, DIM), first=first)
+        assert is_training(), "this test needs more rows: vacuum was done before the writer"
+        thread.join()
+        assert info(conn, "items_code")["lists"] == 5000
+        assert info(conn, "items_code")["live_rows"] == 20_100
+        check(conn, "items_code")
+        assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=100)
+
+
 def test_cancelled_regrouping_leaves_no_waste(
     own_server: pybq.Server, rng: np.random.Generator
 ) -> None:
