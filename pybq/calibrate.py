@@ -52,7 +52,7 @@ async def calibrate(
         raise ValueError(f"expected k >= 1 and sample >= 2, got {k} and {sample}")
     own: Sequence[Any] | None = None
     if queries is None:
-        own, vectors = await _sample_rows(db, layout, sample)
+        own, vectors = await sample_rows(db, layout, sample)
     else:
         given = np.atleast_2d(np.asarray(queries))
         if len(given) < 2:
@@ -105,7 +105,7 @@ def _is_met(found: NDArray[np.bool_], nearest: _Array, recall: float) -> bool:
     return bool(shares.mean() - 2 * error >= recall)
 
 
-async def _sample_rows(
+async def sample_rows(
     db: Database, layout: Layout, n: int
 ) -> tuple[Sequence[Any], NDArray[np.float32]]:
     """Return keys and vectors of some rows, the same ones each time."""

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+)
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -82,6 +87,21 @@ class Database(ABC):
     async def compute(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function that takes its time."""
 
+    @abstractmethod
+    async def set_autocommit(self, wanted: bool) -> None:
+        """Let each statement commit by itself, or not."""
+
+    @asynccontextmanager
+    async def autocommitting(self) -> AsyncIterator[None]:
+        """Let each statement commit by itself; no transaction may be open."""
+        before = self.connection.autocommit
+        await self.set_autocommit(True)
+        try:
+            yield
+        finally:
+            if not self.connection.closed:
+                await self.set_autocommit(before)
+
     async def fetch_one(self, statement: Statement, parameters: Parameters = None) -> Row | None:
         """Return the first row of a query."""
         rows = await self.fetch(statement, parameters)
@@ -145,6 +165,9 @@ class BlockingDatabase(Database):
     async def compute(self, function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)
 
+    async def set_autocommit(self, wanted: bool) -> None:
+        self._connection.autocommit = wanted
+
     def _execute(self, statement: Statement, parameters: Parameters) -> Cursor[Row]:
         # Not connection.cursor(): its class may be one of other placeholders.
         cursor = Cursor(self._connection, row_factory=tuple_row)
@@ -207,6 +230,9 @@ class AsyncDatabase(Database):
 
     async def compute(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.to_thread(function, *arguments)
+
+    async def set_autocommit(self, wanted: bool) -> None:
+        await self._connection.set_autocommit(wanted)
 
     async def _execute(self, statement: Statement, parameters: Parameters) -> AsyncCursor[Row]:
         cursor = AsyncCursor(self._connection, row_factory=tuple_row)

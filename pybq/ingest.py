@@ -193,8 +193,8 @@ async def decide(db: Database, layout: Layout, sample: Callable[[], NDArray[np.f
             layout.code.name,
             decision.transform,
             *row,
-            _finite(decision.f_axis),
-            _finite(decision.f_rotate),
+            finite(decision.f_axis),
+            finite(decision.f_rotate),
             decision.reason,
         ],
     )
@@ -222,7 +222,8 @@ def _choose(
     return choose(statistics, measured), statistics
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """Return what the database keeps of a fidelity."""
     return value if math.isfinite(value) else None
 
 

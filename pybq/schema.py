@@ -97,13 +97,13 @@ async def open_table(
 async def _read_layout(db: Database, name: str, schema: str | None) -> Layout:
     regclass = name_table(name, schema).as_string(db.connection)
     managed = await db.fetch_one(
-        "SELECT table_name::oid, code_column, source_column, dim, metric FROM bq_columns"
-        " WHERE table_name = %s::regclass",
+        "SELECT table_name::oid, code_column, source_column, dim, metric, next_column"
+        " FROM bq_columns WHERE table_name = %s::regclass",
         [regclass],
     )
     if managed is None:
         raise TableError(f"table {name!r} has no codes that pybq made; use Table.create")
-    oid, code, source, dim, metric = managed
+    oid, code, source, dim, metric, unfinished = managed
     attributes = await db.fetch(
         """
         SELECT a.attname, t.typname, t.oid, coalesce(a.attnum = i.indkey[0], false)
@@ -119,6 +119,7 @@ async def _read_layout(db: Database, name: str, schema: str | None) -> Layout:
         raise TableError(f"table {name!r} has no primary key of one column")
     key, codes = columns.pop(keys[0]), columns.pop(code)
     vectors = None if source is None else columns.pop(source)
+    columns.pop(unfinished, None)  # of Table.reencode
     return Layout(name, schema, oid, dim, metric, key, codes, vectors, columns)
 
 
@@ -192,6 +193,24 @@ async def create_index(db: Database, layout: Layout) -> None:
         await db.execute(
             sql.SQL("CREATE INDEX ON {} USING bq ({})").format(
                 layout.identifier, layout.code.identifier
+            )
+        )
+
+
+async def create_trigger(db: Database, layout: Layout) -> None:
+    """Have the server make codes for writers that give none."""
+    if layout.source is None:
+        raise TableError(f"table {layout.name!r} keeps codes only: there are no vectors to encode")
+    async with db.transaction():
+        await db.execute(
+            sql.SQL(
+                "CREATE TRIGGER bq_encode BEFORE INSERT OR UPDATE OF {} ON {} FOR EACH ROW"
+                " EXECUTE FUNCTION bq_encode_trigger({}, {})"
+            ).format(
+                layout.source.identifier,
+                layout.identifier,
+                sql.Literal(layout.code.name),
+                sql.Literal(layout.source.name),
             )
         )
 

@@ -44,6 +44,8 @@ class Status:
     drift : Drift or None
         How the rows differ from those, and whether another choice would now be better; None
         before the first ingest, and while there are too few rows.
+    next_transform : int or None
+        What `Table.reencode` has begun and not finished, if anything.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Status:
     decided_count: int | None
     decided_at: datetime | None
     drift: Drift | None
+    next_transform: int | None
 
     def __str__(self) -> str:
         lines = [
@@ -74,6 +77,11 @@ class Status:
             lines.append(f"drift: {self.drift.text}")
             if self.drift.better:
                 lines.append("to change it: Table.reencode(), or pybq reencode")
+        if self.next_transform is not None:
+            lines.append(
+                f"being encoded anew, with transform {self.next_transform}; if nobody is at it, "
+                "Table.reencode() or pybq reencode continues"
+            )
         return "\n".join(lines)
 
 
@@ -82,15 +90,15 @@ async def read_status(db: Database, layout: Layout) -> Status:
     row = await db.fetch_one(
         """
         SELECT transform, decided_at IS NOT NULL, f_axis, f_rotate, reason, decided_count,
-               decided_at, (statistics).*, (decided_statistics).*
+               decided_at, next_transform, (statistics).*, (decided_statistics).*
         FROM bq_columns WHERE table_name = %s AND code_column = %s
         """,
         [layout.oid, layout.code.name],
     )
     if row is None:
         raise _gone(layout)
-    transform, decided, f_axis, f_rotate, reason, decided_count, decided_at = row[:7]
-    now, then = _make_statistics(layout, row[7:14]), _make_statistics(layout, row[14:])
+    transform, decided, f_axis, f_rotate, reason, decided_count, decided_at, following = row[:8]
+    now, then = _make_statistics(layout, row[8:15]), _make_statistics(layout, row[15:])
     drift = None
     if decided:
         drift = await db.compute(compare, transform, then if then.count else None, now)
@@ -107,6 +115,7 @@ async def read_status(db: Database, layout: Layout) -> Status:
         decided_count,
         decided_at,
         drift,
+        following,
     )
 
 

@@ -17,8 +17,17 @@ from pybq.errors import TableError
 from pybq.ingest import OnConflict, ingest
 from pybq.load import load
 from pybq.quantizer import Quantizer
+from pybq.reencode import reencode
 from pybq.results import Arrays, Hit, Output
-from pybq.schema import Layout, Store, create_index, create_table, name_table, open_table
+from pybq.schema import (
+    Layout,
+    Store,
+    create_index,
+    create_table,
+    create_trigger,
+    name_table,
+    open_table,
+)
 from pybq.search import Effort, Search, register_queries, write_statement
 from pybq.statistics import Statistics
 from pybq.status import Status, read_statistics, read_status, read_transform
@@ -124,6 +133,11 @@ class _Table(Generic[_D]):
     async def _load(self, *arguments: Any) -> int:
         self._efforts.clear()
         return await load(self._db, self._layout, *arguments)
+
+    async def _reencode(self, transform: int | None, progress: bool | None) -> int:
+        self._quantizer = None
+        self._efforts.clear()
+        return await reencode(self._db, self._layout, transform, progress)
 
     async def _current_quantizer(self) -> Quantizer | None:
         """Return what made the codes, None before the first ingest.
@@ -461,6 +475,96 @@ class Table(_Table[BlockingDatabase]):
         """
         run(create_index(self._db, self._layout))
 
+    def create_trigger(self) -> None:
+        """Have the server make codes for rows that others write: INSERT, UPDATE, COPY.
+
+        Codes that a writer gives, as `ingest` does, are taken if they have the table's transform;
+        where there is none, and where an UPDATE changes the vector and not the code, the trigger
+        `bq_encode` makes one. Rows written so do not count in `statistics`.
+
+        Raises
+        ------
+        TableError
+            If the table keeps codes only.
+        psycopg.errors.DuplicateObject
+            If the table has the trigger.
+
+        Notes
+        -----
+        The first ingest decides the transform, or `create` is given one: before, others cannot
+        write vectors. PostgreSQL's COPY, and with it `ingest`, inserts rows one by one where there
+        is such a trigger, which takes longer.
+
+        Examples
+        --------
+        >>> import numpy as np, psycopg, pybq
+        >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     table = pybq.Table(conn, "items", dim=64)
+        ...     rows = table.ingest(range(1000), vectors)
+        ...     table.create_trigger()
+        ...     _ = conn.execute("INSERT INTO items (id, embedding)"
+        ...                      " SELECT 1000, embedding FROM items WHERE id = 42")
+        ...     sorted(hit.id for hit in table.search(vectors[42], k=2))
+        [42, 1000]
+        """
+        run(create_trigger(self._db, self._layout))
+
+    def reencode(self, transform: int | None = None, *, progress: bool | None = None) -> int:
+        """Encode all rows with another transform, while the table is searched and written to.
+
+        Parameters
+        ----------
+        transform : int, optional
+            0 for the original axes, else number of the rotation. By default, what `choose` says
+            now, from the statistics of all rows (see `Status.drift`) and a sample of the stored
+            vectors.
+        progress : bool, optional
+            Show a bar on stderr; by default, if that is a terminal and `rich` is installed.
+
+        Returns
+        -------
+        int
+            Rows that were encoded; 0 if the table has that transform already. Rows that others
+            wrote meanwhile do not count.
+
+        Raises
+        ------
+        TableError
+            If a transaction is open, as this commits as it goes; if the table keeps codes only,
+            has none yet or belongs to somebody else; if views or the like depend on the column
+            of codes; if another connection is at it, or long transactions never let go of the
+            table.
+
+        Notes
+        -----
+        A second column is filled, in short transactions, from the stored vectors; a trigger fills
+        it for other writers. If there is an index, its twin is built `CONCURRENTLY`. At last the
+        new column takes the place of the old one, which needs the table for itself for a few
+        milliseconds. Searches of other connections find out by themselves; those inside a
+        transaction that was begun before may fail once, with "different transforms".
+
+        If it is interrupted, call it again: it continues. Called with another transform, it
+        begins anew; with that of the table, it only drops what was begun.
+
+        The column of codes is the last one afterwards, so ``SELECT *`` and INSERT without names
+        of columns see another order. A CHECK constraint keeps out codes of other transforms. Each
+        row is written anew: triggers on UPDATE run, and the table grows by about a fifth
+        until later writes use that space.
+
+        Examples
+        --------
+        >>> import numpy as np, psycopg, pybq
+        >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     table = pybq.Table(conn, "items", dim=64, transform=0)
+        ...     rows = table.ingest(range(1000), vectors)
+        ...     rows = table.reencode(transform=7)
+        ...     rows, table.status().transform, table.search(vectors[42])[0].id
+        (1000, 7, 42)
+        """
+        return run(self._reencode(transform, progress))
+
     # -- reading ---------------------------------------------------------------------
 
     def search(
@@ -796,6 +900,17 @@ class AsyncTable(_Table[AsyncDatabase]):
     async def create_index(self) -> None:
         """Build the index `USING bq` over the codes. See `Table.create_index`."""
         await self._db.run(create_index(self._db, self._layout))
+
+    async def create_trigger(self) -> None:
+        """Have the server make codes for rows that others write. See `Table.create_trigger`."""
+        await self._db.run(create_trigger(self._db, self._layout))
+
+    async def reencode(self, transform: int | None = None, *, progress: bool | None = None) -> int:
+        """Encode all rows with another transform. See `Table.reencode`.
+
+        What other tasks ask of the same connection waits until it is done.
+        """
+        return await self._db.run(self._reencode(transform, progress))
 
     async def search(
         self,
