@@ -29,6 +29,7 @@ from typer.core import TyperGroup
 
 import pybq
 from pybq import doctor as doctors
+from pybq.bench import bench_table
 from pybq.errors import BuildError, ExtensionMissingError, LoadError, ServerError, TableError
 from pybq.recall import measure_recall
 from pybq.sources import Source, open_source
@@ -423,6 +424,71 @@ def recall(
 
 
 @app.command()
+def bench(
+    table: Name,
+    k: Annotated[int, typer.Option("-k", help="Rows wanted per query.")] = 10,
+    sample: Annotated[int, typer.Option(help="Number of queries.")] = 100,
+    rerank: Annotated[float, typer.Option(help="Candidates as a multiple of k.")] = 4,
+    queries: Annotated[
+        Path | None, typer.Option(help="File of queries; else random rows of the table.")
+    ] = None,
+    schema: Schema = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Time searches by codes alone, re-ranked and in exact order, and say what they find."""
+    given = None if queries is None else _read_queries(queries)
+    with _connect(dsn) as conn:
+        found = bench_table(_open(conn, table, schema), given, k, sample, rerank)
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+        return
+    grid = Grid("search", f"recall@{k}", "ms, median", "ms, 95 %")
+    for one in found.measured:
+        times = f"{one.milliseconds:.2f}", f"{one.p95_milliseconds:.2f}"
+        grid.add_row(one.method, f"{one.recall:.3f}", *times)
+    _out.print(grid)
+    _out.print(
+        f"{found.rows:,} rows x {found.dim}, {found.queries} queries, each asked of all in turn; "
+        f"a round trip takes {found.round_trip_milliseconds:.2f} ms"
+    )
+    if not found.indexes:
+        _out.print("no index: searches read every code")
+
+
+@app.command()
+def reencode(
+    table: Name,
+    transform: Annotated[
+        int | None,
+        typer.Option(
+            help="0 for the original axes, else number of the rotation; "
+            "left out, it is chosen from the data.",
+            show_default=False,
+        ),
+    ] = None,
+    schema: Schema = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Make codes of another transform while the table is in use; goes on if interrupted."""
+    with _connect(dsn) as conn:
+        opened = _open(conn, table, schema)
+        before = opened.status().transform
+        rows = opened.reencode(transform, progress=False if as_json else None)
+        learned = opened.status()
+    if as_json:
+        answer = {"rows": rows, "transform_before": before}
+        _print_json(answer | dataclasses.asdict(learned))
+        return
+    if learned.transform == before:
+        _out.print(f"nothing to do: transform {before} stays")
+    else:
+        _out.print(f"{rows:,} rows of {escape(table)} encoded anew")
+    _out.print(escape(str(learned)), soft_wrap=True)
+
+
+@app.command()
 def doctor(
     check_indexes: Annotated[
         bool, typer.Option(help="Read every index in full; keeps writers out meanwhile.")
@@ -599,7 +665,9 @@ def _print_advice(
     if decided and decided["transform"] is not None:
         used = bool(decided["transform"])
         axes = f"rotation {decided['transform']}" if used else "the original axes"
-        agrees = "as it would be decided now" if used == decision.rotate else "now it would differ"
+        agrees = "as it would be decided now"
+        if used != decision.rotate:
+            agrees = "now it would differ, and pybq reencode changes it"
         _out.print(f"The table uses {axes}: {agrees}.")
     if picture is not None:
         _out.print(f"picture: {escape(str(picture))}")

@@ -138,7 +138,7 @@ def _examine_tables(conn: Connection[Any], check_indexes: bool) -> Iterator[Find
         columns = cursor.execute(
             """
             SELECT table_name::text AS name, c.oid IS NULL AS gone, decided_at IS NULL AS empty,
-                   transform, coalesce((statistics).count, 0) AS count,
+                   transform, next_transform, coalesce((statistics).count, 0) AS count,
                    array(SELECT i.indexrelid::regclass::text FROM pg_index i
                          JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
                          JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
@@ -161,6 +161,10 @@ def _examine_tables(conn: Connection[Any], check_indexes: bool) -> Iterator[Find
         else:
             hint = "searches read every code; for a large table: CREATE INDEX ... USING bq"
             yield Finding(name, "ok", f"{text}, no index", hint)
+        if column["next_transform"] is not None:
+            text = f"being encoded anew, with transform {column['next_transform']}"
+            hint = f"if nobody is at it, continue: pybq reencode {column['name']}"
+            yield Finding(name, "warning", text, hint)
         for index in column["invalid"]:
             yield Finding(f"index {index}", "error", "not valid", f"run REINDEX INDEX {index}")
         for index in column["indexes"]:

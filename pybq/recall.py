@@ -89,7 +89,7 @@ def measure_recall(
     if table.store is None:
         raise TableError(f"table {table.name!r} keeps codes only: there is no exact order")
     if queries is None:
-        own, vectors = _sample_rows(table, sample)
+        own, vectors = sample_rows(table, sample)
     else:
         given = np.atleast_2d(np.asarray(queries))
         vectors = given[np.unique(np.linspace(0, len(given) - 1, sample).astype(int))]
@@ -98,7 +98,7 @@ def measure_recall(
         raise TableError(f"table {table.name!r} has no rows")
 
     more = k + (queries is None)  # a row finds itself
-    reach = [_exact(table, vector, key, k) for key, vector in zip(own, vectors, strict=True)]
+    reach = [find_exact(table, vector, key, k) for key, vector in zip(own, vectors, strict=True)]
     measured = []
     for rerank in reranks:
         table.search(vectors[0], more, rerank)  # plan and cache, as a running application has
@@ -108,13 +108,14 @@ def measure_recall(
             hits = table.search(vector, more, rerank)
             times.append(time.perf_counter() - start)
             ids = [hit.id for hit in hits if key is None or hit.id != key][:k]
-            near = sum(distance <= limit[-1] for distance in _distances(table, vector, ids))
+            near = sum(distance <= limit[-1] for distance in find_distances(table, vector, ids))
             recalls.append(near / len(limit) if limit else 1.0)
         measured.append(Recall(rerank, mean(recalls), 1e3 * median(times)))
     return measured
 
 
-def _sample_rows(table: Table, n: int) -> tuple[list[Any], NDArray[np.float32]]:
+def sample_rows(table: Table, n: int) -> tuple[list[Any], NDArray[np.float32]]:
+    """Keys and vectors of random rows."""
     rows = _fetch(
         table,
         "SELECT {id}, {vector}::real[] FROM {table}"
@@ -125,7 +126,7 @@ def _sample_rows(table: Table, n: int) -> tuple[list[Any], NDArray[np.float32]]:
     return [key for key, _ in rows], vectors
 
 
-def _exact(table: Table, vector: NDArray[Any], own: Any, k: int) -> list[float]:
+def find_exact(table: Table, vector: NDArray[Any], own: Any, k: int) -> list[float]:
     """Exact distances of the k nearest rows, but for the row that the query comes from."""
     with table.connection.transaction(), table.connection.cursor() as cursor:
         # an index over the vectors would be approximate
@@ -140,7 +141,8 @@ def _exact(table: Table, vector: NDArray[Any], own: Any, k: int) -> list[float]:
     return [row[0] for row in rows]
 
 
-def _distances(table: Table, vector: NDArray[Any], ids: list[Any]) -> list[float]:
+def find_distances(table: Table, vector: NDArray[Any], ids: list[Any]) -> list[float]:
+    """Exact distances of some rows."""
     rows = _fetch(
         table,
         "SELECT {vector} {operator} %s::real[]::{type} FROM {table} WHERE {id} = ANY(%s)",

@@ -142,6 +142,57 @@ def test_search_takes_many_queries(ask: Callable[..., Any], files: Path) -> None
     assert hit["id"] == 7
 
 
+def test_bench_compares_three_kinds_of_search(
+    ask: Callable[..., Any], run: Callable[..., tuple[int, str]], files: Path
+) -> None:
+    ask("ingest", files / "items.npz", "--table", "items")
+    for options in ([], ["--queries", files / "vectors.npy"]):
+        answer = ask("bench", "items", "-k", 5, "--sample", 20, "--rerank", 8, *options)
+        assert (answer["rows"], answer["dim"], answer["k"], answer["queries"]) == (ROWS, DIM, 5, 20)
+        assert answer["indexes"] == []
+        found = {one["method"]: one for one in answer["measured"]}
+        assert set(found) == {"codes alone", "re-ranked", "exact"}
+        assert found["exact"]["recall"] == 1
+        assert 0.3 < found["codes alone"]["recall"] < found["re-ranked"]["recall"] <= 1
+        assert found["re-ranked"]["recall"] > 0.97 and found["re-ranked"]["rerank"] == 8
+        for one in answer["measured"]:
+            assert 0 < one["milliseconds"] <= one["p95_milliseconds"]
+    code, output = run("bench", "items", "--sample", 3)
+    assert code == 0 and "recall@10" in output and "no index" in output
+
+
+def test_reencode_and_what_it_says(
+    ask: Callable[..., Any], run: Callable[..., tuple[int, str]], files: Path
+) -> None:
+    ask("create", "items", "--dim", DIM, "--transform", 0)
+    ask("ingest", files / "vectors.npy", "--table", "items", "--index")
+    code, output = run("status", "items")
+    assert "another choice would now be better: rotate" in output
+    assert "pybq reencode" in run("advise", "items")[1]
+    answer = ask("reencode", "items")
+    assert (answer["rows"], answer["transform_before"], answer["transform"]) == (ROWS, 0, 1)
+    assert answer["drift"]["better"] is False and answer["next_transform"] is None
+    (hits,) = ask("search", "items", "--vector", files / "query.npy", "-k", 1)
+    assert hits[0]["id"] == 42
+    assert ask("doctor")["healthy"]
+    code, output = run("reencode", "items")
+    assert code == 0 and "nothing to do: transform 1 stays" in output
+    code, output = run("reencode", "items", "--transform", 9)
+    assert code == 0 and f"{ROWS} rows of items encoded anew" in output
+    refused = ask("reencode", "items", "--transform", 70000, expected=1)
+    assert "transform between 0 and 65535" in refused["error"]
+
+
+def test_doctor_tells_of_an_unfinished_reencode(
+    ask: Callable[..., Any], files: Path, conn: psycopg.Connection[Any]
+) -> None:
+    ask("ingest", files / "vectors.npy", "--table", "items")
+    conn.execute("UPDATE bq_columns SET next_column = 'code_next', next_transform = 5")
+    conn.commit()
+    (finding,) = [one for one in ask("doctor")["findings"] if "anew" in one["text"]]
+    assert finding["state"] == "warning" and finding["hint"].endswith("pybq reencode items")
+
+
 def test_recall_rises_with_rerank_and_is_exact_at_last(
     ask: Callable[..., Any], files: Path
 ) -> None:

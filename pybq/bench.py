@@ -1,0 +1,221 @@
+"""What searches of a table cost and find: by codes alone, re-ranked, in exact order."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from pybq.errors import TableError
+from pybq.recall import find_distances, sample_rows
+from pybq.schema import OPERATORS
+from pybq.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one kind of search costs and finds.
+
+    Attributes
+    ----------
+    method : str
+        "codes alone", "re-ranked" or "exact".
+    rerank : float or None
+        As given to `Table.search`, for "re-ranked".
+    recall : float
+        Share of the true k nearest rows among the k found; rows as near as the k-th count.
+    milliseconds, p95_milliseconds : float
+        Median and 95th percentile of the time of one search, with its round trip.
+    """
+
+    method: str
+    rerank: float | None
+    recall: float
+    milliseconds: float
+    p95_milliseconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What `bench_table` measured, and on what.
+
+    Attributes
+    ----------
+    table : str
+    rows, dim, k, queries : int
+    round_trip_milliseconds : float
+        Median time of a prepared ``SELECT 1``: a part of each of the others.
+    indexes : list of str
+        Indexes of the codes; without one, searches read every code.
+    measured : list of Measurement
+    """
+
+    table: str
+    rows: int
+    dim: int
+    k: int
+    queries: int
+    round_trip_milliseconds: float
+    indexes: list[str]
+    measured: list[Measurement]
+
+
+def bench_table(
+    table: Table,
+    queries: ArrayLike | None = None,
+    k: int = 10,
+    sample: int = 100,
+    rerank: float = 4,
+) -> Bench:
+    """Time searches of a table on one connection, and compare what they find.
+
+    Parameters
+    ----------
+    table : Table
+        One that stores vectors. On a connection with ``autocommit=True``, as otherwise each
+        search begins and ends a transaction, too.
+    queries : array_like of float, shape (q, dim), optional
+        At most `sample` of them, spread evenly, are used. By default, vectors of random rows of
+        the table; of each, the row itself is then not counted as found.
+    k : int
+        Rows wanted per query.
+    sample : int
+        Number of queries.
+    rerank : float
+        Of the search that is re-ranked.
+
+    Returns
+    -------
+    Bench
+        Each query is asked of all kinds of search in turn, so that what else the machine does
+        meanwhile hits them alike.
+
+    Raises
+    ------
+    TableError
+        If the table keeps codes only, or has no rows.
+    ValueError
+        If k or sample is below 1, or the shape of queries does not match.
+
+    Examples
+    --------
+    >>> import psycopg, pybq
+    >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+    >>> with pybq.serve() as server, psycopg.connect(server.dsn, autocommit=True) as conn:
+    ...     table = pybq.Table(conn, "items", dim=64)
+    ...     rows = table.ingest(range(1000), vectors)
+    ...     found = bench_table(table, sample=20)
+    >>> [one.method for one in found.measured], found.measured[-1].recall
+    (['codes alone', 're-ranked', 'exact'], 1.0)
+    """
+    if k < 1 or sample < 1:
+        raise ValueError(f"expected k and sample of at least 1, got {k} and {sample}")
+    if table.store is None:
+        raise TableError(f"table {table.name!r} keeps codes only: there is no exact order")
+    if queries is None:
+        own, vectors = sample_rows(table, sample)
+    else:
+        given = np.atleast_2d(np.asarray(queries))
+        vectors = given[np.unique(np.linspace(0, len(given) - 1, sample).astype(int))]
+        own = [None] * len(vectors)
+    if len(vectors) == 0:
+        raise TableError(f"table {table.name!r} has no rows")
+
+    more = k + (queries is None)  # a row finds itself
+    settings: dict[str, float | None] = {"codes alone": None, "re-ranked": rerank}
+    for setting in settings.values():
+        table.search(vectors[0], more, setting)  # plan and cache, as a running application has
+    _search_exactly(table, vectors[0], more)
+    recalls: dict[str, list[float]] = {name: [] for name in (*settings, "exact")}
+    times: dict[str, list[float]] = {name: [] for name in (*settings, "exact")}
+    trips = []
+    for key, vector in zip(own, vectors, strict=True):
+        trips.append(_time_round_trip(table))
+        elapsed, ids = _search_exactly(table, vector, more)
+        found = {"exact": ids}
+        times["exact"].append(elapsed)
+        for name, setting in settings.items():
+            start = time.perf_counter()
+            hits = table.search(vector, more, setting)
+            times[name].append(time.perf_counter() - start)
+            found[name] = [hit.id for hit in hits]
+        others = {name: [i for i in ids if i != key][:k] for name, ids in found.items()}
+        reach = max(find_distances(table, vector, others["exact"]), default=0.0)
+        for name, ids in others.items():
+            near = sum(distance <= reach for distance in find_distances(table, vector, ids))
+            recalls[name].append(near / len(others["exact"]) if others["exact"] else 1.0)
+    ((rows,),) = _fetch(table, "SELECT count(*) FROM {table}")
+    indexes = _fetch(
+        table,
+        "SELECT i.indexrelid::regclass::text FROM pg_index i"
+        " JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam"
+        " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]"
+        " WHERE i.indrelid = %s::regclass AND m.amname = 'bq' AND a.attname = %s AND i.indisvalid"
+        " ORDER BY 1",
+        [table.identifier.as_string(table.connection), table.code_column],
+    )
+    return Bench(
+        table.name,
+        rows,
+        table.dim,
+        k,
+        len(vectors),
+        1e3 * float(np.median(trips)),
+        [name for (name,) in indexes],
+        [
+            Measurement(
+                name,
+                settings.get(name),
+                mean(recalls[name]),
+                1e3 * float(np.median(times[name])),
+                1e3 * float(np.percentile(times[name], 95)),
+            )
+            for name in times
+        ],
+    )
+
+
+def _search_exactly(table: Table, vector: NDArray[Any], k: int) -> tuple[float, list[Any]]:
+    """Seconds, and the nearest rows of all by the stored vectors."""
+    text = str(vector.tolist())
+    with table.connection.transaction(), table.connection.cursor(row_factory=tuple_row) as cursor:
+        # an index over the vectors would be approximate
+        cursor.execute("SET LOCAL enable_indexscan = off")
+        statement = _format(
+            table,
+            "SELECT {id} FROM {table} ORDER BY {vector} {operator} %s::{type}, {id} LIMIT %s",
+        )
+        start = time.perf_counter()
+        rows = cursor.execute(statement, [text, k], prepare=True).fetchall()
+        elapsed = time.perf_counter() - start
+        cursor.execute("SET LOCAL enable_indexscan TO DEFAULT")
+    return elapsed, [key for (key,) in rows]
+
+
+def _time_round_trip(table: Table) -> float:
+    with table.connection.cursor() as cursor:
+        start = time.perf_counter()
+        cursor.execute("SELECT 1", prepare=True).fetchall()
+        return time.perf_counter() - start
+
+
+def _format(table: Table, query: str) -> sql.Composed:
+    assert table.source_column is not None and table.store is not None
+    return sql.SQL(query).format(
+        id=sql.Identifier(table.id_column),
+        vector=sql.Identifier(table.source_column),
+        type=sql.SQL(table.store),
+        table=table.identifier,
+        operator=sql.SQL(OPERATORS[table.metric]),
+    )
+
+
+def _fetch(table: Table, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
+    with table.connection.transaction(), table.connection.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(_format(table, query), parameters).fetchall()
