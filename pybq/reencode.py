@@ -22,7 +22,7 @@ from pybq.ingest import finite, show_progress
 from pybq.quantizer import Quantizer
 from pybq.schema import Layout
 from pybq.statistics import Statistics
-from pybq.status import read_statistics
+from pybq.status import no_statistics, read_statistics
 from pybq.strategy import MIN_ROWS, PROBE_QUERIES, PROBE_ROWS, Decision, choose, probe
 
 # Pages of one batch, 1 MB: its rows are locked against writers for about 20 ms.
@@ -96,7 +96,8 @@ async def _alone(db: Database, layout: Layout) -> AsyncIterator[None]:
             )
     except LockNotAvailable as error:
         raise TableError(
-            f"table {layout.name!r} is being encoded anew by another connection"
+            f"table {layout.name!r} is being encoded anew by another connection; if that was "
+            "killed, wait until the server has noticed"
         ) from error
     try:
         yield
@@ -433,14 +434,20 @@ async def _record(
     decision: Decision,
     reason: str,
 ) -> None:
-    """Write the decision; nothing is under way any longer."""
+    """Write the decision; nothing is under way any longer.
+
+    Statistics that speak against the transform were not what it was decided from, unless a
+    measurement overruled them.
+    """
+    if decision.rotate != (transform != 0):
+        statistics = no_statistics(layout)
     row = statistics.to_row()
     fields = ", ".join(["%b"] * len(row))
     await db.execute(
         f"""
         UPDATE bq_columns SET transform = %s, f_axis = %s, f_rotate = %s, reason = %s,
             decided_count = %s, decided_at = now(),
-            decided_statistics = ROW({fields})::bq_statistics,
+            decided_statistics = CASE WHEN %s THEN ROW({fields})::bq_statistics END,
             next_column = NULL, next_transform = NULL
         WHERE table_name = %s AND code_column = %s
         """,
@@ -450,6 +457,7 @@ async def _record(
             finite(decision.f_rotate),
             reason,
             statistics.count,
+            statistics.count > 0,
             *row,
             layout.oid,
             layout.code.name,

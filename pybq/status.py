@@ -73,7 +73,7 @@ class Status:
             axes = f"after rotation {self.transform}" if self.transform else "on the original axes"
             lines.append(f"codes: {axes}")
             lines.append(f"why: {self.reason}")
-        if self.drift is not None:
+        if self.drift is not None and self.drift.count != self.decided_count:
             lines.append(f"drift: {self.drift.text}")
             if self.drift.better:
                 lines.append("to change it: Table.reencode(), or pybq reencode")

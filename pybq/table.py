@@ -549,8 +549,9 @@ class Table(_Table[BlockingDatabase]):
 
         The column of codes is the last one afterwards, so ``SELECT *`` and INSERT without names
         of columns see another order. A CHECK constraint keeps out codes of other transforms. Each
-        row is written anew: triggers on UPDATE run, and the table grows by about a fifth
-        until later writes use that space.
+        row is written anew: triggers on UPDATE run, and the table grows by about a quarter, once.
+        Models of SQLAlchemy that name the transform, ``BQVec(dim, transform=...)``, need the new
+        one.
 
         Examples
         --------

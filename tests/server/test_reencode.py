@@ -157,6 +157,16 @@ def test_choice_follows_the_data(conn: Conn, table: pybq.Table) -> None:
     assert count_codes(conn, 1) == (N, N)
 
 
+def test_choice_against_the_data_is_told(conn: Conn, table: pybq.Table) -> None:
+    table.reencode(7)
+    conn.commit()
+    table.reencode(0)
+    status = table.status()
+    assert (status.transform, status.decided_count) == (0, 0)
+    assert status.drift is not None and status.drift.better
+    assert status.drift.mean_shift is None
+
+
 def test_codes_of_the_old_transform_are_kept_out(conn: Conn, table: pybq.Table) -> None:
     table.reencode(3)
     conn.commit()
