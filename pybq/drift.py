@@ -15,6 +15,9 @@ from pybq.strategy import MIN_ROWS, choose
 class Drift:
     """How the vectors of a table differ from those that its transform was decided from.
 
+    They are all that were ingested, also those that were deleted since; SQL has statistics of what
+    is there now: ``bq_coordinates(bq_sample_statistics('items'))``.
+
     Attributes
     ----------
     count : int

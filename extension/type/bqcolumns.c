@@ -47,6 +47,15 @@ report_unknown(Oid table, const char *code_column)
 			 errhint("Make the table with pybq, or insert a row into bq_columns.")));
 }
 
+static void
+report_unmatched(Oid table, const char *code_column)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("column \"%s\" of table \"%s\" is not in bq_columns with the dimensions of the statistics",
+					code_column, get_rel_name(table))));
+}
+
 /*
  * Transform of a code column, or error out if it has none yet.  Row security is not asked: a
  * writer who may not read the table needs the number, and every code tells it.
@@ -130,10 +139,11 @@ run_as_owner(FunctionCallInfo fcinfo, const char *statement, int n_arguments, Oi
 	return n_rows;
 }
 
-static Oid
-statistics_type(FunctionCallInfo fcinfo)
+/* A type of the extension, wherever the extension was moved. */
+Oid
+bq_extension_type(FunctionCallInfo fcinfo, const char *name)
 {
-	return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum("bq_statistics"),
+	return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum(name),
 						   ObjectIdGetDatum(extension_schema(fcinfo)));
 }
 
@@ -148,7 +158,7 @@ PG_FUNCTION_INFO_V1(bq_decide);
 Datum
 bq_decide(PG_FUNCTION_ARGS)
 {
-	Oid			types[] = {REGCLASSOID, NAMEOID, INT4OID, statistics_type(fcinfo), FLOAT8OID,
+	Oid			types[] = {REGCLASSOID, NAMEOID, INT4OID, bq_extension_type(fcinfo, "bq_statistics"), FLOAT8OID,
 	FLOAT8OID, TEXTOID};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types)];
@@ -176,7 +186,7 @@ bq_decide(PG_FUNCTION_ARGS)
 					 psprintf("SELECT transform FROM %s.bq_columns" WHERE_COLUMN
 							  " AND decided_at IS NOT NULL", schema),
 					 2, types, values, NULL, &transform) == 0)
-		report_unknown(PG_GETARG_OID(0), NameStr(*PG_GETARG_NAME(1)));
+		report_unmatched(PG_GETARG_OID(0), NameStr(*PG_GETARG_NAME(1)));
 	PG_RETURN_INT32(transform);
 }
 
@@ -186,7 +196,7 @@ PG_FUNCTION_INFO_V1(bq_add_statistics);
 Datum
 bq_add_statistics(PG_FUNCTION_ARGS)
 {
-	Oid			types[] = {REGCLASSOID, NAMEOID, statistics_type(fcinfo)};
+	Oid			types[] = {REGCLASSOID, NAMEOID, bq_extension_type(fcinfo, "bq_statistics")};
 	Datum		values[] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1), PG_GETARG_DATUM(2)};
 	const char *schema = schema_name(fcinfo);
 
@@ -194,7 +204,7 @@ bq_add_statistics(PG_FUNCTION_ARGS)
 					 psprintf("UPDATE %s.bq_columns SET statistics = %s.bq_merge(statistics, $3)"
 							  WHERE_COLUMN " AND dim = cardinality(($3).mean)", schema, schema),
 					 lengthof(types), types, values, NULL, NULL) == 0)
-		report_unknown(PG_GETARG_OID(0), NameStr(*PG_GETARG_NAME(1)));
+		report_unmatched(PG_GETARG_OID(0), NameStr(*PG_GETARG_NAME(1)));
 	PG_RETURN_VOID();
 }
 

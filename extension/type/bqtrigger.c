@@ -12,6 +12,9 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
+#define ARGUMENTS_HINT \
+	"Arguments of bq_encode_trigger are: code column, vector column, and perhaps the transform."
+
 /* What one statement needs to know, worked out at its first row. */
 typedef struct BqTrigger
 {
@@ -32,10 +35,11 @@ find_column(Relation rel, const char *name)
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("column \"%s\" of table \"%s\" does not exist", name,
 						RelationGetRelationName(rel)),
-				 errhint("Arguments of bq_encode_trigger are: code column, vector column, and perhaps the transform.")));
+				 errhint(ARGUMENTS_HINT)));
 	return (AttrNumber) number;
 }
 
+/* Look up and check what the trigger's arguments name. */
 static BqTrigger *
 prepare(FunctionCallInfo fcinfo, const TriggerData *data)
 {
@@ -50,9 +54,16 @@ prepare(FunctionCallInfo fcinfo, const TriggerData *data)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("trigger \"%s\" has %d arguments, expected 2 or 3", trigger->tgname,
 						trigger->tgnargs),
-				 errhint("Arguments of bq_encode_trigger are: code column, vector column, and perhaps the transform.")));
+				 errhint(ARGUMENTS_HINT)));
 	state->code = find_column(rel, trigger->tgargs[0]);
 	state->source = find_column(rel, trigger->tgargs[1]);
+	if (SPI_gettypeid(RelationGetDescr(rel), state->code) !=
+		bq_extension_type(fcinfo, "bqvec"))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of table \"%s\" is not of type bqvec", trigger->tgargs[0],
+						RelationGetRelationName(rel)),
+				 errhint(ARGUMENTS_HINT)));
 
 	type = SPI_gettypeid(RelationGetDescr(rel), state->source);
 	switch (find_coercion_pathway(FLOAT4ARRAYOID, type, COERCION_EXPLICIT, &function))
@@ -78,6 +89,7 @@ prepare(FunctionCallInfo fcinfo, const TriggerData *data)
 	return state;
 }
 
+/* The code of a vector of whatever type. */
 static Datum
 encode(BqTrigger *state, Datum vector)
 {

@@ -59,7 +59,7 @@ UPDATE others SET code = NULL;
 SELECT bool_and(code = bq_encode(v, 7)) AS in_step FROM others;
 
 -- what a trigger may be
-CREATE TABLE wrong (v text, code bqvec, w real[]);
+CREATE TABLE wrong (v text, code bqvec, w real[], n int DEFAULT 1);
 CREATE FUNCTION fails_as(definition text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
 	failure text;
@@ -75,6 +75,7 @@ SELECT definition, fails_as(definition) FROM (VALUES
 	('BEFORE INSERT ON wrong FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger(''code'')'),
 	('BEFORE INSERT ON wrong FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger(''code'', ''v'', ''0'')'),
 	('BEFORE INSERT ON wrong FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger(''code'', ''x'', ''0'')'),
+	('BEFORE INSERT ON wrong FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger(''n'', ''w'', ''0'')'),
 	('BEFORE INSERT ON wrong FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger(''code'', ''w'', ''65536'')'),
 	('AFTER INSERT ON wrong FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger(''code'', ''w'', ''0'')'),
 	('BEFORE INSERT ON wrong FOR EACH STATEMENT EXECUTE FUNCTION bq_encode_trigger(''code'', ''w'', ''0'')')) AS s(definition);
