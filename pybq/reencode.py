@@ -130,20 +130,13 @@ async def _begin(db: Database, layout: Layout, transform: int | None) -> _Job | 
         state = await _read_state(db, layout)
     if wanted == state.transform:
         return None
-    if state.next_column is not None:
-        return _Job(state.next_column, wanted, decision, statistics, reason, state)
-
     await _check_dependents(db, layout, state)
-    assert layout.source is not None
-    taken = {layout.id.name, layout.code.name, layout.source.name, *layout.columns}
-    column = next(
-        name
-        for number in range(1, 1000)
-        if (name := _shorten(f"{layout.code.name}_next", "" if number == 1 else str(number)))
-        not in taken
-    )
+    column = state.next_column or _shorten(layout.code.name, "_next")
     job = _Job(column, wanted, decision, statistics, reason, state)
-    await _exclusively(db, layout, lambda: _prepare(db, layout, job))
+    if state.next_column is None:
+        if column in layout.columns:
+            raise TableError(f"column {column!r} is in the way: rename it, or drop it")
+        await _exclusively(db, layout, lambda: _prepare(db, layout, job))
     return job
 
 

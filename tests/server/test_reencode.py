@@ -429,6 +429,13 @@ def test_what_is_refused(conn: Conn, table: pybq.Table, connect: Callable[[], Co
     assert is_clean(conn)
 
 
+def test_a_column_in_the_way_is_named(conn: Conn, table: pybq.Table) -> None:
+    conn.execute("ALTER TABLE items ADD code_next int")
+    conn.commit()
+    with pytest.raises(TableError, match="'code_next' is in the way"):
+        pybq.Table(conn, "items").reencode(7)
+
+
 @pytest.mark.parametrize(
     ("statement", "named"),
     [
