@@ -50,12 +50,12 @@ _EXTENSIONS = {"pybq": "bq", "pgvector": "vector"}
 
 
 def include_name(name: str | None, kind: str, parent_names: Any) -> bool:
-    """Leave out the extension's own table `bq_columns`; for `context.configure`.
+    """Leave out the tables of the extension itself; for `context.configure`.
 
     Alembic takes a table that is in no model for one to be dropped. Parameters as Alembic gives
     them; combine with conditions of your own by ``and``.
     """
-    return not (kind == "table" and name == "bq_columns")
+    return not (kind == "table" and name in ("bq_columns", "bq_loads"))
 
 
 def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:
