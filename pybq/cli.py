@@ -449,7 +449,7 @@ def bench(
         grid.add_row(one.method, f"{one.recall:.3f}", *times)
     _out.print(grid)
     _out.print(
-        f"{found.rows:,} rows x {found.dim}, {found.queries} queries, each asked of all in turn; "
+        f"{found.rows:,} rows x {found.dim}, {found.queries} queries; "
         f"a round trip takes {found.round_trip_milliseconds:.2f} ms"
     )
     if not found.indexes:
