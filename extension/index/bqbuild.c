@@ -31,6 +31,7 @@ typedef struct BuildState
 	Relation	index;
 	IndexInfo  *info;
 	BqLayout	layout;			/* dim and transform from the start, the rest before writing */
+	bool		any_alive;		/* a row that is not dead decided the transform */
 	double		ntuples;		/* rows indexed */
 	int			nworkers;		/* that help, besides the leader */
 	BqRows		rows;			/* what is in memory */
@@ -105,17 +106,48 @@ report_phase(int phase)
 	pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, phase);
 }
 
-/* Detoast and check a row, count it; the first one sets the transform. */
-static BqVecView
-take_code(BuildState *state, struct varlena *value)
+/*
+ * Is a row for the index?  All of its codes have one transform, that of the first row
+ * which is alive.
+ *
+ * A recently dead row of another transform, from before all codes were encoded anew, is
+ * left out.  A transaction that still sees it must not use the index: that is what
+ * ii_BrokenHotChain achieves (pg_index.indcheckxmin, as for broken HOT chains).
+ */
+static bool
+belongs(BuildState *state, const BqHeader *header, bool alive)
 {
-	BqVecView	code = bqvec_view(value);
+	BqLayout   *layout = &state->layout;
 
-	bq_check_code(state->index, &state->layout, &code.header);
-	state->layout.transform = code.header.transform;
+	if (!alive && layout->transform >= 0 && header->transform != layout->transform)
+	{
+		state->info->ii_BrokenHotChain = true;
+		return false;
+	}
+	if (alive && !state->any_alive)
+	{
+		/* only dead rows so far */
+		if (layout->transform >= 0 && header->transform != layout->transform)
+		{
+			state->info->ii_BrokenHotChain = true;
+			state->rows.n = 0;
+			state->ntuples = 0;
+			state->sampled = false;
+		}
+		state->any_alive = true;
+		layout->transform = header->transform;
+	}
+	if (layout->transform < 0)
+		layout->transform = header->transform;
+	bq_check_code(state->index, layout, header);
+	return true;
+}
+
+static void
+count_row(BuildState *state)
+{
 	state->ntuples++;
 	pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_DONE, (int64) state->ntuples);
-	return code;
 }
 
 /* First pass: keep all rows, or a uniform sample of them (Vitter's algorithm R). */
@@ -130,19 +162,22 @@ collect_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool a
 	if (isnull[0])
 		return;
 	value = PG_DETOAST_DATUM_PACKED(values[0]);
-	code = take_code(state, value);
-
-	if (rows->n == rows->capacity && rows->capacity < state->limit)
-		bq_grow_rows(rows, state->layout.dim, state->limit);
-	if (rows->n < rows->capacity)
-		put_row(state, rows->n++, tid, &code);
-	else
+	code = bqvec_view(value);
+	if (belongs(state, &code.header, alive))
 	{
-		uint64		i = pg_prng_uint64_range(&state->random, 0, (uint64) state->ntuples - 1);
+		count_row(state);
+		if (rows->n == rows->capacity && rows->capacity < state->limit)
+			bq_grow_rows(rows, state->layout.dim, state->limit);
+		if (rows->n < rows->capacity)
+			put_row(state, rows->n++, tid, &code);
+		else
+		{
+			uint64		i = pg_prng_uint64_range(&state->random, 0, (uint64) state->ntuples - 1);
 
-		state->sampled = true;
-		if (i < rows->n)
-			put_row(state, i, tid, &code);
+			state->sampled = true;
+			if (i < rows->n)
+				put_row(state, i, tid, &code);
+		}
 	}
 	if ((Pointer) value != DatumGetPointer(values[0]))
 		pfree(value);
@@ -186,10 +221,14 @@ sort_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool aliv
 	if (isnull[0])
 		return;
 	value = PG_DETOAST_DATUM_PACKED(values[0]);
-	code = take_code(state, value);
-	put_row(state, state->rows.n++, tid, &code);
-	if (state->rows.n == state->rows.capacity)
-		sort_batch(state);
+	code = bqvec_view(value);
+	if (belongs(state, &code.header, alive))
+	{
+		count_row(state);
+		put_row(state, state->rows.n++, tid, &code);
+		if (state->rows.n == state->rows.capacity)
+			sort_batch(state);
+	}
 	if ((Pointer) value != DatumGetPointer(values[0]))
 		pfree(value);
 }

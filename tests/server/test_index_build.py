@@ -18,6 +18,8 @@ from indexlib import (
     connect,
     create,
     info,
+    insert,
+    operand,
     random_vectors,
 )
 
@@ -103,6 +105,54 @@ def test_workers_in_every_kind_of_build(items: str) -> None:
         conn.execute("ALTER TABLE own RENAME TO items")
         assert build(conn, 2, "CREATE INDEX own_code ON items USING bq (code)") == 0
         check(conn, "own_code")
+
+
+@pytest.mark.parametrize("memory", ["64MB", "1MB"])
+@pytest.mark.parametrize("first_alive", [False, True])
+def test_dead_rows_of_another_transform(
+    own_server: pybq.Server, rng: np.random.Generator, first_alive: bool, memory: str
+) -> None:
+    """They are left out, and who still sees them does without the index."""
+    vectors = clustered_vectors(rng, 25_000, DIM)
+    q = operand("<=>", vectors[1], 7)
+    with connect(own_server.dsn) as old, connect(own_server.dsn) as conn:
+        create(conn, vectors[:1], nulls=0, transform=7 if first_alive else 0)
+        insert(conn, vectors, first=1)
+        old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        before = old.execute("SELECT sum(vector_norm(code)) FROM items").fetchone()
+        condition = "transform(code) = 0"
+        conn.execute(f"DELETE FROM items WHERE {condition}")
+        insert(conn, vectors, first=100_000, transform=7)
+        conn.execute(f"SET maintenance_work_mem = '{memory}'")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+        conn.execute("RESET maintenance_work_mem")
+        check(conn, "items_code")
+        assert_index_equals_sort(conn, vectors[:1], transform=7, limit=200)
+
+        plan = "\n".join(
+            row[0]
+            for row in old.execute(
+                "EXPLAIN SELECT id FROM items ORDER BY code <=> %s LIMIT 5", (q,)
+            )
+        )
+        assert "items_code" not in plan
+        assert old.execute("SELECT sum(vector_norm(code)) FROM items").fetchone() == before
+        old.execute("COMMIT")
+        plan = "\n".join(
+            row[0]
+            for row in old.execute(
+                "EXPLAIN SELECT id FROM items ORDER BY code <=> %s LIMIT 5", (q,)
+            )
+        )
+        assert "items_code" in plan
+
+
+def test_living_rows_must_agree(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    with connect(own_server.dsn) as conn:
+        create(conn, random_vectors(rng, 50, DIM))
+        insert(conn, random_vectors(rng, 50, DIM), transform=7)
+        with pytest.raises(psycopg.errors.DataException, match="different transforms 0 and 7"):
+            conn.execute("CREATE INDEX items_code ON items USING bq (code)")
 
 
 @contextlib.contextmanager
