@@ -19,7 +19,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 
 .DEFAULT_GOAL := build
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert fuzz bench \
-	bench-index format clean
+	bench-index bench-writers format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -80,6 +80,9 @@ bench: .venv/tested .venv/built ## speed and recall, beside pgvector
 bench-index: .venv/tested .venv/built ## the index beside pgvector's HNSW
 	$(if $(DATA),$(PY) benchmarks/index.py '$(DATA)',@echo \
 		'index.py needs a folder of vector sets: make bench-index DATA=FOLDER'; exit 1)
+
+bench-writers: .venv/tested .venv/built ## several clients writing to one index
+	$(PY) benchmarks/writers.py
 
 format: .venv/tested ## Python by ruff
 	$(BIN)/ruff check --fix .
