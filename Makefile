@@ -57,13 +57,14 @@ test-arm: ## the kernels for ARM, in an emulator (gcc-aarch64-linux-gnu, qemu-us
 		-Iextension/core tests/arm/kernels.c extension/core/*.c -lm -o build/arm/kernels
 	qemu-aarch64-static build/arm/kernels
 
+# MAKELEVEL: PostgreSQL makes its generated headers only where it is not called by another make.
 test-assert: .venv/tested .venv/built ## tests on a server with assertions, built from PGSOURCE=FOLDER
 	$(if $(PGSOURCE),,@echo 'needs the sources of PostgreSQL: make test-assert PGSOURCE=FOLDER'; exit 1)
 	mkdir -p build/assert/postgres
 	test -x build/assert/bin/postgres || (cd build/assert/postgres && \
 		'$(abspath $(PGSOURCE))/configure' --quiet --prefix='$(CURDIR)/build/assert' --enable-cassert \
 			--enable-debug --without-icu --without-readline CFLAGS='-O1 -g' && \
-		$(MAKE) --silent install)
+		$(MAKE) --silent MAKELEVEL=0 install)
 	$(MAKE) -C extension PG_CONFIG='$(CURDIR)/build/assert/bin/pg_config' \
 		BUILD='$(CURDIR)/build/assert/bq' install
 	$(BIN)/pytest tests/server/test_index_*.py tests/server/test_types.py --bin build/assert/bin
