@@ -183,6 +183,47 @@ collect_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool a
 		pfree(value);
 }
 
+/*
+ * Codes move to shared memory if workers help, and are there twice meanwhile.  If that is
+ * too much for all rows, do without workers: a second pass would cost more than they save.
+ * Of a sample, keep a random part.
+ */
+static void
+make_room_for_workers(BuildState *state)
+{
+	int			dim = state->layout.dim;
+	size_t		planes_nbytes = bq_planes_nbytes(dim);
+	size_t		limit = bq_rows_limit(dim, maintenance_work_mem, true);
+	BqRows	   *rows = &state->rows;
+	uint8	   *swap;
+
+	if (state->nworkers == 0 || rows->n <= limit)
+		return;
+	if (!state->sampled)
+	{
+		state->nworkers = 0;
+		return;
+	}
+	swap = (uint8 *) palloc(planes_nbytes);
+	for (size_t i = 0; i < limit; i++)
+	{
+		size_t		k = pg_prng_uint64_range(&state->random, i, rows->n - 1);
+		uint8	   *planes = rows->planes + i * planes_nbytes;
+		uint8	   *other = rows->planes + k * planes_nbytes;
+		float		norm = rows->norms[i];
+
+		/* positions stay behind: nobody asks where the rows of a sample are */
+		memcpy(swap, planes, planes_nbytes);
+		memmove(planes, other, planes_nbytes);
+		memcpy(other, swap, planes_nbytes);
+		rows->norms[i] = rows->norms[k];
+		rows->norms[k] = norm;
+	}
+	pfree(swap);
+	rows->n = rows->capacity = limit;
+	rows->planes = (uint8 *) repalloc_huge(rows->planes, limit * planes_nbytes);
+}
+
 /* Second pass: assign what has been gathered in memory and hand it to the sort. */
 static void
 sort_batch(BuildState *state)
@@ -390,7 +431,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	state->layout.dim = dim;
 	state->layout.transform = -1;
 	state->nworkers = count_workers(heap, index, info);
-	state->limit = bq_rows_limit(dim, maintenance_work_mem, state->nworkers > 0);
+	state->limit = bq_rows_limit(dim, maintenance_work_mem, false);
 	/* Fixed seed: the same rows give the same index. */
 	pg_prng_seed(&state->random, 0x6271);
 
@@ -399,6 +440,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 												 state, NULL);
 	result->index_tuples = state->ntuples;
 
+	make_room_for_workers(state);
 	nlists = bq_choose_lists(index, state->ntuples);
 	if (state->sampled)
 		nlists = Min(nlists, (uint32) (state->rows.n / 2));

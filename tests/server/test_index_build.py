@@ -89,6 +89,14 @@ def test_workers_with_little_memory(items: str, rng: np.random.Generator) -> Non
         assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=300)
 
 
+def test_memory_goes_before_workers(items: str) -> None:
+    """Rows that fit memory only without workers are built without, not in two passes."""
+    with connect(items) as conn:
+        conn.execute("SET maintenance_work_mem = '1250kB'")
+        assert build(conn, 2, "CREATE INDEX items_code ON items USING bq (code)") == 0
+        check(conn, "items_code")
+
+
 def test_workers_in_every_kind_of_build(items: str) -> None:
     with connect(items) as conn:
         for command in (

@@ -81,11 +81,15 @@ def crash_during(dsn: str, delay: float, work: Callable[[Conn], None]) -> Conn:
             work(conn)
 
     thread = threading.Thread(target=victim)
-    thread.start()
-    time.sleep(delay)
-    if thread.is_alive():
-        kill_backend(conn)
-    thread.join()
+    with connect(dsn) as other:
+        thread.start()
+        time.sleep(delay)
+        if thread.is_alive():
+            kill_backend(conn)
+            # The server ends this one as soon as it knows: a new connection outlives that.
+            with contextlib.suppress(psycopg.OperationalError):
+                other.execute("SELECT pg_sleep(60)")
+        thread.join()
     with contextlib.suppress(psycopg.OperationalError):
         conn.close()
     return reconnect(dsn)
