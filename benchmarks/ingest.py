@@ -52,11 +52,11 @@ def load(folder: Path | None, name: str, rows: int) -> Array:
     return np.resize(vectors, (rows, vectors.shape[1]))
 
 
-def prepare(vectors: Array, transform: int) -> list[bytes]:
+def prepare(vectors: Array, transform: int, first_id: int = 0) -> list[bytes]:
     """Return the COPY bytes that Table.ingest would send."""
     half = vectors.astype(np.float16)
     codes = pybq.Quantizer(vectors.shape[1], transform).encode(half)
-    columns = [("int8", np.arange(len(vectors))), ("bqvec", codes), ("halfvec", half)]
+    columns = [("int8", first_id + np.arange(len(vectors))), ("bqvec", codes), ("halfvec", half)]
     return list(encode_rows(columns))
 
 

@@ -243,15 +243,21 @@ async def write_part(db: Database, task: Task, part: Part) -> int:
 
 
 async def _write_here(db: Database, task: Task, parts: Iterator[Part]) -> Written:
-    """Write the parts one after another on the caller's connection."""
+    """Write the parts one after another on the caller's connection.
+
+    Another thread reads the next one meanwhile.
+    """
     total = 0
-    for part in parts:
-        try:
-            rows = await write_part(db, task, part)
-        except (psycopg.Error, ValueError, TypeError) as error:
-            raise _load_error(task, part, total, error) from error
-        total += rows
-        yield part, rows
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, parts, None)
+        while (part := await db.wait_for(coming)) is not None:
+            coming = pool.submit(next, parts, None)
+            try:
+                rows = await write_part(db, task, part)
+            except (psycopg.Error, ValueError, TypeError) as error:
+                raise _load_error(task, part, total, error) from error
+            total += rows
+            yield part, rows
 
 
 async def _write_in_parallel(

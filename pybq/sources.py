@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 # Bytes of vectors that a batch of a file holds which cannot be mapped into memory.
 BATCH_NBYTES = 16 << 20
-# Row groups of a Parquet file that a sample is taken from, if it has more.
-_SAMPLE_GROUPS = 64
+# A Parquet file of so many row groups is sampled by group: it need not be read twice.
+_SAMPLE_GROUPS = 16
 # Read a Parquet file through a buffer per column. Otherwise pyarrow holds a whole row group,
 # which may be all of the file: reading one of 150 MB took 590 MB, and 187 this way.
 _PARQUET_OPTIONS = {"pre_buffer": False, "buffer_size": 1 << 20}
@@ -441,11 +442,17 @@ def _open_arrow(
             start += len(vectors)
 
     def sample(n: int) -> NDArray[Any]:
-        chosen = spread(len(groups), _SAMPLE_GROUPS).tolist() if groups else []
-        wanted = spread(sum(groups[i] for i in chosen), n)
         parts = [np.empty((0, dim), np.float32)]
+        if len(groups) >= _SAMPLE_GROUPS:  # the first rows of some groups
+            chosen = spread(len(groups), 4 * _SAMPLE_GROUPS).tolist()
+            each = -(-n // len(chosen))
+            for i in chosen:
+                for batch in islice(read_arrow([name], each, [i]), 1):
+                    parts.append(_arrow_vectors(source, batch.column(name), dim, 0))
+            return np.concatenate(parts)[:n]
+        wanted = spread(sum(groups), n)
         start = 0
-        for batch in read_arrow([name], default_rows, chosen):
+        for batch in read_arrow([name], default_rows, None):
             here = wanted[(wanted >= start) & (wanted < start + len(batch))] - start
             parts.append(_arrow_vectors(source, batch.column(name), dim, start)[here])
             start += len(batch)

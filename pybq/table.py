@@ -418,7 +418,8 @@ class Table(_Table[BlockingDatabase]):
         -----
         Axes or rotation is decided first, if no ingest has done so, from up to 20,000 rows
         spread over the source; of an iterable, from its first rows. Several processes may load
-        into one table at once. The table `bq_loads` has the batches of named sources.
+        into one table at once. The table `bq_loads` has the batches of named sources. The source
+        is read in another thread than the caller's.
 
         Inside a transaction that is open, all batches are part of it.
 
