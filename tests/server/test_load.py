@@ -18,6 +18,7 @@ import pytest
 import pybq
 
 Conn = psycopg.Connection[Any]
+needs_pgvector = pytest.mark.usefixtures("vector")
 DIM = 16
 ROWS = 1000
 
@@ -79,6 +80,7 @@ def frames(vectors: np.ndarray) -> dict[str, Callable[[], Any]]:
     }
 
 
+@needs_pgvector
 @pytest.mark.parametrize("kind", list(frames(np.empty((0, DIM)))))
 def test_sources_give_the_same_rows(conn: Conn, vectors: np.ndarray, kind: str) -> None:
     table = create(conn, store="vector", columns={"title": "text"})
@@ -124,7 +126,11 @@ def test_decision_sees_all_of_a_sorted_file(
 
 
 @pytest.mark.parametrize("store", [None, "halfvec", "vector"])
-def test_update_and_skip(conn: Conn, vectors: np.ndarray, store: Any) -> None:
+def test_update_and_skip(
+    conn: Conn, vectors: np.ndarray, store: Any, request: pytest.FixtureRequest
+) -> None:
+    if store:
+        request.getfixturevalue("vector")
     table = create(conn, store=store, columns={"n": "int"})
     first, second = vectors[:600], vectors[400:]
     assert table.ingest(range(600), first, {"n": [1] * 600}) == 600
