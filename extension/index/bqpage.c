@@ -57,7 +57,7 @@ bq_check_page(Relation index, Buffer buffer, BqPageKind kind)
  * ReadRecentBuffer() does not count as a use for the clock sweep.  One read in so many
  * goes the usual way, so that a busy index does not look idle.
  */
-#define READS_PER_USE 64
+#define READS_PER_USE 256
 
 #if PG_VERSION_NUM < 160000
 #define rd_locator rd_node

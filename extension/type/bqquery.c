@@ -7,6 +7,7 @@
 #include "common/shortest_dec.h"
 #include "lib/stringinfo.h"
 #include "libpq/pqformat.h"
+#include "port/pg_bswap.h"
 #include "type/bqvec.h"
 
 static BqQuery *
@@ -136,9 +137,17 @@ bqquery_recv(PG_FUNCTION_ARGS)
 		else if ((size_t) (buf->len - buf->cursor) == (size_t) dim * sizeof(float4))
 		{
 			BqQuery    *query = bqquery_alloc(dim, transform);
+			const char *values = pq_getmsgbytes(buf, dim * (int) sizeof(float4));
 
+			/* what pq_getmsgfloat4() does, without a call for each */
 			for (int i = 0; i < dim; i++)
-				query->values[i] = pq_getmsgfloat4(buf);
+			{
+				uint32		bits;
+
+				memcpy(&bits, values + i * sizeof(bits), sizeof(bits));
+				bits = pg_ntoh32(bits);
+				memcpy(&query->values[i], &bits, sizeof(bits));
+			}
 			status = finish_query(query);
 			if (status == BQ_OK)
 				PG_RETURN_BQQUERY_P(query);
