@@ -8,7 +8,10 @@ FOLDER holds wordnet.npz: int8 rows with a float32 scale per row (base, base_sca
 queries_scale).  Derived sets, named as such, are made from it with seed 20261121:
 
 - wordnet-768, wordnet-1536: tanh(W x), W Gaussian: real neighbours in more dimensions
-- mixed-300k: the real vectors, then sums of two of them, weighted 1:3 to 1:1
+- mixed-300k: the real vectors, then sums of two of them at random, weighted 1:3 to 1:1: they lie
+  far from queries, which go on finding real vectors
+- dense-300k: the real vectors, then points between a vector and one of its ten nearest among
+  20,000: they lie where queries look, as more rows of the same kind would
 
 Both systems index the same rows of one table (id, embedding halfvec stored inline, code bqvec):
 bq (code) with default options, hnsw (embedding halfvec_cosine_ops), m 16, ef_construction 64.
@@ -93,6 +96,23 @@ def mixed(folder: Path, n: int) -> tuple[Array, Array]:
     i, j = rng.integers(0, len(base), (2, more))
     weight = rng.uniform(0.5, 0.75, (more, 1)).astype(np.float32)
     return np.vstack([base[:n], unit(weight * base[i] + (1 - weight) * base[j])]), queries
+
+
+def dense(folder: Path, n: int) -> tuple[Array, Array]:
+    base, queries = load(folder)
+    rng = np.random.default_rng(SEED)
+    others = rng.choice(len(base), 20_000, replace=False)
+    nearest = np.concatenate(
+        [
+            # the first of eleven may be the row itself
+            np.argpartition(part @ base[others].T, -11, axis=1)[:, -11:]
+            for part in np.array_split(base, len(base) // 2000)
+        ]
+    )
+    i = rng.integers(0, len(base), n - len(base))
+    j = others[nearest[i, rng.integers(0, 11, len(i))]]
+    weight = rng.uniform(0.3, 0.7, (len(i), 1)).astype(np.float32)
+    return np.vstack([base, unit(weight * base[i] + (1 - weight) * base[j])]), queries
 
 
 def kth_similarity(base: Array, queries: Array) -> Array:
@@ -572,6 +592,9 @@ def main() -> int:
         ),
         "mixed-300k": lambda conn, folder: show_queries(
             conn, "mixed-300k", *mixed(folder, 300_000), {0.95: 6, 0.99: 10}
+        ),
+        "dense-300k": lambda conn, folder: show_queries(
+            conn, "dense-300k", *dense(folder, 300_000), {0.95: 6, 0.99: 10}
         ),
     }
     default = ["wordnet", "scan", "sizes", "insertion", "churn", "operators"]

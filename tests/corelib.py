@@ -62,7 +62,6 @@ _KERNEL_FIELDS: dict[str, Any] = {
     "mix": ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int),
     "lut_block": ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int, c_void_p),
     "scale_sums": ctypes.CFUNCTYPE(None, c_void_p, c_float, c_float, c_void_p, c_void_p),
-    "dot_integer": ctypes.CFUNCTYPE(ctypes.c_int32, c_void_p, c_void_p, c_int),
 }
 
 

@@ -81,9 +81,6 @@ typedef struct BqKernel
 	/* Sums turned into floats: out[c] = (scale * sums[c] - bias) * factor[c]. */
 	void		(*scale_sums) (const uint16_t sums[BQ_BLOCK], float scale, float bias,
 							   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK]);
-
-	/* Integer inner product; the sum must fit 32 bits. */
-	int32_t		(*dot_integer) (const int16_t *q, const int8_t *c, int n);
 } BqKernel;
 
 extern const BqKernel bq_kernel_portable;

@@ -626,29 +626,6 @@ bq_scale_sums_avx2(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 	}
 }
 
-static AVX2 int32_t
-bq_dot_integer_avx2(const int16_t *q, const int8_t *c, int n)
-{
-	__m256i		sum = _mm256_setzero_si256();
-	__m128i		half;
-	int32_t		total;
-	int			i = 0;
-
-	for (; i + 16 <= n; i += 16)
-	{
-		__m256i		wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *) (c + i)));
-
-		sum = _mm256_add_epi32(sum, _mm256_madd_epi16(load(q + i), wide));
-	}
-	half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-	half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-	half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1));
-	total = _mm_cvtsi128_si32(half);
-	for (; i < n; i++)
-		total += (int32_t) q[i] * c[i];
-	return total;
-}
-
 const BqKernel bq_kernel_avx2 = {
 	.name = "avx2",
 	.hamming = bq_hamming_avx2,
@@ -666,7 +643,6 @@ const BqKernel bq_kernel_avx2 = {
 	.mix = bq_mix_avx2,
 	.lut_block = bq_lut_block_avx2,
 	.scale_sums = bq_scale_sums_avx2,
-	.dot_integer = bq_dot_integer_avx2,
 };
 
 #endif							/* BQ_HAVE_X86 */

@@ -729,25 +729,6 @@ bq_scale_sums_avx512(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 	}
 }
 
-static AVX512 int32_t
-bq_dot_integer_avx512(const int16_t *q, const int8_t *c, int n)
-{
-	__m512i		sum = _mm512_setzero_si512();
-	int32_t		total;
-	int			i = 0;
-
-	for (; i + 32 <= n; i += 32)
-	{
-		__m512i		wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *) (c + i)));
-
-		sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_loadu_si512(q + i), wide));
-	}
-	total = _mm512_reduce_add_epi32(sum);
-	for (; i < n; i++)
-		total += (int32_t) q[i] * c[i];
-	return total;
-}
-
 const BqKernel bq_kernel_avx512 = {
 	.name = "avx512",
 	.hamming = bq_hamming_avx512,
@@ -765,7 +746,6 @@ const BqKernel bq_kernel_avx512 = {
 	.mix = bq_mix_avx512,
 	.lut_block = bq_lut_block_avx512,
 	.scale_sums = bq_scale_sums_avx512,
-	.dot_integer = bq_dot_integer_avx512,
 };
 
 #endif							/* BQ_HAVE_X86 */

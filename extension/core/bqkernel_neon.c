@@ -571,27 +571,6 @@ bq_scale_sums_neon(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 		out[c] = (scale * sums[c] - bias) * factor[c];
 }
 
-static int32_t
-bq_dot_integer_neon(const int16_t *q, const int8_t *c, int n)
-{
-	int32x4_t	sum = vdupq_n_s32(0);
-	int32_t		total;
-	int			i = 0;
-
-	for (; i + 8 <= n; i += 8)
-	{
-		int16x8_t	wide = vmovl_s8(vld1_s8(c + i));
-		int16x8_t	x = vld1q_s16(q + i);
-
-		sum = vmlal_s16(sum, vget_low_s16(x), vget_low_s16(wide));
-		sum = vmlal_s16(sum, vget_high_s16(x), vget_high_s16(wide));
-	}
-	total = vaddvq_s32(sum);
-	for (; i < n; i++)
-		total += (int32_t) q[i] * c[i];
-	return total;
-}
-
 const BqKernel bq_kernel_neon = {
 	.name = "neon",
 	.hamming = bq_hamming_neon,
@@ -609,7 +588,6 @@ const BqKernel bq_kernel_neon = {
 	.mix = bq_mix_neon,
 	.lut_block = bq_lut_block_neon,
 	.scale_sums = bq_scale_sums_neon,
-	.dot_integer = bq_dot_integer_neon,
 };
 
 #endif							/* BQ_HAVE_NEON */

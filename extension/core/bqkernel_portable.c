@@ -241,16 +241,6 @@ bq_scale_sums_portable(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 		out[c] = (scale * sums[c] - bias) * factor[c];
 }
 
-static int32_t
-bq_dot_integer_portable(const int16_t *q, const int8_t *c, int n)
-{
-	int32_t		sum = 0;
-
-	for (int i = 0; i < n; i++)
-		sum += (int32_t) q[i] * c[i];
-	return sum;
-}
-
 const BqKernel bq_kernel_portable = {
 	.name = "portable",
 	.hamming = bq_hamming_portable,
@@ -268,5 +258,4 @@ const BqKernel bq_kernel_portable = {
 	.mix = bq_mix_portable,
 	.lut_block = bq_lut_block_portable,
 	.scale_sums = bq_scale_sums_portable,
-	.dot_integer = bq_dot_integer_portable,
 };

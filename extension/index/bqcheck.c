@@ -195,28 +195,21 @@ check_pages(CheckState *state)
 static void
 check_centroids(CheckState *state)
 {
-	const BqLayout *layout = &state->layout;
-	uint32		list = 0;
+	uint32		nlists = state->layout.nlists;
+	BqTable		table = {.bias = 1};
+	float	   *factors;
 
-	if (layout->nlists == 1)
+	if (nlists == 1)
 		return;
-	for (BlockNumber blkno = layout->centroid_start; blkno < layout->list_start; blkno++)
-	{
-		Buffer		buffer = bq_read_page(state->index, blkno, BQ_PAGE_CENTROIDS,
-										  BUFFER_LOCK_SHARE);
-		const char *record = PageGetContents(BufferGetPage(buffer));
-
-		for (int i = 0; i < BQ_CENTROIDS_PER_PAGE(layout->dim) && list < layout->nlists; i++)
-		{
-			float		scale = ((const BqCentroidData *) record)->scale;
-
-			if (!(scale >= 0 && isfinite(scale)))
-				damaged(state, "the centroid of list %u has scale %g", list, scale);
-			record += BQ_CENTROID_NBYTES(layout->dim);
-			list++;
-		}
-		UnlockReleaseBuffer(buffer);
-	}
+	/* where every product is 1, the scores are the factors */
+	table.entries = (uint8 *) palloc0(bq_block_nbytes(state->layout.dim));
+	factors = (float *) palloc(nlists * sizeof(float));
+	bq_score_lists(state->index, &state->layout, &table, factors);
+	for (uint32 list = 0; list < nlists; list++)
+		if (!(factors[list] >= 0 && isfinite(factors[list])))
+			damaged(state, "the centroid of list %u has factor %g", list, factors[list]);
+	pfree(factors);
+	pfree(table.entries);
 }
 
 /*

@@ -23,7 +23,6 @@
  * takes about 200 ns.
  */
 #define COST_PER_CODE_DIM (0.4 / 1000)
-#define COST_PER_CENTROID_DIM (1.0 / 1000)
 #define COST_PER_CANDIDATE 10.0
 
 void
@@ -92,7 +91,7 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 
 	*startup = page_cost * front_pages + first * code_cost;
 	if (layout.nlists > 1)
-		*startup += cpu_operator_cost * layout.dim * COST_PER_CENTROID_DIM * layout.nlists;
+		*startup += cpu_operator_cost * layout.dim * COST_PER_CODE_DIM * layout.nlists;
 	*total = *startup + (share - first) * code_cost +
 		rows * (cpu_index_tuple_cost + COST_PER_CANDIDATE * cpu_operator_cost);
 	*pages = front_pages + share * data_pages;

@@ -4,7 +4,7 @@
  * An index is an inverted file over packed codes.  Its pages, in order:
  *
  *	metapage		block 0
- *	centroid pages	one record per list: a scale and dim signed bytes
+ *	centroid pages	the direction of each list as a 2-bit code, see bqrank.c
  *	list pages		one entry per list: the head of its chain of blocks
  *	data pages		two interleaved arrays, see below
  *
@@ -38,7 +38,7 @@
 #include "core/bqlut.h"
 
 #define BQ_MAGIC 0x62716978		/* "bqix" */
-#define BQ_VERSION 1			/* raised by every change of the format below */
+#define BQ_VERSION 2			/* raised by every change of the format below */
 #define BQ_PAGE_ID 0xBA51		/* last two bytes of each page, for pg_filedump */
 
 #define BQ_METAPAGE_BLKNO 0
@@ -48,7 +48,7 @@
 
 /* Below this many rows one list is faster than ranking lists, and exact. */
 #define BQ_FLAT_ROWS 10000
-#define BQ_ROWS_PER_LIST 200
+#define BQ_ROWS_PER_LIST 160
 #define BQ_MAX_LISTS 65536
 #define BQ_NO_BLOCK UINT32_MAX
 
@@ -146,17 +146,6 @@ typedef struct BqBlockData
 #define BQ_HEADERS_PER_PAGE ((int) (BQ_PAGE_NBYTES / sizeof(BqBlockData)))
 #define BQ_ROW_NBYTES 16
 #define BQ_ROWS_PER_PAGE ((int) (BQ_PAGE_NBYTES / BQ_ROW_NBYTES))
-
-/* A list's direction: the centroid is scale * value. */
-typedef struct BqCentroidData
-{
-	float		scale;
-	float		unused;
-	int8		value[FLEXIBLE_ARRAY_MEMBER];	/* dim of them */
-} BqCentroidData;
-
-#define BQ_CENTROID_NBYTES(dim) MAXALIGN(offsetof(BqCentroidData, value) + (dim))
-#define BQ_CENTROIDS_PER_PAGE(dim) ((int) (BQ_PAGE_NBYTES / BQ_CENTROID_NBYTES(dim)))
 
 /* Reloptions. */
 typedef struct BqOptions
@@ -325,8 +314,6 @@ extern void bq_write_row(BqWriter *writer, uint32 list, const ItemPointerData *t
 						 const uint8 *planes);
 extern void bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *lists);
 extern uint32 bq_end_writing(BqWriter *writer);
-extern void bq_write_centroids(Relation index, const BqLayout *layout,
-							   const BqCentroids *centroids);
 
 /* bqbuild.c */
 extern size_t bq_rows_limit(int dim, int work_mem_kb, bool shared);
@@ -392,7 +379,24 @@ extern void bq_measure_probes(const BqCentroids *centroids, const BqRows *rows,
 							  const uint32 *lists, double nrows, BqLayout *layout);
 
 /* bqrank.c */
-extern void bq_score_lists(Relation index, const BqLayout *layout, const float *q, float *scores);
+
+/* The table of a float query (core/bqlut.h). */
+typedef struct BqTable
+{
+	uint8	   *entries;
+	float		scale;			/* a sum s of entries stands for bias - scale * s */
+	float		bias;
+} BqTable;
+
+extern BqTable bq_make_table(const float *q, int dim);
+extern BlockNumber bq_count_centroid_pages(int dim, uint32 nlists);
+extern uint8 *bq_pack_directions(const BqCentroids *centroids);
+extern void bq_write_centroids(Relation index, const BqLayout *layout,
+							   const BqCentroids *centroids);
+extern void bq_score_groups(const uint8 *groups, uint32 nlists, int dim, const BqTable *table,
+							float *scores);
+extern void bq_score_lists(Relation index, const BqLayout *layout, const BqTable *table,
+						   float *scores);
 extern uint32 bq_nearest_list(Relation index, const BqLayout *layout, const float *q);
 
 /* bqscan.c: what a scan did, and the row that it gave last */

@@ -13,41 +13,6 @@
 #define PROBE_NEIGHBOURS 10		/* at most BQ_MARGIN_RANK */
 #define PROBE_COVERAGE 0.99		/* share of the neighbours that the default must reach */
 
-/* Tables of all queries, one after the other. */
-typedef struct ListTables
-{
-	uint8	   *tables;
-	float	   *scale;
-	float	   *bias;
-} ListTables;
-
-static ListTables
-build_tables(const BqCentroids *centroids)
-{
-	size_t		nbytes = bq_block_nbytes(centroids->dim);
-	ListTables	t;
-
-	t.tables = (uint8 *) MemoryContextAllocHuge(CurrentMemoryContext,
-												centroids->nlists * nbytes);
-	t.scale = (float *) palloc(centroids->nlists * sizeof(float));
-	t.bias = (float *) palloc(centroids->nlists * sizeof(float));
-	for (uint32 list = 0; list < centroids->nlists; list++)
-	{
-		CHECK_FOR_INTERRUPTS();
-		bq_lut_query(centroids->values + (size_t) list * centroids->dim, centroids->dim,
-					 t.tables + list * nbytes, &t.scale[list], &t.bias[list]);
-	}
-	return t;
-}
-
-static void
-free_tables(ListTables *t)
-{
-	pfree(t->tables);
-	pfree(t->scale);
-	pfree(t->bias);
-}
-
 /* Pack up to TILE_BLOCKS * 32 codes into blocks; returns the number of blocks. */
 static int
 pack_tile(const uint8 *codes, size_t ncodes, int dim, uint8 *blocks)
@@ -109,15 +74,13 @@ compare_floats(const void *a, const void *b)
  * code of row n * k / nqueries, and does not find itself.
  */
 static void
-find_neighbours(const BqCentroids *queries, const BqRows *rows, const uint32 *lists,
-				Neighbours *by_angle, Neighbours *by_product)
+find_neighbours(const BqTable *queries, uint32 nqueries, int dim, const BqRows *rows,
+				const uint32 *lists, Neighbours *by_angle, Neighbours *by_product)
 {
-	int			dim = queries->dim;
 	int			nrows = bq_block_nrows(dim);
 	size_t		planes_nbytes = bq_planes_nbytes(dim);
 	size_t		block_nbytes = bq_block_nbytes(dim);
 	uint8	   *tile = (uint8 *) palloc(TILE_BLOCKS * block_nbytes);
-	ListTables	t = build_tables(queries);
 
 	for (size_t start = 0; start < rows->n; start += TILE_BLOCKS * BQ_BLOCK)
 	{
@@ -129,20 +92,19 @@ find_neighbours(const BqCentroids *queries, const BqRows *rows, const uint32 *li
 		CHECK_FOR_INTERRUPTS();
 		for (size_t i = 0; i < n; i++)
 			inverse[i] = (float) (1 / bq_decoded_norm(codes + i * planes_nbytes, dim));
-		for (uint32 k = 0; k < queries->nlists; k++)
+		for (uint32 k = 0; k < nqueries; k++)
 		{
-			size_t		self = rows->n * k / queries->nlists;
+			size_t		self = rows->n * k / nqueries;
 
 			for (int b = 0; b < nblocks; b++)
 			{
 				uint16		sums[BQ_BLOCK];
 
-				bq_kernel->lut_block(t.tables + k * block_nbytes, tile + b * block_nbytes,
-									 nrows, sums);
+				bq_kernel->lut_block(queries[k].entries, tile + b * block_nbytes, nrows, sums);
 				for (size_t i = (size_t) b * BQ_BLOCK; i < Min(n, ((size_t) b + 1) * BQ_BLOCK); i++)
 				{
-					float		score = (t.bias[k] - t.scale[k] * (float) sums[i % BQ_BLOCK]) *
-						inverse[i];
+					float		score = inverse[i] *
+						(queries[k].bias - queries[k].scale * (float) sums[i % BQ_BLOCK]);
 
 					if (start + i == self)
 						continue;
@@ -154,7 +116,6 @@ find_neighbours(const BqCentroids *queries, const BqRows *rows, const uint32 *li
 		}
 	}
 	pfree(tile);
-	free_tables(&t);
 }
 
 /* The value that `coverage` of them do not exceed; sorts them. */
@@ -178,7 +139,9 @@ bq_measure_probes(const BqCentroids *centroids, const BqRows *rows, const uint32
 	int			dim = centroids->dim;
 	uint32		nlists = centroids->nlists;
 	uint32		nqueries = (uint32) Min(rows->n, PROBE_QUERIES);
-	BqCentroids queries = {.nlists = nqueries, .dim = dim};
+	BqTable    *queries = (BqTable *) palloc(nqueries * sizeof(BqTable));
+	float	   *direction = (float *) palloc(dim * sizeof(float));
+	uint8	   *groups = bq_pack_directions(centroids);
 	Neighbours *by_angle = (Neighbours *) palloc(nqueries * sizeof(Neighbours));
 	Neighbours *by_product = (Neighbours *) palloc(nqueries * sizeof(Neighbours));
 	float	   *scores = (float *) palloc(nlists * sizeof(float));
@@ -191,15 +154,15 @@ bq_measure_probes(const BqCentroids *centroids, const BqRows *rows, const uint32
 	int			rank = (int) Max(1, rint(BQ_MARGIN_RANK * (rows->n / nrows)));
 	float		margin;
 
-	queries.values = (float *) palloc((size_t) nqueries * dim * sizeof(float));
 	for (uint32 k = 0; k < nqueries; k++)
 	{
-		bq_set_to_code(queries.values + (size_t) k * dim,
-					rows->planes + rows->n * k / nqueries * bq_planes_nbytes(dim), dim);
+		bq_set_to_code(direction, rows->planes + rows->n * k / nqueries * bq_planes_nbytes(dim),
+					   dim);
+		queries[k] = bq_make_table(direction, dim);
 		clear_neighbours(by_angle[k]);
 		clear_neighbours(by_product[k]);
 	}
-	find_neighbours(&queries, rows, lists, by_angle, by_product);
+	find_neighbours(queries, nqueries, dim, rows, lists, by_angle, by_product);
 
 	margins = (float *) MemoryContextAllocHuge(CurrentMemoryContext,
 											   (size_t) nqueries * nlists * sizeof(float));
@@ -211,7 +174,8 @@ bq_measure_probes(const BqCentroids *centroids, const BqRows *rows, const uint32
 		float		reached = by_angle[k][Min((size_t) rank, rows->n - 1) - 1].score;
 
 		CHECK_FOR_INTERRUPTS();
-		bq_score_directions(centroids, queries.values + (size_t) k * dim, scores);
+		bq_score_groups(groups, nlists, dim, &queries[k], scores);
+		pfree(queries[k].entries);
 		for (uint32 list = 0; list < nlists; list++)
 			margins[(size_t) k * nlists + list] = reached - scores[list];
 		for (int i = 0; i < PROBE_NEIGHBOURS; i++)
@@ -248,7 +212,9 @@ bq_measure_probes(const BqCentroids *centroids, const BqRows *rows, const uint32
 	pfree(ranks);
 	pfree(needed);
 	pfree(margins);
-	pfree(queries.values);
+	pfree(groups);
+	pfree(direction);
+	pfree(queries);
 	pfree(scores);
 	pfree(by_product);
 	pfree(by_angle);

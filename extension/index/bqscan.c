@@ -78,9 +78,7 @@ typedef struct BqScan
 	/* the query */
 	const float *q;				/* as in bqquery, or the decoded code */
 	const uint8 *planes;		/* Hamming: the code */
-	uint8	   *table;
-	float		scale;			/* of the table; smaller sums are nearer */
-	float		bias;
+	BqTable		table;			/* smaller sums are nearer */
 	float		slack;			/* a bound of the rounding errors of a sum */
 
 	/* lists */
@@ -237,7 +235,7 @@ read_block(BqScan *so, uint32 b, const BqBlockData *block, const uint16 *sums)
 			keys[c] = sums[c];
 	}
 	else
-		bq_kernel->scale_sums(sums, so->scale * unit, (so->bias + so->slack) * unit,
+		bq_kernel->scale_sums(sums, so->table.scale * unit, (so->table.bias + so->slack) * unit,
 							  block->inverse, keys);
 	if (so->strategy == BQ_STRATEGY_IP)
 	{
@@ -409,7 +407,7 @@ read_list(Relation index, BqScan *so, uint32 list)
 			Page		page = hold_page(index, &codes, bq_code_page(layout, row + j));
 			uint16		part[BQ_BLOCK];
 
-			bq_kernel->lut_block(so->table + j * BQ_ROW_NBYTES, BqPageGetRow(page, row + j), n,
+			bq_kernel->lut_block(so->table.entries + j * BQ_ROW_NBYTES, BqPageGetRow(page, row + j), n,
 								 part);
 			for (int c = 0; c < BQ_BLOCK; c++)
 				sums[c] += part[c];
@@ -479,7 +477,13 @@ rank_lists(Relation index, BqScan *so)
 	float	   *scores = (float *) palloc0(nlists * sizeof(float));
 
 	if (nlists > 1)
-		bq_score_lists(index, &so->layout, so->q, scores);
+	{
+		/* Hamming's table holds distances from a code, not products */
+		BqTable		table = so->strategy == BQ_STRATEGY_HAMMING ?
+			bq_make_table(so->q, so->layout.dim) : so->table;
+
+		bq_score_lists(index, &so->layout, &table, scores);
+	}
 	so->ranked = (uint64 *) palloc(nlists * sizeof(uint64));
 	so->chosen = (uint32 *) palloc(nlists * sizeof(uint32));
 	for (uint32 list = 0; list < nlists; list++)
@@ -686,14 +690,14 @@ start_query(IndexScanDesc scan)
 	so->started = true;
 	so->strategy = key->sk_strategy;
 	so->layout = bq_get_layout(index);
-	so->table = (uint8 *) palloc0(bq_block_nbytes(so->layout.dim));
-	so->scale = so->bias = so->slack = 0;
+	so->slack = 0;
 
 	if (key->sk_flags & SK_ISNULL)
 	{
 		/* No row is nearer to NULL than another, nor to the zero vector. */
 		so->strategy = BQ_STRATEGY_COSINE;
 		q = (float *) palloc0(so->layout.dim * sizeof(float));
+		so->table = bq_make_table(q, so->layout.dim);
 	}
 	else if (so->strategy == BQ_STRATEGY_HAMMING)
 	{
@@ -703,7 +707,8 @@ start_query(IndexScanDesc scan)
 		bq_check_code(index, &so->layout, &code.header);
 		memcpy(planes, code.planes, bq_planes_nbytes(code.header.dim));
 		so->planes = planes;
-		bq_lut_hamming(planes, so->layout.dim, so->table);
+		so->table.entries = (uint8 *) palloc(bq_block_nbytes(so->layout.dim));
+		bq_lut_hamming(planes, so->layout.dim, so->table.entries);
 		q = (float *) palloc(so->layout.dim * sizeof(float));
 		bq_decode(planes, so->layout.dim, 1, NULL, q);
 	}
@@ -713,10 +718,10 @@ start_query(IndexScanDesc scan)
 
 		bq_check_code(index, &so->layout, &query->header);
 		q = query->values;
-		bq_lut_query(q, so->layout.dim, so->table, &so->scale, &so->bias);
-		so->slack = so->scale * (float) Min(0.5 * so->layout.nrows,
+		so->table = bq_make_table(q, so->layout.dim);
+		so->slack = so->table.scale * (float) Min(0.5 * so->layout.nrows,
 											BOUND_DEVIATIONS * sqrt(so->layout.nrows / 12.0)) +
-			INVERSE_ERROR * fabsf(so->bias);
+			INVERSE_ERROR * fabsf(so->table.bias);
 	}
 	so->q = q;
 

@@ -15,8 +15,8 @@
 
 /*
  * How many lists.  About BQ_ROWS_PER_LIST rows each: then the half block that a list wastes on
- * average, and its centroid, stay below a tenth of the index.  Above 640,000 rows
- * 4 sqrt(n), so that ranking the lists stays cheaper than reading them.
+ * average stays near a tenth of the index.  Above 410,000 rows 4 sqrt(n), so that
+ * ranking the lists stays cheaper than reading them.
  */
 uint32
 bq_choose_lists(Relation index, double nrows)
@@ -39,7 +39,6 @@ BqLayout
 bq_plan_layout(int dim, uint32 nlists, BlockNumber start)
 {
 	BqLayout	layout = {0};
-	int			per_page = BQ_CENTROIDS_PER_PAGE(dim);
 
 	layout.dim = dim;
 	layout.nrows = bq_block_nrows(dim);
@@ -48,7 +47,7 @@ bq_plan_layout(int dim, uint32 nlists, BlockNumber start)
 	layout.nprobes = 1;
 	layout.product_nprobes = 1;
 	layout.centroid_start = start;
-	layout.list_start = start + (nlists > 1 ? (nlists + per_page - 1) / per_page : 0);
+	layout.list_start = start + bq_count_centroid_pages(dim, nlists);
 	layout.data_start = layout.list_start + (nlists + BQ_LISTS_PER_PAGE - 1) / BQ_LISTS_PER_PAGE;
 	return layout;
 }
@@ -246,34 +245,4 @@ bq_end_writing(BqWriter *writer)
 	pfree(writer->lists);
 	pfree(writer);
 	return nblocks;
-}
-
-/* Write the directions of the lists, each coordinate in 8 bits. */
-void
-bq_write_centroids(Relation index, const BqLayout *layout, const BqCentroids *centroids)
-{
-	int			per_page = BQ_CENTROIDS_PER_PAGE(layout->dim);
-
-	for (uint32 list = 0; list < layout->nlists;)
-	{
-		Buffer		buffer = bq_read_page(index, layout->centroid_start + list / per_page,
-										  BQ_PAGE_CENTROIDS, BUFFER_LOCK_EXCLUSIVE);
-		char	   *record = PageGetContents(BufferGetPage(buffer));
-
-		for (int k = 0; k < per_page && list < layout->nlists; k++, list++)
-		{
-			const float *direction = centroids->values + (size_t) list * layout->dim;
-			BqCentroidData *centroid = (BqCentroidData *) record;
-			float		largest = 0;
-
-			for (int i = 0; i < layout->dim; i++)
-				largest = Max(largest, fabsf(direction[i]));
-			centroid->scale = largest / 127;
-			for (int i = 0; i < layout->dim; i++)
-				centroid->value[i] = largest > 0 ? (int8) lrintf(direction[i] / centroid->scale) : 0;
-			record += BQ_CENTROID_NBYTES(layout->dim);
-		}
-		MarkBufferDirty(buffer);
-		UnlockReleaseBuffer(buffer);
-	}
 }

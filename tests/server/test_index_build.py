@@ -85,7 +85,7 @@ def test_workers_with_little_memory(items: str, rng: np.random.Generator) -> Non
         conn.execute("SET maintenance_work_mem = '1MB'")
         assert build(conn, 2, "CREATE INDEX items_code ON items USING bq (code)") == 2
         check(conn, "items_code")
-        assert info(conn, "items_code")["lists"] == 150
+        assert info(conn, "items_code")["lists"] == 187
         assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=300)
 
 

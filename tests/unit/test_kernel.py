@@ -209,11 +209,3 @@ def test_scale_sums_equals_reference(name, memory, rng):
         for ps, pf, po in places(memory, sums, factor, np.zeros(32, np.float32)):
             corelib.kernel(name).scale_sums(ps, scale, bias, pf, po)
             assert ctypes.string_at(po, 128) == expected.tobytes()
-
-
-def test_dot_integer_equals_reference(name, memory, rng):
-    for dim in [*DIMS, 8000]:
-        q = rng.integers(-1023, 1024, dim, dtype=np.int16)
-        c = rng.integers(-127, 128, dim, dtype=np.int8)
-        for pq, pc in places(memory, q, c):
-            assert corelib.kernel(name).dot_integer(pq, pc, dim) == int(q.astype(int) @ c), dim
