@@ -9,7 +9,7 @@
 #include "utils/memutils.h"
 
 #define TILE_BLOCKS 64			/* blocks that stay in cache while all tables pass */
-#define PROBE_QUERIES 128
+#define PROBE_QUERIES 256
 #define PROBE_NEIGHBOURS 10		/* at most BQ_MARGIN_RANK */
 #define PROBE_COVERAGE 0.99		/* share of the neighbours that the default must reach */
 
