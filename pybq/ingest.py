@@ -99,6 +99,8 @@ async def write_rows(
 
     Returns how many were written, and their statistics, which the caller must add.
     """
+    ids = by_place(ids)
+    columns = {name: by_place(values) for name, values in columns.items()}
     extra = [layout.columns[name] for name in columns]
     target = [layout.id, *([layout.source] if layout.source else []), layout.code, *extra]
     names = sql.SQL(", ").join(column.identifier for column in target)
@@ -243,6 +245,20 @@ def check_columns(layout: Layout, n: int, ids: Any, columns: Mapping[str, Any]) 
     for name, values in {"ids": ids, **columns}.items():
         if len(values) != n:
             raise ValueError(f"{name}: expected {n} values, got {len(values)}")
+
+
+def by_place(values: Any) -> Any:
+    """Make an array of a Series, whose items are found by label and not by place.
+
+    What is missing from one of pandas is NaN among other values, and meant as NULL.
+    """
+    if isinstance(values, np.ndarray) or not hasattr(values, "__array__"):
+        return values
+    array = np.asarray(values)
+    if array.dtype == object and hasattr(values, "isna"):
+        array = array.copy()
+        array[np.asarray(values.isna(), bool)] = None
+    return array
 
 
 @dataclass(frozen=True, slots=True)

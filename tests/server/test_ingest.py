@@ -73,6 +73,22 @@ def assert_same(a: Statistics, b: Statistics) -> None:
 # -- what is written ------------------------------------------------------------------
 
 
+def test_a_series_is_written_by_place_whatever_its_index(conn: Conn) -> None:
+    pd = pytest.importorskip("pandas")
+    table = pybq.Table.create(
+        conn, "items", 4, store=None, id_type="text", columns={"title": "text", "n": "int"}
+    )
+    index = [2, 0, 1]
+    columns = {
+        "title": pd.Series(["x", None, "z"], index=index),
+        "n": pd.Series([7, 8, 9], index=index),
+    }
+    ids = pd.Series(["a", "b", "c"], index=index)
+    assert table.ingest(ids, np.eye(4)[:3], columns) == 3
+    rows = conn.execute("SELECT id, title, n FROM items ORDER BY id").fetchall()
+    assert rows == [("a", "x", 7), ("b", None, 8), ("c", "z", 9)]
+
+
 @needs_pgvector
 @pytest.mark.parametrize("store", ["halfvec", "vector"])
 @pytest.mark.parametrize("transform", [0, 1])
