@@ -199,9 +199,6 @@ def _concatenate(batches: list[Batch]) -> Batch:
     first = batches[0]
     if len(batches) == 1:
         return first
-    if any(set(b.columns) != set(first.columns) or (b.ids is None) != (first.ids is None)
-           for b in batches):  # fmt: skip
-        raise ValueError("expected the same columns in all batches, and keys in all or none")
     return Batch(
         None if first.ids is None else [key for b in batches if b.ids is not None for key in b.ids],
         np.concatenate([b.vectors for b in batches]),

@@ -6,9 +6,12 @@ import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +33,17 @@ ID_NAMES = ("id", "ids")
 
 # numpy.dtype.kind -> SQL type of a column made for it
 _SQL_TYPES = {"i": "bigint", "u": "bigint", "f": "double precision", "b": "boolean", "U": "text"}
+# type of the values in an array of objects -> SQL type
+_OBJECT_TYPES = {
+    str: "text",
+    bool: "boolean",
+    int: "bigint",
+    float: "double precision",
+    bytes: "bytea",
+    Decimal: "numeric",
+    UUID: "uuid",
+    date: "date",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +245,7 @@ def _open_arrays(
     if ids is not None and ids.shape != (n,):
         raise ValueError(f"{name}: {id_name}: expected shape ({n},), got {ids.shape}")
     types = {
-        column: _SQL_TYPES.get(array.dtype.kind) if array.shape == (n,) else None
+        column: _array_type(array) if array.shape == (n,) else None
         for column, array in arrays.items()
     }
 
@@ -249,13 +263,23 @@ def _open_arrays(
         name,
         n,
         dim,
-        "bigint" if ids is None else _SQL_TYPES.get(ids.dtype.kind, "text"),
+        "bigint" if ids is None else _array_type(ids) or "text",
         {column: kind for column, kind in types.items() if kind is not None},
         tuple(column for column, kind in types.items() if kind is None),
         f"{n} x {dim}, {stamp}",
         read,
         lambda rows: vectors[spread(n, rows)],
     )
+
+
+def _array_type(array: _Array) -> str | None:
+    """The SQL type for the values of an array; of objects, None is NULL, and the first tells."""
+    if not isinstance(array, np.ndarray) or array.dtype != object:
+        return _SQL_TYPES.get(array.dtype.kind)
+    first = next((value for value in array if value is not None), "")
+    if isinstance(first, datetime):
+        return "timestamptz" if first.tzinfo else "timestamp"
+    return _OBJECT_TYPES.get(type(first))
 
 
 def _as_values(array: NDArray[Any]) -> NDArray[Any] | list[Any]:
@@ -267,7 +291,17 @@ def _open_iterable(
     source: Iterable[Any], vector_column: str | None, id_column: str | None
 ) -> Source:
     """Batches one after another; the first ones are looked at, and kept until they are read."""
-    rest = (_as_source(item, vector_column, id_column) for item in source)
+
+    def open_each() -> Iterator[Source]:
+        dim = 0
+        for number, item in enumerate(source):
+            part = _as_source(item, vector_column, id_column)
+            dim = dim or part.dim
+            if part.dim != dim:
+                raise ValueError(f"batch {number}: expected {dim} dimensions, got {part.dim}")
+            yield part
+
+    rest = open_each()
     seen: list[Source] = []
 
     def look(rows: int) -> None:
@@ -288,8 +322,15 @@ def _open_iterable(
         yield from rest
 
     def read(columns: frozenset[str], rows: int | None) -> Iterator[Batch]:
+        keys: bool | None = None  # whether there are some
         for part in parts():
-            yield from part.batches(sorted(columns), rows)
+            for batch in part.batches(sorted(columns), rows):
+                keys = batch.ids is not None if keys is None else keys
+                if set(batch.columns) != columns or (batch.ids is not None) != keys:
+                    raise ValueError(
+                        "expected the same columns in all batches, and keys in all or none"
+                    )
+                yield batch
 
     def sample(rows: int) -> NDArray[Any]:
         look(rows)

@@ -102,6 +102,29 @@ def test_array_and_hdf5_have_keys_in_order(conn: Conn, vectors: np.ndarray, tmp_
     assert ids(conn)[ROWS:] == list(range(9000, 9000 + ROWS))
 
 
+def test_values_that_are_missing_in_a_batch_are_null(conn: Conn, vectors: np.ndarray) -> None:
+    table = create(conn, columns={"title": "text", "n": "int"})
+    first = ([1, 2], vectors[:2], {"title": [None, None], "n": [7, None]})
+    second = ([3], vectors[:1], {"title": ["c"], "n": [8]})
+    assert table.load([first, second], batch_rows=2) == 3
+    rows = conn.execute("SELECT id, title, n FROM items ORDER BY id").fetchall()
+    assert rows == [(1, None, 7), (2, None, None), (3, "c", 8)]
+
+
+@pytest.mark.parametrize("batch_rows", [2, None])
+def test_batches_that_differ_are_refused(conn: Conn, vectors: np.ndarray, batch_rows: Any) -> None:
+    table = create(conn, columns={"title": "text"})
+    first = ([1, 2], vectors[:2], {"title": ["a", "b"]})
+    for second, message in (
+        (([3, 4], vectors[:2]), "the same columns in all batches"),
+        ({"vectors": vectors[:2], "title": ["c", "d"]}, "keys in all or none"),
+        (([3, 4], vectors[:2, :5], {"title": ["c", "d"]}), "batch 1: expected 16 dimensions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            table.load([first, second], batch_rows=batch_rows, on_conflict="skip")
+        assert ids(conn) in ([], [1, 2])
+
+
 def test_decision_sees_all_of_a_sorted_file(
     conn: Conn, rng: np.random.Generator, tmp_path: Path
 ) -> None:
