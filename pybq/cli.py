@@ -32,7 +32,7 @@ from pybq import doctor as doctors
 from pybq.bench import bench_table
 from pybq.errors import BuildError, ExtensionMissingError, LoadError, ServerError, TableError
 from pybq.recall import measure_recall
-from pybq.sources import Source, open_source
+from pybq.sources import Source, load_numpy, open_source
 from pybq.statistics import Statistics
 from pybq.strategy import Decision, choose, probe
 from pybq.table import Metric, Table
@@ -605,7 +605,7 @@ def _read_queries(path: Path) -> np.ndarray[Any, Any]:
     if path.suffix == ".npy":
         if not path.exists():
             raise FileNotFoundError(f"no file {path}")
-        return np.atleast_2d(np.load(path))
+        return np.atleast_2d(load_numpy(path))
     return np.concatenate([np.asarray(batch.vectors) for batch in open_source(path).batches()])
 
 

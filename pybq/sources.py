@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -207,9 +209,7 @@ def _open_file(path: Path, vector_column: str | None, id_column: str | None) -> 
     name, stat = str(path), path.stat()
     stamp = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
     if path.suffix == ".npz":
-        with np.load(path) as archive:
-            arrays = dict(archive)
-        return _open_arrays(name, arrays, vector_column, id_column, stamp)
+        return _open_arrays(name, load_numpy(path), vector_column, id_column, stamp)
     if path.suffix == ".parquet":
         return _open_parquet(path, vector_column, id_column, stamp)
     if path.suffix in (".h5", ".hdf5"):
@@ -218,10 +218,23 @@ def _open_file(path: Path, vector_column: str | None, id_column: str | None) -> 
         if value is not None:
             raise ValueError(f"{path}: has no columns, so {option} {value!r} means nothing")
     if path.suffix == ".npy":
-        return _open_arrays(name, {"vectors": np.load(path, mmap_mode="r")}, None, None, stamp)
+        return _open_arrays(name, {"vectors": load_numpy(path)}, None, None, stamp)
     if path.suffix in (".fvecs", ".bvecs"):
         return _open_arrays(name, {"vectors": _map_vecs(path)}, None, None, stamp)
     raise ValueError(f"{path}: expected a file .npy, .npz, .parquet, .fvecs, .bvecs or .h5")
+
+
+def load_numpy(path: Path) -> Any:
+    """Read the arrays of an .npz by name, or map the array of another file into memory."""
+    archive = path.suffix == ".npz"
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file) if archive else np.load(path, mmap_mode="r")
+            if isinstance(loaded, np.ndarray) == archive:
+                raise ValueError(f"it holds {'one array' if archive else 'an archive'}")
+            return dict(loaded) if archive else loaded
+    except (EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: expected arrays of numbers as {path.suffix}: {error}") from error
 
 
 def _open_arrays(
@@ -465,9 +478,9 @@ def _open_arrow(
     dim = getattr(fields[name], "list_size", 0)
     if not dim:  # of any length: the first row tells
         first = next(read_arrow([name], 1, None), None)
-        dim = len(first.column(0)[0] or ()) if first is not None else 0
+        dim = len(first.column(0)[0].as_py() or ()) if first is not None else 0
     if not dim:
-        raise ValueError(f"{source}: {name}: expected at least one vector")
+        raise ValueError(f"{source}: {name}: expected a vector in the first row")
     id_name = _choose_id(source, fields, id_column)
     types = {n: _arrow_type(kind) for n, kind in fields.items() if n not in (name, id_name)}
     default_rows = max(1, BATCH_NBYTES // (4 * dim))

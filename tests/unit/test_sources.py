@@ -121,6 +121,8 @@ def test_errors_say_what_was_expected(tmp_path: Path, vectors: np.ndarray) -> No
     np.save(tmp_path / "flat.npy", vectors[0])
     write_vecs(tmp_path / "v.fvecs", vectors)
     whole = (tmp_path / "v.fvecs").read_bytes()
+    packed = (tmp_path / "two.npz").read_bytes()
+    single = (tmp_path / "flat.npy").read_bytes()
     for path, options, error, message in (
         (tmp_path / "none.npy", {}, FileNotFoundError, "no file"),
         (write("v.csv", b""), {}, ValueError, "expected a file .npy, .npz, .parquet"),
@@ -132,6 +134,12 @@ def test_errors_say_what_was_expected(tmp_path: Path, vectors: np.ndarray) -> No
             ValueError,
             r"expected vectors of shape \(n, dim\), got \(12,\)",
         ),
+        (write("empty.npy", b""), {}, ValueError, "empty.npy: expected arrays of numbers"),
+        (write("cut.npy", single[:-1]), {}, ValueError, "cut.npy: expected arrays of numbers"),
+        (write("packed.npy", packed), {}, ValueError, "as .npy: it holds an archive"),
+        (write("empty.npz", b""), {}, ValueError, "empty.npz: expected arrays of numbers"),
+        (write("cut.npz", b"PK\x03\x04"), {}, ValueError, "cut.npz: expected arrays of numbers"),
+        (write("single.npz", single), {}, ValueError, "as .npz: it holds one array"),
         (tmp_path / "v.fvecs", {"id_column": "id"}, ValueError, "id_column 'id' means nothing"),
         (write("short.fvecs", whole[:-1]), {}, ValueError, "are not rows of 12 dimensions"),
         (write("empty.fvecs", b""), {}, ValueError, "at least one vector, got 0 bytes"),
@@ -144,3 +152,10 @@ def test_errors_say_what_was_expected(tmp_path: Path, vectors: np.ndarray) -> No
     ):
         with pytest.raises(error, match=message):
             open_source(path, **options)
+
+
+def test_a_first_row_without_a_vector_is_refused() -> None:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"v": pa.array([None, [1.0, 2.0]], pa.list_(pa.float32()))})
+    with pytest.raises(ValueError, match="v: expected a vector in the first row"):
+        open_source(table)
