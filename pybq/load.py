@@ -89,6 +89,8 @@ async def load(
     if resume and not named:
         raise ValueError("to resume, give the source a name that it will have again")
     wanted = _choose_columns(layout, opened, columns)
+    if opened.rows == 0:  # nothing to decide from
+        return 0
     batch_rows = batch_rows or max(1, BATCH_NBYTES // (4 * layout.dim))
 
     sample = partial(opened.sample, SAMPLE_ROWS)

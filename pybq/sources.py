@@ -352,8 +352,9 @@ def _open_iterable(
         every: NDArray[Any] = np.concatenate(vectors)[spread(total, rows)]
         return every
 
+    rows = None if seen[-1].rows else 0  # it was read to its end if it has none
     return Source(
-        "iterable", None, first.dim, first.id_type, first.column_types, first.skipped,
+        "iterable", rows, first.dim, first.id_type, first.column_types, first.skipped,
         f"x {first.dim}", read, sample,
     )  # fmt: skip
 

@@ -111,6 +111,13 @@ def test_values_that_are_missing_in_a_batch_are_null(conn: Conn, vectors: np.nda
     assert rows == [(1, None, 7), (2, None, None), (3, "c", 8)]
 
 
+@pytest.mark.parametrize("source", [np.empty((0, DIM)), [np.empty((0, DIM))] * 2])
+def test_an_empty_source_decides_nothing(conn: Conn, source: Any) -> None:
+    table = create(conn)
+    assert table.load(source) == 0
+    assert table.status().transform is None
+
+
 @pytest.mark.parametrize("batch_rows", [2, None])
 def test_batches_that_differ_are_refused(conn: Conn, vectors: np.ndarray, batch_rows: Any) -> None:
     table = create(conn, columns={"title": "text"})
