@@ -79,13 +79,15 @@ class Search:
     ) -> None:
         array = np.asarray(query)
         dim = layout.dim
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"expected a query of float32, got dtype {array.dtype}")
         if array.ndim not in (1, 2) or array.shape[-1] != dim:
             raise ValueError(f"expected a query of shape ({dim},) or (q, {dim}), got {array.shape}")
         k = operator.index(k)
         if k < 1:
             raise ValueError(f"expected k of at least 1, got {k}")
-        if rerank is not None and rerank < 1:
-            raise ValueError(f"expected rerank of at least 1, got {rerank}")
+        if rerank is not None and not 1 <= rerank < math.inf:
+            raise ValueError(f"expected a finite rerank of at least 1, got {rerank}")
         if probes is not None and not 1 <= probes <= MAX_PROBES:
             raise ValueError(f"expected probes between 1 and {MAX_PROBES}, got {probes}")
         if recall is not None:

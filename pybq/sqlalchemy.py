@@ -421,8 +421,8 @@ def nearest(
         raise ValueError(f"expected metric of {', '.join(_OPERATORS)}, got {metric!r}")
     if k < 1:
         raise ValueError(f"expected k of at least 1, got {k}")
-    if rerank < 1:
-        raise ValueError(f"expected rerank of at least 1, got {rerank}")
+    if not 1 <= rerank < math.inf:
+        raise ValueError(f"expected a finite rerank of at least 1, got {rerank}")
     statement: Select[Any] = entity if isinstance(entity, Select) else select(entity)
     if where is not None:
         statement = statement.where(where)

@@ -628,10 +628,10 @@ class Table(_Table[BlockingDatabase]):
         Raises
         ------
         ValueError
-            If the shape does not match, a value is not finite, k, rerank or probes is below 1,
-            there is no such column, or the condition is on another table.
+            If the shape does not match, a value or rerank is not finite, k, rerank or probes is
+            below 1, there is no such column, or the condition is on another table.
         TypeError
-            If `where` is of another kind.
+            If the query is not of numbers, or `where` is of another kind.
         TableError
             If recall is asked of a table that keeps codes only.
         ModuleNotFoundError

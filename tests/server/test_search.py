@@ -273,6 +273,10 @@ def test_a_selective_condition_gets_its_rows_from_an_index_of_lists(
         ),
         ({"where": "nope = 1"}, psycopg.errors.UndefinedColumn, '"nope"'),
         ({"where": "price < %(a)s", "parameters": {}}, psycopg.ProgrammingError, "a"),
+        ({"rerank": np.inf}, ValueError, "expected a finite rerank of at least 1, got inf"),
+        ({"rerank": np.nan}, ValueError, "expected a finite rerank of at least 1, got nan"),
+        ({"query": ["1"] * DIM}, TypeError, "expected a query of float32, got dtype <U1"),
+        ({"query": np.ones(DIM) * 1j}, TypeError, "expected a query of float32, got dtype complex"),
         ({"probes": 0}, ValueError, "expected probes between 1 and 65536, got 0"),
         ({"output": "list"}, ValueError, "expected output of hits, numpy, arrow, pandas, polars"),
         ({"output": "numpy", "columns": ["price"]}, ValueError, "ids and distances only"),
@@ -284,7 +288,7 @@ def test_bad_arguments_say_what_is_wrong(
     table: pybq.Table, options: dict[str, Any], error: Any, message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        table.search(np.ones(DIM), **options)
+        table.search(**{"query": np.ones(DIM), **options})
 
 
 def test_conditions_of_a_schema(conn: Conn, vectors: np.ndarray) -> None:

@@ -465,7 +465,7 @@ def test_nearest_says_what_it_expects(vectors: np.ndarray, quantizer: pybq.Quant
 
     with pytest.raises(ValueError, match="expected k of at least 1, got 0"):
         find(k=0)
-    with pytest.raises(ValueError, match="expected rerank of at least 1, got 0.5"):
+    with pytest.raises(ValueError, match="expected a finite rerank of at least 1, got 0.5"):
         find(rerank=0.5)
     with pytest.raises(ValueError, match="expected metric of cosine, l2, inner_product"):
         find(metric="dot")

@@ -138,7 +138,7 @@ def test_index_answers_searches(conn: Conn, table: pybq.Table, vectors: np.ndarr
         (np.zeros((2, 2, DIM)), {}, r"got \(2, 2, 24\)"),
         (np.full(DIM, np.nan), {}, "NaN|finite"),
         (np.ones(DIM), {"k": 0}, "expected k of at least 1, got 0"),
-        (np.ones(DIM), {"rerank": 0.5}, "expected rerank of at least 1, got 0.5"),
+        (np.ones(DIM), {"rerank": 0.5}, "expected a finite rerank of at least 1, got 0.5"),
         (np.ones(DIM), {"columns": ["nope"]}, "no column 'nope' in table 'items'"),
     ],
 )
