@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from psycopg import sql
 from psycopg.rows import tuple_row
 
-from pybq.errors import TableError
-from pybq.recall import find_distances, sample_rows
+from pybq.recall import find_distances, take_queries
 from pybq.schema import OPERATORS
 from pybq.table import Table
 
@@ -114,19 +113,7 @@ def bench_table(
     >>> [one.method for one in found.measured], found.measured[-1].recall
     (['codes alone', 're-ranked', 'exact'], 1.0)
     """
-    if k < 1 or sample < 1:
-        raise ValueError(f"expected k and sample of at least 1, got {k} and {sample}")
-    if table.store is None:
-        raise TableError(f"table {table.name!r} keeps codes only: there is no exact order")
-    if queries is None:
-        own, vectors = sample_rows(table, sample)
-    else:
-        given = np.atleast_2d(np.asarray(queries))
-        vectors = given[np.unique(np.linspace(0, len(given) - 1, sample).astype(int))]
-        own = [None] * len(vectors)
-    if len(vectors) == 0:
-        raise TableError(f"table {table.name!r} has no rows")
-
+    own, vectors = take_queries(table, queries, k, sample)
     more = k + (queries is None)  # a row finds itself
     settings: dict[str, float | None] = {"codes alone": None, "re-ranked": rerank}
     for setting in settings.values():

@@ -15,6 +15,7 @@ from psycopg.rows import tuple_row
 
 from pybq.errors import TableError
 from pybq.schema import OPERATORS
+from pybq.sources import spread
 from pybq.table import Table
 
 # Candidates per wanted row; None: the order of the codes alone.
@@ -72,6 +73,8 @@ def measure_recall(
     ------
     TableError
         If the table keeps codes only, or has no rows.
+    ValueError
+        If k or sample is below 1, or the shape of queries does not match.
 
     Examples
     --------
@@ -84,19 +87,7 @@ def measure_recall(
     >>> found.recall > 0.98
     True
     """
-    if k < 1 or sample < 1:
-        raise ValueError(f"expected k and sample of at least 1, got {k} and {sample}")
-    if table.store is None:
-        raise TableError(f"table {table.name!r} keeps codes only: there is no exact order")
-    if queries is None:
-        own, vectors = sample_rows(table, sample)
-    else:
-        given = np.atleast_2d(np.asarray(queries))
-        vectors = given[np.unique(np.linspace(0, len(given) - 1, sample).astype(int))]
-        own = [None] * len(vectors)
-    if len(vectors) == 0:
-        raise TableError(f"table {table.name!r} has no rows")
-
+    own, vectors = take_queries(table, queries, k, sample)
     more = k + (queries is None)  # a row finds itself
     reach = [find_exact(table, vector, key, k) for key, vector in zip(own, vectors, strict=True)]
     measured = []
@@ -112,6 +103,26 @@ def measure_recall(
             recalls.append(near / len(limit) if limit else 1.0)
         measured.append(Recall(rerank, mean(recalls), 1e3 * median(times)))
     return measured
+
+
+def take_queries(
+    table: Table, queries: ArrayLike | None, k: int, sample: int
+) -> tuple[list[Any], NDArray[Any]]:
+    """Queries to measure with, and of each the key of the row that it comes from, if any."""
+    if k < 1 or sample < 1:
+        raise ValueError(f"expected k and sample of at least 1, got {k} and {sample}")
+    if table.store is None:
+        raise TableError(f"table {table.name!r} keeps codes only: there is no exact order")
+    if queries is None:
+        own, vectors = sample_rows(table, sample)
+        if not own:
+            raise TableError(f"table {table.name!r} has no rows")
+        return own, vectors
+    given = np.atleast_2d(np.asarray(queries))
+    if given.ndim != 2 or given.shape[1] != table.dim or not len(given):
+        raise ValueError(f"expected queries of shape (q, {table.dim}), got {given.shape}")
+    vectors = given[spread(len(given), sample)]
+    return [None] * len(vectors), vectors
 
 
 def sample_rows(table: Table, n: int) -> tuple[list[Any], NDArray[np.float32]]:

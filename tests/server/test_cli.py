@@ -318,6 +318,9 @@ def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: psycopg.Conne
         (["advise", "items"], "nothing was ingested into items yet", "pybq advise --file"),
         (["search", "items", "--vector", "{other}"], "expected a query of shape (32,)", None),
         (["recall", "items"], "table 'items' has no rows", None),
+        (["recall", "items", "--queries", "{none}"], "expected queries of shape (q, 32)", None),
+        (["bench", "items", "--queries", "{none}"], "expected queries of shape (q, 32)", None),
+        (["recall", "items", "--queries", "{other}"], "expected queries of shape (q, 32)", None),
         (["search", "items", "--vector", "{empty}"], "expected arrays of numbers as .npy", None),
         (["advise", "--file", "{other}", "--picture", "a.gif"], "expected a picture .png", None),
     ],
@@ -332,8 +335,9 @@ def test_errors_say_what_to_do(
     hint: str | None,
 ) -> None:
     np.save(tmp_path / "other.npy", np.ones((3, 8)))
+    np.save(tmp_path / "none.npy", np.ones((0, DIM)))
     (tmp_path / "empty.npy").touch()
-    paths = {name: tmp_path / f"{name}.npy" for name in ("other", "empty")}
+    paths = {name: tmp_path / f"{name}.npy" for name in ("other", "none", "empty")}
     arguments = [argument.format(**paths) for argument in arguments]
     ask("create", "items", "--dim", DIM)
     conn.execute("CREATE TABLE plain (id int)")
