@@ -374,6 +374,9 @@ def search(
             raise CommandError(f"no row {row} in {vector}", f"it has {len(queries)} rows")
         queries = queries[row][None]
     names = column or []
+    taken = [name for name in names if name in ("id", "distance")]
+    if as_json and taken:
+        raise CommandError(f"column {taken[0]!r}: hits have a field of that name", "omit --json")
     with _connect(dsn) as conn:
         opened = _open(conn, table, schema)
         found = opened.search(queries, k, rerank or None, names)

@@ -305,6 +305,18 @@ def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: psycopg.Conne
     assert states(1)["bq"] == "error"
 
 
+def test_a_column_named_distance_does_not_hide_the_distance(
+    run: Callable[..., tuple[int, str]], ask: Callable[..., Any], files: Path, vectors: np.ndarray
+) -> None:
+    np.savez(files / "far.npz", vectors=vectors, distance=np.arange(ROWS) + 7000)
+    ask("ingest", files / "far.npz", "--table", "items")
+    search = ["search", "items", "--vector", files / "query.npy", "--column", "distance"]
+    answer = ask(*search, expected=1)
+    assert answer["error"] == "column 'distance': hits have a field of that name"
+    output = run(*search, "-k", 1)[1]
+    assert "7042" in output and "0.00" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [
