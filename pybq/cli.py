@@ -363,6 +363,22 @@ def search(
         float, typer.Option(help="Candidates as a multiple of k; 0 for the order of the codes.")
     ] = 4,
     column: Columns = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="SQL", help="Condition on the rows searched, e.g. 'price < 3'."),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the true nearest rows wanted, below 1; measures what that needs, "
+            "in place of --rerank and --probes.",
+            show_default=False,
+        ),
+    ] = None,
+    probes: Annotated[
+        int | None,
+        typer.Option(help="Lists of the index that are read first.", show_default=False),
+    ] = None,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
@@ -379,7 +395,9 @@ def search(
         raise CommandError(f"column {taken[0]!r}: hits have a field of that name", "omit --json")
     with _connect(dsn) as conn:
         opened = _open(conn, table, schema)
-        found = opened.search(queries, k, rerank or None, names)
+        found = opened.search(
+            queries, k, rerank or None, names, where=where, recall=recall, probes=probes
+        )
     if as_json:
         _print_json([[_as_dict(hit) for hit in hits] for hits in found])
         return

@@ -142,6 +142,17 @@ def test_search_takes_many_queries(ask: Callable[..., Any], files: Path) -> None
     assert hit["id"] == 7
 
 
+def test_search_takes_a_condition_and_a_recall(ask: Callable[..., Any], files: Path) -> None:
+    ask("ingest", files / "items.npz", "--table", "items", "--index")
+    search = ["search", "items", "--vector", files / "query.npy", "-k", 3]
+    (hits,) = ask(*search, "--where", "id < 1010 AND title LIKE '[title]%'", "--column", "title")
+    assert len(hits) == 3 and all(hit["id"] < 1010 for hit in hits)
+    ((hit, *_),) = ask(*search, "--recall", 0.9, "--where", "id % 2 = 0")
+    assert hit["id"] == 1042
+    ((hit, *_),) = ask(*search, "--probes", 2)
+    assert hit["id"] == 1042
+
+
 def test_bench_compares_three_kinds_of_search(
     ask: Callable[..., Any], run: Callable[..., tuple[int, str]], files: Path
 ) -> None:
@@ -333,6 +344,9 @@ def test_a_column_named_distance_does_not_hide_the_distance(
         (["recall", "items", "--queries", "{none}"], "expected queries of shape (q, 32)", None),
         (["bench", "items", "--queries", "{none}"], "expected queries of shape (q, 32)", None),
         (["recall", "items", "--queries", "{other}"], "expected queries of shape (q, 32)", None),
+        (["search", "items", "--vector", "{none}", "--recall", "2"], "recall between 0 and", None),
+        (["search", "items", "--vector", "{none}", "--probes", "0"], "probes between 1 and", None),
+        (["search", "items", "--vector", "{none}", "--where", " "], "expected a condition", None),
         (["search", "items", "--vector", "{empty}"], "expected arrays of numbers as .npy", None),
         (["advise", "--file", "{other}", "--picture", "a.gif"], "expected a picture .png", None),
     ],
