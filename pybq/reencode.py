@@ -131,6 +131,8 @@ async def _begin(db: Database, layout: Layout, transform: int | None) -> _Job | 
     if wanted == state.transform:
         return None
     await _check_dependents(db, layout, state)
+    if not state.filled:
+        await _check_vectors(db, layout)
     column = state.next_column or _shorten(layout.code.name, "_next")
     job = _Job(column, wanted, decision, statistics, reason, state)
     if state.next_column is None:
@@ -218,6 +220,24 @@ async def _check_dependents(db: Database, layout: Layout, state: _State) -> None
             f"column {layout.code.name!r} of table {layout.name!r} is to be replaced, but more "
             f"depends on it: {', '.join(name for (name,) in found)}; drop that first, and make "
             "it again afterwards"
+        )
+
+
+async def _check_vectors(db: Database, layout: Layout) -> None:
+    """Refuse rows that have a code only: without a vector there will be no other."""
+    assert layout.source is not None
+    found = await db.fetch_one(
+        sql.SQL("SELECT {} FROM {} WHERE {} IS NULL AND {} IS NOT NULL LIMIT 1").format(
+            layout.id.identifier,
+            layout.identifier,
+            layout.source.identifier,
+            layout.code.identifier,
+        )
+    )
+    if found is not None:
+        raise TableError(
+            f"row with {layout.id.name} {found[0]!r} of table {layout.name!r} has a code and no "
+            "vector to encode anew; give such rows a vector, or take their code away"
         )
 
 

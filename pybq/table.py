@@ -533,9 +533,9 @@ class Table(_Table[BlockingDatabase]):
         ------
         TableError
             If a transaction is open, as this commits as it goes; if the table keeps codes only,
-            has none yet or belongs to somebody else; if views or the like depend on the column
-            of codes; if another connection is at it, or long transactions never let go of the
-            table.
+            has none yet or belongs to somebody else; if a row has a code and no vector; if views
+            or the like depend on the column of codes; if another connection is at it, or long
+            transactions never let go of the table.
 
         Notes
         -----

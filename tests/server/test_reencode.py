@@ -198,6 +198,16 @@ def test_rows_without_vectors_stay_without_codes(conn: Conn, table: pybq.Table) 
     assert count_codes(conn, 2) == (N, N - 10)
 
 
+def test_codes_without_vectors_are_not_dropped(conn: Conn, table: pybq.Table) -> None:
+    conn.execute("ALTER TABLE items ALTER embedding DROP NOT NULL")
+    conn.execute("UPDATE items SET embedding = NULL WHERE id = 7")
+    conn.commit()
+    with pytest.raises(TableError, match="row with id 7 of table 'items' has a code and no vec"):
+        table.reencode(2)
+    assert table.status().next_transform is None
+    assert conn.execute("SELECT code IS NOT NULL FROM items WHERE id = 7").fetchone() == (True,)
+
+
 # -- while the table is in use ----------------------------------------------------------
 
 
