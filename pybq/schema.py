@@ -114,6 +114,12 @@ async def _read_layout(db: Database, name: str, schema: str | None) -> Layout:
         [oid],
     )
     columns = {name: Column(name, kind, oid) for name, kind, oid, _ in attributes}
+    for column in (code, source):
+        if column is not None and column not in columns:
+            raise TableError(
+                f"table {name!r} has no column {column!r}, which bq_columns names; if it was "
+                "renamed, change it there, too"
+            )
     keys = [name for name, _, _, primary in attributes if primary]
     if len(keys) != 1:
         raise TableError(f"table {name!r} has no primary key of one column")

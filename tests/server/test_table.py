@@ -234,6 +234,12 @@ def test_names_are_quoted(conn: Conn, vectors: np.ndarray, store: Any) -> None:
     assert conn.execute("SELECT count(*) FROM bq_columns").fetchone() == (2,)
 
 
+def test_a_renamed_column_is_named(conn: Conn, table: pybq.Table) -> None:
+    conn.execute("ALTER TABLE items RENAME code TO codes")
+    with pytest.raises(TableError, match="'items' has no column 'code', which bq_columns names"):
+        pybq.Table(conn, "items")
+
+
 @pytest.mark.parametrize("id_type", ["smallint", "int", "bigint", "text", "uuid"])
 def test_keys_of_any_type(conn: Conn, vectors: np.ndarray, id_type: str) -> None:
     from uuid import UUID
