@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from psycopg import sql
 from psycopg.rows import tuple_row
 
-from pybq.recall import find_distances, take_queries
-from pybq.schema import OPERATORS
+from pybq.recall import compose, fetch_rows, find_distances, take_queries
 from pybq.table import Table
 
 
@@ -142,8 +140,8 @@ def bench_table(
         for name, ids in others.items():
             near = sum(distance <= reach for distance in find_distances(table, vector, ids))
             recalls[name].append(near / len(others["exact"]) if others["exact"] else 1.0)
-    ((rows,),) = _fetch(table, "SELECT count(*) FROM {table}")
-    indexes = _fetch(
+    ((rows,),) = fetch_rows(table, "SELECT count(*) FROM {table}")
+    indexes = fetch_rows(
         table,
         "SELECT i.indexrelid::regclass::text FROM pg_index i"
         " JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam"
@@ -179,7 +177,7 @@ def _search_exactly(table: Table, vector: NDArray[Any], k: int) -> tuple[float, 
     with table.connection.transaction(), table.connection.cursor(row_factory=tuple_row) as cursor:
         # an index over the vectors would be approximate
         cursor.execute("SET LOCAL enable_indexscan = off")
-        statement = _format(
+        statement = compose(
             table,
             "SELECT {id} FROM {table} ORDER BY {vector} {operator} %s::{type}, {id} LIMIT %s",
         )
@@ -195,19 +193,3 @@ def _time_round_trip(table: Table) -> float:
         start = time.perf_counter()
         cursor.execute("SELECT 1", prepare=True).fetchall()
         return time.perf_counter() - start
-
-
-def _format(table: Table, query: str) -> sql.Composed:
-    assert table.source_column is not None and table.store is not None
-    return sql.SQL(query).format(
-        id=sql.Identifier(table.id_column),
-        vector=sql.Identifier(table.source_column),
-        type=sql.SQL(table.store),
-        table=table.identifier,
-        operator=sql.SQL(OPERATORS[table.metric]),
-    )
-
-
-def _fetch(table: Table, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
-    with table.connection.transaction(), table.connection.cursor(row_factory=tuple_row) as cursor:
-        return cursor.execute(_format(table, query), parameters).fetchall()

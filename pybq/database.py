@@ -171,6 +171,8 @@ class BlockingDatabase(Database):
     def _execute(self, statement: Statement, parameters: Parameters) -> Cursor[Row]:
         # Not connection.cursor(): its class may be one of other placeholders.
         cursor = Cursor(self._connection, row_factory=tuple_row)
+        if parameters is not None:
+            statement = escape_percent(statement, self._connection)
         return cursor.execute(statement, parameters)
 
 
@@ -236,7 +238,27 @@ class AsyncDatabase(Database):
 
     async def _execute(self, statement: Statement, parameters: Parameters) -> AsyncCursor[Row]:
         cursor = AsyncCursor(self._connection, row_factory=tuple_row)
+        if parameters is not None:
+            statement = escape_percent(statement, self._connection)
         return await cursor.execute(statement, parameters)
+
+
+def escape_percent(statement: Statement, connection: BaseConnection[Any]) -> Statement:
+    """Return a statement in whose names no percent sign is taken for a placeholder.
+
+    psycopg looks for them wherever there are parameters.
+    """
+    if not isinstance(statement, sql.Composed):
+        return statement
+    parts: list[sql.Composable] = []
+    for part in statement:
+        if isinstance(part, sql.Composed):
+            parts.append(cast(sql.Composed, escape_percent(part, connection)))
+        elif isinstance(part, (sql.Identifier, sql.Literal)):
+            parts.append(sql.SQL(part.as_string(connection).replace("%", "%%")))
+        else:
+            parts.append(part)
+    return sql.Composed(parts)
 
 
 _locks: WeakKeyDictionary[AsyncConnection[Any], asyncio.Lock] = WeakKeyDictionary()

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from pybq.database import Statement, escape_percent
 from pybq.errors import TableError
 from pybq.schema import OPERATORS
 from pybq.sources import spread
@@ -127,7 +128,7 @@ def take_queries(
 
 def sample_rows(table: Table, n: int) -> tuple[list[Any], NDArray[np.float32]]:
     """Keys and vectors of random rows."""
-    rows = _fetch(
+    rows = fetch_rows(
         table,
         "SELECT {id}, {vector}::real[] FROM {table}"
         " WHERE {id} IN (SELECT {id} FROM {table} ORDER BY random() LIMIT %s)",
@@ -142,7 +143,7 @@ def find_exact(table: Table, vector: NDArray[Any], own: Any, k: int) -> list[flo
     with table.connection.transaction(), table.connection.cursor() as cursor:
         # an index over the vectors would be approximate
         cursor.execute("SET LOCAL enable_indexscan = off")
-        rows = _fetch(
+        rows = fetch_rows(
             table,
             "SELECT {vector} {operator} %s::real[]::{type} AS distance FROM {table}"
             " WHERE {id} IS DISTINCT FROM %s ORDER BY distance LIMIT %s",
@@ -154,7 +155,7 @@ def find_exact(table: Table, vector: NDArray[Any], own: Any, k: int) -> list[flo
 
 def find_distances(table: Table, vector: NDArray[Any], ids: list[Any]) -> list[float]:
     """Exact distances of some rows."""
-    rows = _fetch(
+    rows = fetch_rows(
         table,
         "SELECT {vector} {operator} %s::real[]::{type} FROM {table} WHERE {id} = ANY(%s)",
         [vector.tolist(), ids],
@@ -162,7 +163,15 @@ def find_distances(table: Table, vector: NDArray[Any], ids: list[Any]) -> list[f
     return [row[0] for row in rows]
 
 
-def _fetch(table: Table, query: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
+def fetch_rows(
+    table: Table, query: str, parameters: list[Any] | None = None
+) -> list[tuple[Any, ...]]:
+    """Return the rows of a query that names the table, its columns and operator in braces."""
+    with table.connection.transaction(), table.connection.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(compose(table, query), parameters or []).fetchall()
+
+
+def compose(table: Table, query: str) -> Statement:
     assert table.source_column is not None and table.store is not None
     statement = sql.SQL(query).format(
         id=sql.Identifier(table.id_column),
@@ -171,5 +180,4 @@ def _fetch(table: Table, query: str, parameters: list[Any]) -> list[tuple[Any, .
         table=table.identifier,
         operator=sql.SQL(OPERATORS[table.metric]),
     )
-    with table.connection.transaction(), table.connection.cursor(row_factory=tuple_row) as cursor:
-        return cursor.execute(statement, parameters).fetchall()
+    return escape_percent(statement, table.connection)

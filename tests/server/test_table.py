@@ -12,6 +12,7 @@ from psycopg.pq import TransactionStatus
 
 import pybq
 from pybq import TableError
+from pybq.recall import measure_recall
 
 N, DIM = 300, 24
 
@@ -221,7 +222,7 @@ def test_create_refuses_an_existing_table(conn: Conn, table: pybq.Table) -> None
 
 
 def test_names_are_quoted(conn: Conn, vectors: np.ndarray, store: Any) -> None:
-    name, column = 'Odd "items"; DROP TABLE x; --', 'My "column" %s {}'
+    name, column = 'Odd "items" %s; DROP TABLE x; --', 'My "column" %s {}'
     conn.execute('CREATE SCHEMA "My schema"')
     for schema in (None, "My schema"):
         table = pybq.Table.create(
@@ -231,6 +232,11 @@ def test_names_are_quoted(conn: Conn, vectors: np.ndarray, store: Any) -> None:
         hits = table.search(vectors[3], k=1, columns=[column])
         assert (hits[0].id, hits[0][column]) == (3, "a")
         assert pybq.Table(conn, name, schema=schema).status().count == N
+        if store is not None:
+            assert table.calibrate(0.5, k=1, sample=5).rerank >= 1
+            assert measure_recall(table, sample=2, reranks=[4])[0].recall == 1
+            conn.commit()
+            assert table.reencode(transform=77) == N
     assert conn.execute("SELECT count(*) FROM bq_columns").fetchone() == (2,)
 
 
