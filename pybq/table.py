@@ -103,6 +103,7 @@ class _Table(Generic[_D]):
             if "different transforms" not in str(error):
                 raise
             self._quantizer = None
+            self._efforts.clear()
             if self._db.in_transaction:  # which has failed
                 raise
         return await self._search_once(search)

@@ -490,6 +490,20 @@ def test_calibration_is_kept_until_the_next_ingest(conn: Conn) -> None:
 
 
 @needs_pgvector
+def test_calibration_does_not_outlive_the_codes(conn: Conn) -> None:
+    base, queries = low_fidelity(4000)
+    table = pybq.Table.create(conn, "items", 16, transform=1)
+    table.ingest([0], base[:1])
+    assert len(table.search(queries[0], recall=0.9)) == 1  # of one row, all is found
+    with psycopg.connect(conn.info.dsn, password=conn.info.password) as other:
+        same = pybq.Table(other, "items")
+        same.ingest(range(1, 4000), base[1:])
+        same.reencode(9)
+        table.search(queries[0], rerank=1)
+        assert table.search(queries, recall=0.9) == same.search(queries, recall=0.9)
+
+
+@needs_pgvector
 @pytest.mark.parametrize(
     ("options", "message"),
     [
