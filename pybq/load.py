@@ -44,6 +44,7 @@ class Task:
     batch_rows: int
     fingerprint: str
     on_conflict: OnConflict
+    resume: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,11 @@ async def load(
     batch_rows = batch_rows or max(1, BATCH_NBYTES // (4 * layout.dim))
 
     sample = partial(opened.sample, SAMPLE_ROWS)
-    task = Task(layout, sample, named, batch_rows, opened.fingerprint, on_conflict)
+    task = Task(layout, sample, named, batch_rows, opened.fingerprint, on_conflict, resume)
     # The decision first, in a transaction of its own: then nobody waits for anybody.
     async with db.transaction():
         await decide(db, layout, sample)
-        done = await _find_done(db, task, resume)
+        done = await _find_done(db, task)
 
     written = 0
     parts = _split(opened, wanted, batch_rows, first_id, done)
@@ -129,16 +130,12 @@ def _choose_columns(layout: Layout, source: Source, columns: Sequence[str] | Non
     return list(columns)
 
 
-async def _find_done(db: Database, task: Task, resume: bool) -> set[int]:
-    """Return the batches that are there already; forget them unless this goes on with them."""
-    where = "WHERE table_name = %s AND source = %s"
-    if not task.source:
-        return set()
-    if not resume:
-        await db.execute(f"DELETE FROM bq_loads {where}", [task.layout.oid, task.source])
+async def _find_done(db: Database, task: Task) -> set[int]:
+    """Return the batches that are there already, if this goes on with them."""
+    if not task.resume:
         return set()
     rows = await db.fetch(
-        f"SELECT batch, batch_rows, fingerprint FROM bq_loads {where}",
+        "SELECT batch, batch_rows, fingerprint FROM bq_loads WHERE table_name = %s AND source = %s",
         [task.layout.oid, task.source],
     )
     for _, batch_rows, fingerprint in rows:
@@ -224,6 +221,12 @@ async def write_part(db: Database, task: Task, part: Part) -> int:
         except RowError as error:
             raise RowError(part.first + error.row, error.id, error.reason) from None
         if task.source:
+            if not task.resume and part.number == 0:
+                # Not before: if this batch fails, an earlier load can still be resumed.
+                await db.execute(
+                    "DELETE FROM bq_loads WHERE table_name = %s AND source = %s",
+                    [layout.oid, task.source],
+                )
             await db.execute(
                 "INSERT INTO bq_loads (table_name, source, batch, batch_rows, fingerprint, written)"
                 " VALUES (%s, %s, %s, %s, %s, %s)",
@@ -284,9 +287,11 @@ async def _write_in_parallel(
         pending: dict[Future[int], Part] = {}
         failure: LoadError | None = None
         total = 0
+        # The first one alone if it makes room for the records of the others.
+        limit = 2 * connections if task.resume or not task.source else 1
         while True:
             # As many wait as are being written, so that memory stays bounded.
-            while failure is None and len(pending) < 2 * connections:
+            while failure is None and len(pending) < limit:
                 part = await db.compute(next, parts, None)
                 if part is None:
                     break
@@ -298,6 +303,7 @@ async def _write_in_parallel(
                 part = pending.pop(future)
                 error = future.exception()
                 if error is None:
+                    limit = 2 * connections
                     total += future.result()
                     yield part, future.result()
                 elif failure is None:

@@ -214,6 +214,24 @@ def test_resume_goes_on_after_a_bad_row(conn: Conn, vectors: np.ndarray) -> None
     assert_statistics(table, vectors)
 
 
+@pytest.mark.parametrize("connections", [1, 3])
+def test_a_forgotten_resume_does_no_harm(conn: Conn, vectors: np.ndarray, connections: int) -> None:
+    table = create(conn)
+    bad = vectors.copy()
+    bad[350, 2] = np.nan
+    with pytest.raises(pybq.LoadError, match="rows 300 to 399"):
+        table.load(bad, name="v", batch_rows=100)
+    with pytest.raises(pybq.LoadError, match="rows 0 to 99 .* duplicate key"):
+        table.load(vectors, name="v", batch_rows=100, connections=connections)
+    assert table.load(vectors, name="v", batch_rows=100, resume=True) == ROWS - 300
+    assert ids(conn) == list(range(ROWS))
+    conn.execute("DELETE FROM items WHERE id >= 50")
+    conn.commit()
+    options: Any = {"name": "v", "batch_rows": 100, "connections": connections}
+    assert table.load(vectors, on_conflict="skip", **options) == ROWS - 50
+    assert table.load(vectors, resume=True, **options) == 0
+
+
 def test_resume_refuses_what_does_not_fit(conn: Conn, vectors: np.ndarray, tmp_path: Path) -> None:
     table = create(conn)
     np.save(tmp_path / "v.npy", vectors)
