@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
 
@@ -389,6 +390,8 @@ def dump_values(
     transformer.set_dumper_types([column.type_oid], Format.BINARY)
     dumped: list[bytes | None] = []
     for i, value in enumerate(values):
+        if column.type_name == "numeric" and isinstance(value, (float, np.floating)):
+            value = Decimal(str(value))  # psycopg leaves the choice of digits to others
         try:
             (field,) = transformer.dump_sequence([value], [PyFormat.BINARY])
         except Exception as error:

@@ -6,6 +6,7 @@ import datetime
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -71,6 +72,14 @@ def assert_same(a: Statistics, b: Statistics) -> None:
 
 
 # -- what is written ------------------------------------------------------------------
+
+
+def test_floats_go_into_numeric_as_they_are_written(conn: Conn) -> None:
+    table = pybq.Table.create(conn, "items", 4, store=None, columns={"price": "numeric(9, 2)"})
+    prices = [1.5, np.float32(1.1), Decimal("2.25"), 3, None]
+    assert table.ingest(range(5), np.eye(5, 4), {"price": prices}) == 5
+    rows = conn.execute("SELECT price FROM items ORDER BY id").fetchall()
+    assert rows == [(Decimal(f"{n}"),) for n in (1.5, 1.1, 2.25, 3)] + [(None,)]
 
 
 def test_a_series_is_written_by_place_whatever_its_index(conn: Conn) -> None:
