@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from psycopg import Connection, Error
+from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import dict_row, tuple_row
 
 import pybq
@@ -137,16 +139,22 @@ def _examine_tables(conn: Connection[Any], check_indexes: bool) -> Iterator[Find
     with conn.transaction(), conn.cursor(row_factory=dict_row) as cursor:
         columns = cursor.execute(
             """
-            SELECT table_name::text AS name, c.oid IS NULL AS gone, decided_at IS NULL AS empty,
-                   transform, next_transform, coalesce((statistics).count, 0) AS count,
+            SELECT table_name::text AS name, c.relname AS table, n.nspname AS schema,
+                   pg_table_is_visible(c.oid) AS visible, c.oid IS NULL AS gone,
+                   decided_at IS NULL AS empty, transform, next_transform,
+                   coalesce((statistics).count, 0) AS count,
                    array(SELECT i.indexrelid::regclass::text FROM pg_index i
                          JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
                          JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
                          WHERE i.indrelid = c.oid AND m.amname = 'bq' AND a.attname = code_column
                          AND i.indisvalid ORDER BY 1) AS indexes,
                    array(SELECT i.indexrelid::regclass::text FROM pg_index i
-                         WHERE i.indrelid = c.oid AND NOT i.indisvalid ORDER BY 1) AS invalid
-            FROM bq_columns LEFT JOIN pg_class c ON c.oid = table_name::oid ORDER BY 1
+                         LEFT JOIN pg_attribute a
+                         ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                         WHERE i.indrelid = c.oid AND NOT i.indisvalid
+                         AND (a.attname = next_column) IS NOT TRUE ORDER BY 1) AS invalid
+            FROM bq_columns LEFT JOIN pg_class c ON c.oid = table_name::oid
+            LEFT JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1
             """
         ).fetchall()
     for column in columns:
@@ -163,7 +171,10 @@ def _examine_tables(conn: Connection[Any], check_indexes: bool) -> Iterator[Find
             yield Finding(name, "ok", f"{text}, no index", hint)
         if column["next_transform"] is not None:
             text = f"being encoded anew, with transform {column['next_transform']}"
-            hint = f"if nobody is at it, continue: pybq reencode {column['name']}"
+            arguments = [column["table"]]
+            if not column["visible"]:
+                arguments += ["--schema", column["schema"]]
+            hint = f"if nobody is at it, continue: pybq reencode {shlex.join(arguments)}"
             yield Finding(name, "warning", text, hint)
         for index in column["invalid"]:
             yield Finding(f"index {index}", "error", "not valid", f"run REINDEX INDEX {index}")
@@ -179,6 +190,8 @@ def _examine_index(conn: Connection[Any], index: str, check: bool) -> Finding:
         ((lists, rows, hint),) = _fetch(
             conn, "SELECT lists, live_rows, hint FROM bq_index_info(%s::regclass)", [index]
         )
+    except InsufficientPrivilege as error:
+        return Finding(name, "warning", f"not looked at: {error}", "ask as the table's owner")
     except Error as error:
         return Finding(name, "error", str(error), f"run REINDEX INDEX {index}")
     text = f"{rows:,} rows in {lists:,} {'list' if lists == 1 else 'lists'}"

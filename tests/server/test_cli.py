@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import pybq
 from pybq.cli import app
+from pybq.doctor import examine
 
 pytestmark = pytest.mark.usefixtures("vector")
 
@@ -202,6 +203,35 @@ def test_doctor_tells_of_an_unfinished_reencode(
     conn.commit()
     (finding,) = [one for one in ask("doctor")["findings"] if "anew" in one["text"]]
     assert finding["state"] == "warning" and finding["hint"].endswith("pybq reencode items")
+    # of another schema, and with an index that is being built
+    conn.execute(f"ALTER TABLE items ADD code_next bqvec({DIM})")
+    conn.execute("CREATE INDEX building ON items USING bq (code_next)")
+    conn.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'building'::regclass")
+    conn.execute("CREATE SCHEMA shop")
+    conn.execute("ALTER TABLE items SET SCHEMA shop")
+    conn.execute('ALTER TABLE shop.items RENAME TO "My items"')
+    conn.commit()
+    found = ask("doctor")
+    (finding,) = [one for one in found["findings"] if "anew" in one["text"]]
+    assert finding["hint"].endswith("pybq reencode 'My items' --schema shop")
+    assert found["healthy"]
+
+
+def test_doctor_asks_no_more_than_it_may(
+    ask: Callable[..., Any], conn: psycopg.Connection[Any]
+) -> None:
+    ask("create", "items", "--dim", 4)
+    conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+    conn.execute("CREATE ROLE bq_visitor")
+    try:
+        conn.execute("GRANT SELECT ON items TO bq_visitor")
+        conn.execute("SET ROLE bq_visitor")
+        found = {finding.name: finding for finding in examine(conn, check_indexes=True)}
+        index = found["index items_code"]
+        assert index.state == "warning" and "must be owner" in index.text
+        assert "REINDEX" not in index.hint
+    finally:
+        conn.rollback()
 
 
 def test_recall_rises_with_rerank_and_is_exact_at_last(
