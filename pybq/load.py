@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -250,7 +250,7 @@ async def _write_here(db: Database, task: Task, parts: Iterator[Part]) -> Writte
     Another thread reads the next one meanwhile.
     """
     total = 0
-    with ThreadPoolExecutor(1) as pool:
+    async with _threads(db, 1) as pool:
         coming = pool.submit(next, parts, None)
         while (part := await db.wait_for(coming)) is not None:
             coming = pool.submit(next, parts, None)
@@ -266,9 +266,7 @@ async def _write_in_parallel(
     db: Database, task: Task, parts: Iterator[Part], connections: int
 ) -> Written:
     """Write the parts on connections like the caller's, each with a thread of its own."""
-    search_path = await db.fetch_one(
-        "SELECT set_config('search_path', current_setting('search_path'), false)"
-    )
+    search_path = await db.fetch_one("SELECT current_setting('search_path')")
     idle: SimpleQueue[BlockingDatabase] = SimpleQueue()
 
     def write(part: Part) -> int:
@@ -278,12 +276,12 @@ async def _write_in_parallel(
         finally:
             idle.put(own)
 
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         for _ in range(connections):
             own = await db.compute(_connect_alike, db.connection, search_path)
             stack.enter_context(own.connection)
             idle.put(own)
-        pool = stack.enter_context(ThreadPoolExecutor(connections))
+        pool = await stack.enter_async_context(_threads(db, connections))
         pending: dict[Future[int], Part] = {}
         failure: LoadError | None = None
         total = 0
@@ -315,6 +313,17 @@ async def _write_in_parallel(
             raise LoadError(
                 failure.source, failure.first, failure.last, total, failure.reason
             ) from cause
+
+
+@asynccontextmanager
+async def _threads(db: Database, n: int) -> AsyncIterator[ThreadPoolExecutor]:
+    """Give threads, and wait for them without holding up what they may wait for themselves."""
+    pool = ThreadPoolExecutor(n)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        await db.compute(pool.shutdown)
 
 
 def _connect_alike(connection: BaseConnection[Any], search_path: Row | None) -> BlockingDatabase:

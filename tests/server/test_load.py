@@ -322,6 +322,32 @@ with psycopg.connect(dsn) as conn:
 """
 
 
+def test_a_cancelled_load_lets_others_go_on(conn: Conn, vectors: np.ndarray) -> None:
+    """Its threads wait for a lock which another task of the same loop has to let go."""
+    create(conn, transform=1)
+    dsn = psycopg.conninfo.make_conninfo(conn.info.dsn, options="-c lock_timeout=5s")
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+    async def main() -> None:
+        async with (
+            await psycopg.AsyncConnection.connect(dsn) as own,
+            await psycopg.AsyncConnection.connect(dsn) as holder,
+        ):
+            table = await pybq.AsyncTable.open(own, "items")
+            await holder.execute("SELECT FROM bq_columns FOR UPDATE")
+            loading = asyncio.create_task(table.load(vectors, batch_rows=100, connections=2))
+            while (await (await holder.execute(waiting)).fetchone()) != (2,):
+                await asyncio.sleep(0.01)
+            loading.cancel()
+            await asyncio.sleep(0)  # the load hears of it before the lock goes
+            await holder.rollback()
+            with pytest.raises(asyncio.CancelledError):
+                await loading
+
+    asyncio.run(main())
+    assert ids(conn) == list(range(200))
+
+
 def test_eight_processes_one_of_them_killed(
     conn: Conn, rng: np.random.Generator, tmp_path: Path
 ) -> None:
