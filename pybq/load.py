@@ -95,7 +95,8 @@ async def load(
     batch_rows = batch_rows or max(1, BATCH_NBYTES // (4 * layout.dim))
 
     sample = partial(opened.sample, SAMPLE_ROWS)
-    task = Task(layout, sample, named, batch_rows, opened.fingerprint, on_conflict, resume)
+    fingerprint = f"{opened.fingerprint}, keys from {first_id}"
+    task = Task(layout, sample, named, batch_rows, fingerprint, on_conflict, resume)
     # The decision first, in a transaction of its own: then nobody waits for anybody.
     async with db.transaction():
         await decide(db, layout, sample)
@@ -141,8 +142,9 @@ async def _find_done(db: Database, task: Task) -> set[int]:
     for _, batch_rows, fingerprint in rows:
         if fingerprint != task.fingerprint:
             raise TableError(
-                f"{task.source} has changed since its load began: it was {fingerprint}, "
-                f"it is {task.fingerprint}; load it without resume, with on_conflict"
+                f"{task.source} has changed since its load began, or is read in another way: it "
+                f"was {fingerprint}, it is {task.fingerprint}; load it without resume, with "
+                "on_conflict"
             )
         if batch_rows != task.batch_rows:
             raise TableError(

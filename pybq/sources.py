@@ -86,7 +86,8 @@ class Source:
     skipped : tuple of str
         Columns of types that fit no simple SQL type, and arrays of another length; not read.
     fingerprint : str
-        Changes if the source changes: its shape and, of a file, its size and time.
+        Changes if the source changes, or what is read of it: its shape, the names of vectors and
+        keys and, of a file, its size and time.
     """
 
     name: str
@@ -247,7 +248,8 @@ def _open_arrays(
     arrays = dict(arrays)
     # a single one need not be guessed, and is checked below
     candidates = [n for n, array in arrays.items() if array.ndim == 2 or len(arrays) == 1]
-    vectors = arrays.pop(_choose(name, arrays, candidates, vector_column, "vectors"))
+    vector_name = _choose(name, arrays, candidates, vector_column, "vectors")
+    vectors = arrays.pop(vector_name)
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise ValueError(
             f"{name}: expected vectors of shape (n, dim), got {vectors.shape} of {vectors.dtype}"
@@ -279,7 +281,7 @@ def _open_arrays(
         "bigint" if ids is None else _array_type(ids) or "text",
         {column: kind for column, kind in types.items() if kind is not None},
         tuple(column for column, kind in types.items() if kind is None),
-        f"{n} x {dim}, {stamp}",
+        f"{n} x {dim}, {vector_name} by {id_name}, {stamp}",
         read,
         lambda rows: vectors[spread(n, rows)],
     )
@@ -520,7 +522,7 @@ def _open_arrow(
         (_arrow_type(fields[id_name]) or "text") if id_name else "bigint",
         {n: kind for n, kind in types.items() if kind is not None},
         tuple(n for n, kind in types.items() if kind is None),
-        f"{rows} x {dim}, {stamp}",
+        f"{rows} x {dim}, {name} by {id_name}, {stamp}",
         read,
         sample,
     )

@@ -238,6 +238,14 @@ def test_resume_refuses_what_does_not_fit(conn: Conn, vectors: np.ndarray, tmp_p
     assert table.load(tmp_path / "v.npy", batch_rows=400) == ROWS
     with pytest.raises(pybq.TableError, match="began with batch_rows=400"):
         table.load(tmp_path / "v.npy", batch_rows=300, resume=True)
+    with pytest.raises(pybq.TableError, match="read in another way: .* keys from 0, .* from 5;"):
+        table.load(tmp_path / "v.npy", batch_rows=400, resume=True, first_id=5)
+    np.savez(tmp_path / "two.npz", a=vectors, b=vectors)
+    assert table.load(tmp_path / "two.npz", vector_column="a", first_id=ROWS) == ROWS
+    with pytest.raises(pybq.TableError, match="read in another way"):
+        table.load(tmp_path / "two.npz", vector_column="b", first_id=ROWS, resume=True)
+    conn.execute("DELETE FROM items WHERE id >= %s", [ROWS])
+    conn.commit()
     np.save(tmp_path / "v.npy", vectors[:-1])
     with pytest.raises(pybq.TableError, match="has changed since its load began"):
         table.load(tmp_path / "v.npy", batch_rows=400, resume=True)
