@@ -179,7 +179,8 @@ def _search_exactly(table: Table, vector: NDArray[Any], k: int) -> tuple[float, 
         cursor.execute("SET LOCAL enable_indexscan = off")
         statement = compose(
             table,
-            "SELECT {id} FROM {table} ORDER BY {vector} {operator} %s::{type}, {id} LIMIT %s",
+            "SELECT {id} FROM {table} WHERE {vector} IS NOT NULL"
+            " ORDER BY {vector} {operator} %s::{type}, {id} LIMIT %s",
         )
         start = time.perf_counter()
         rows = cursor.execute(statement, [text, k], prepare=True).fetchall()
@@ -189,7 +190,7 @@ def _search_exactly(table: Table, vector: NDArray[Any], k: int) -> tuple[float, 
 
 
 def _time_round_trip(table: Table) -> float:
-    with table.connection.cursor() as cursor:
+    with table.connection.transaction(), table.connection.cursor() as cursor:
         start = time.perf_counter()
         cursor.execute("SELECT 1", prepare=True).fetchall()
         return time.perf_counter() - start

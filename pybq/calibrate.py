@@ -108,7 +108,7 @@ def _is_met(found: NDArray[np.bool_], nearest: _Array, recall: float) -> bool:
 async def sample_rows(
     db: Database, layout: Layout, n: int
 ) -> tuple[Sequence[Any], NDArray[np.float32]]:
-    """Return keys and vectors of some rows, the same ones each time."""
+    """Return keys and vectors of some rows that have one, the same ones each time."""
     assert layout.source is not None
     names = {
         "table": layout.identifier,
@@ -125,7 +125,7 @@ async def sample_rows(
         rows = await db.fetch(
             sql.SQL(
                 "SELECT {id}, {vector}::real[] FROM {table} TABLESAMPLE SYSTEM (%s) REPEATABLE (0)"
-                " ORDER BY md5({id}::text) LIMIT %s"
+                " WHERE {vector} IS NOT NULL ORDER BY md5({id}::text) LIMIT %s"
             ).format(**names),
             [percent, n],
         )

@@ -127,11 +127,12 @@ def take_queries(
 
 
 def sample_rows(table: Table, n: int) -> tuple[list[Any], NDArray[np.float32]]:
-    """Keys and vectors of random rows."""
+    """Keys and vectors of random rows that have one."""
     rows = fetch_rows(
         table,
         "SELECT {id}, {vector}::real[] FROM {table}"
-        " WHERE {id} IN (SELECT {id} FROM {table} ORDER BY random() LIMIT %s)",
+        " WHERE {id} IN (SELECT {id} FROM {table} WHERE {vector} IS NOT NULL"
+        " ORDER BY random() LIMIT %s)",
         [n],
     )
     vectors = np.array([vector for _, vector in rows], np.float32).reshape(-1, table.dim)
@@ -146,7 +147,7 @@ def find_exact(table: Table, vector: NDArray[Any], own: Any, k: int) -> list[flo
         rows = fetch_rows(
             table,
             "SELECT {vector} {operator} %s::real[]::{type} AS distance FROM {table}"
-            " WHERE {id} IS DISTINCT FROM %s ORDER BY distance LIMIT %s",
+            " WHERE {id} IS DISTINCT FROM %s AND {vector} IS NOT NULL ORDER BY distance LIMIT %s",
             [vector.tolist(), own, k],
         )
         cursor.execute("SET LOCAL enable_indexscan TO DEFAULT")

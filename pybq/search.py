@@ -129,7 +129,11 @@ class Search:
     async def fetch(
         self, db: Database, quantizer: Quantizer, statement: str, probes: int | None = None
     ) -> list[list[Row]]:
-        """Return the rows of each query: id, distance, further columns."""
+        """Return the rows of each query: id, distance, further columns.
+
+        Without the index, rows that have no code, or no vector to be re-ranked by, come last.
+        They are left out, as the index does.
+        """
         if probes is not None:
             async with _reading_lists(db, probes):
                 return await self.fetch(db, quantizer, statement)
@@ -142,8 +146,10 @@ class Search:
             for code, vector in zip(codes, exact, strict=True)
         ]
         if len(parameters) == 1:
-            return [await db.fetch(statement, parameters[0])]
-        return await db.fetch_each(statement, parameters)
+            found = [await db.fetch(statement, parameters[0])]
+        else:
+            found = await db.fetch_each(statement, parameters)
+        return [[row for row in rows if row[1] is not None] for rows in found]
 
 
 @asynccontextmanager

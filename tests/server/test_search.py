@@ -19,7 +19,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
 import pybq
 from pybq import TableError
+from pybq.bench import bench_table
 from pybq.condition import make_condition
+from pybq.recall import measure_recall
 
 ROOT = Path(__file__).parents[2]
 N, DIM = 3000, 32
@@ -534,6 +536,29 @@ def test_calibration_leaves_settings_as_they_were(conn: Conn) -> None:
         table.calibrate(0.9)
         table.search(base[0], probes=7)
         assert conn.execute("SHOW bq.probes").fetchone() == ("3",)
+
+
+@needs_pgvector
+@pytest.mark.parametrize("index", [False, True])
+def test_rows_without_vectors_are_passed_over(conn: Conn, index: bool) -> None:
+    base, queries = low_fidelity(500)
+    table = pybq.Table.create(conn, "items", 16, transform=1)
+    table.ingest(range(500), base)
+    conn.execute("ALTER TABLE items ALTER embedding DROP NOT NULL, ALTER code DROP NOT NULL")
+    conn.execute("UPDATE items SET embedding = NULL, code = NULL WHERE id % 5 = 0")
+    conn.commit()
+    if index:
+        table.create_index()
+        conn.execute("SET enable_seqscan = off")
+        conn.commit()
+    for rerank in (None, 4):
+        hits = table.search(queries[0], k=500, rerank=rerank)
+        assert sorted(hit.id for hit in hits) == [i for i in range(500) if i % 5]
+        assert all(np.isfinite(hit.distance) for hit in hits)
+    assert table.calibrate(0.9).rerank > 1
+    for measured in (measure_recall(table, reranks=[500]), bench_table(table).measured):
+        assert measured[-1].recall == 1
+    assert table.reencode() == 0
 
 
 # -- codes that were made anew --------------------------------------------------------
