@@ -92,9 +92,8 @@ def _examine_server(conn: Connection[Any]) -> Iterator[Finding]:
             "run ALTER EXTENSION bq UPDATE",
         )
     elif installed != pybq.__version__:
-        older = "the extension" if installed < pybq.__version__ else "pybq"
         text = f"{installed}, and pybq {pybq.__version__}"
-        yield Finding("bq", "warning", text, f"update {older}: both should be of one version")
+        yield Finding("bq", "warning", text, "update the older one: both should be of one version")
     else:
         yield Finding("bq", "ok", f"{installed}, the same as pybq")
     installed, default = extensions.get("vector", (None, None))

@@ -121,6 +121,12 @@ async def load(
 def _choose_columns(layout: Layout, source: Source, columns: Sequence[str] | None) -> list[str]:
     """Columns to carry along: those asked for, else all that both source and table have."""
     if columns is None:
+        lost = sorted(set(source.skipped) & set(layout.columns))
+        if lost:
+            raise ValueError(
+                f"{source.name}: values of column {lost[0]!r} are of a kind that cannot be stored; "
+                "convert them, or say by columns= what to carry along"
+            )
         return [name for name in source.column_types if name in layout.columns]
     for name in columns:
         if name not in source.column_types:

@@ -91,6 +91,14 @@ def test_sources_give_the_same_rows(conn: Conn, vectors: np.ndarray, kind: str) 
     assert_statistics(table, vectors)
 
 
+def test_columns_that_cannot_be_stored_are_not_dropped(conn: Conn, vectors: np.ndarray) -> None:
+    table = create(conn, columns={"made": "timestamp"})
+    source = {"vectors": vectors, "made": np.full(ROWS, "2026-11-21", "datetime64[s]")}
+    with pytest.raises(ValueError, match="'made' are of a kind that cannot be stored"):
+        table.load(source)
+    assert table.load(source, columns=[]) == ROWS
+
+
 def test_array_and_hdf5_have_keys_in_order(conn: Conn, vectors: np.ndarray, tmp_path: Path) -> None:
     table = create(conn)
     assert table.load(vectors, first_id=5, batch_rows=300) == ROWS
