@@ -104,7 +104,9 @@ bq_column_transform(FunctionCallInfo fcinfo, Oid table, const char *code_column)
  * table.  $1 is the table, $2 the code column.  Returns the number of rows, of which *result
  * is the first column of the first.
  *
- * The caller has set search_path to pg_catalog: no function or operator of the user's runs.
+ * The caller has set search_path to pg_catalog, and calls functions of the extension with just
+ * their types of arguments, which are preferred to all others: whoever may create functions in the
+ * schema of the extension gets none of them to run.
  */
 static uint64
 run_as_owner(FunctionCallInfo fcinfo, const char *statement, int n_arguments, Oid *types,
@@ -176,11 +178,11 @@ bq_decide(PG_FUNCTION_ARGS)
 	}
 	(void) run_as_owner(fcinfo,
 						psprintf("UPDATE %s.bq_columns SET transform = $3,"
-								 " decided_statistics = %s.bq_merge(NULL, $4),"
+								 " decided_statistics = %s.bq_merge(NULL::%s.bq_statistics, $4),"
 								 " decided_count = ($4).count, f_axis = $5, f_rotate = $6,"
 								 " reason = $7, decided_at = now()" WHERE_COLUMN
 								 " AND decided_at IS NULL AND dim = cardinality(($4).mean)",
-								 schema, schema),
+								 schema, schema, schema),
 						lengthof(types), types, values, nulls, NULL);
 	if (run_as_owner(fcinfo,
 					 psprintf("SELECT transform FROM %s.bq_columns" WHERE_COLUMN

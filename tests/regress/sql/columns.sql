@@ -43,6 +43,9 @@ RESET ROLE;
 -- whoever may insert into the table may decide its transform, once, and add statistics
 GRANT INSERT ON items TO regress_bq_other;
 UPDATE bq_columns SET statistics = NULL WHERE table_name = 'items'::regclass;
+-- (no function runs on behalf of the owner of bq_columns but that of the extension)
+CREATE FUNCTION bq_merge(text, bq_statistics) RETURNS bq_statistics LANGUAGE plpgsql
+	AS $$ BEGIN RAISE 'runs as %', current_user; END $$;
 SET ROLE regress_bq_other;
 SELECT bq_decide('items', 'code', 5, bq_statistics(v), 0.5, 0.75, 'tried') AS decided,
 	bq_decide('items', 'code', 6, bq_statistics(v), 0.5, 0.75, 'tried again') AS still
@@ -58,6 +61,7 @@ SELECT statement, fails('SELECT ' || statement) FROM (VALUES
 	('bq_decide(''items'', ''other'', 1, (SELECT bq_statistics(''{1,2,3}''::real[])), 0, 0, ''why'')'),
 	('bq_decide(''items'', ''code'', NULL, (SELECT bq_statistics(''{1,2,3}''::real[])), 0, 0, ''why'')')) AS s(statement);
 RESET ROLE;
+DROP FUNCTION bq_merge(text, bq_statistics);
 SELECT transform, decided_count, f_axis, f_rotate, reason, (decided_statistics).mean, (statistics).count,
 	(statistics).mean AS mean_now FROM bq_columns WHERE table_name = 'items'::regclass;
 
