@@ -234,13 +234,15 @@ CREATE AGGREGATE bq_statistics("vector" real[], "normalize" boolean) (
 COMMENT ON AGGREGATE bq_statistics(real[], boolean) IS
 	'bq_statistics(vector), of vectors scaled to norm 1 if normalize, as is right for cosine distance';
 
+-- Here and below, operators get just the types they are declared with: others, that lie in
+-- this schema when the extension is made, would be preferred to a conversion.
 CREATE FUNCTION bq_coordinates(statistics bq_statistics)
 	RETURNS TABLE (coordinate integer, mean float8, stddev float8, positive_share float8,
 				   code_mean float8, code_stddev float8, kappa float8)
 	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE ROWS 500
 BEGIN ATOMIC
-	SELECT u.i::integer, u.mean, sqrt(u.m2 / n.count), u.positive / n.count,
-		u.code_mean, sqrt(u.code_m2 / n.count), u.comoment / nullif(u.m2, 0)
+	SELECT u.i::integer, u.mean, sqrt(u.m2 / n.count), u.positive::float8 / n.count,
+		u.code_mean, sqrt(u.code_m2 / n.count), u.comoment / nullif(u.m2, 0::float8)
 	FROM (SELECT nullif((statistics).count, 0)::float8 AS count) AS n,
 		unnest((statistics).mean, (statistics).m2, (statistics).positive, (statistics).code_mean,
 			   (statistics).code_m2, (statistics).comoment)
@@ -519,7 +521,7 @@ CREATE FUNCTION bq_column_statistics("table" regclass, "column" name DEFAULT NUL
 BEGIN ATOMIC
 	SELECT b.code_column, s.*
 	FROM bq_columns AS b, bq_coordinates(b.statistics) AS s
-	WHERE b.table_name = $1 AND (b.code_column = $2 OR $2 IS NULL)
+	WHERE b.table_name::oid = $1::oid AND (b.code_column = $2 OR $2 IS NULL)
 	ORDER BY b.code_column, s.coordinate;
 END;
 COMMENT ON FUNCTION bq_column_statistics(regclass, name) IS

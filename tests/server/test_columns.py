@@ -87,3 +87,40 @@ def test_statistics_in_sql_are_those_of_pybq(
     np.testing.assert_allclose(stddev, np.sqrt(collected.variance), rtol=1e-12)
     np.testing.assert_allclose(positive, collected.positive / 3000)
     np.testing.assert_allclose(kappa, collected.covariance / collected.variance, rtol=1e-9)
+
+
+def test_nothing_in_its_schema_gets_into_the_extension(conn: Conn) -> None:
+    """Operators that others left there would run with the privileges of who calls a function."""
+    conn.execute("DROP EXTENSION bq")
+    conn.execute("CREATE SCHEMA traps")
+    # whatever an operator of the script could mean that pg_catalog has not for just these types
+    conn.execute("""
+        DO $$
+        DECLARE
+            types regtype[] := '{bool,int2,int4,int8,oid,regclass,float4,float8,name,text}';
+            sign text;
+            a regtype;
+            b regtype;
+        BEGIN
+            FOREACH sign IN ARRAY '{=,<>,<,<=,>,>=,+,-,*,/}'::text[] LOOP
+                FOREACH a IN ARRAY types LOOP
+                    FOREACH b IN ARRAY types LOOP
+                        CONTINUE WHEN
+                            to_regoperator(format('pg_catalog.%s(%s,%s)', sign, a, b)) IS NOT NULL;
+                        EXECUTE format('CREATE OR REPLACE FUNCTION traps.trap(%s, %s)'
+                            ' RETURNS bool LANGUAGE sql AS ''SELECT NULL::bool''', a, b);
+                        EXECUTE format('CREATE OPERATOR traps.%s'
+                            ' (LEFTARG = %s, RIGHTARG = %s, FUNCTION = traps.trap)', sign, a, b);
+                    END LOOP;
+                END LOOP;
+            END LOOP;
+        END
+        $$""")
+    conn.execute("CREATE EXTENSION bq SCHEMA traps")
+    (traps, trapped) = conn.execute("""
+        SELECT count(DISTINCT o.oid), array_agg(d.objid::regproc) FILTER (WHERE d.objid IS NOT NULL)
+        FROM pg_operator AS o JOIN pg_proc AS p ON p.oid = o.oprcode AND p.proname = 'trap'
+        LEFT JOIN pg_depend AS d ON d.refclassid = 'pg_operator'::regclass AND d.refobjid = o.oid
+        """).fetchone() or (0, None)
+    assert traps > 100
+    assert trapped is None
