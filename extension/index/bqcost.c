@@ -47,8 +47,8 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 	*correlation = 0;
 	*pages = 0;
 
-	/* Only ORDER BY distance can use the index. */
-	if (path->indexorderbys == NIL)
+	/* Only ORDER BY distance can use the index; a second distance, which orders ties, is not its. */
+	if (list_length(path->indexorderbys) != 1)
 	{
 		*startup = get_float8_infinity();
 		*total = get_float8_infinity();

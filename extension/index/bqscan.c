@@ -761,10 +761,10 @@ bqgettuple(IndexScanDesc scan, ScanDirection direction)
 	Assert(ScanDirectionIsForward(direction));
 	if (!so->started)
 	{
-		if (scan->numberOfOrderBys == 0)
+		if (scan->numberOfOrderBys != 1)
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("bq index \"%s\" can only answer ORDER BY distance",
+					 errmsg("bq index \"%s\" can only answer ORDER BY one distance",
 							RelationGetRelationName(scan->indexRelation))));
 		if (!IsMVCCSnapshot(scan->xs_snapshot))
 			ereport(ERROR,

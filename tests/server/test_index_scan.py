@@ -355,6 +355,21 @@ def test_planner_leaves_the_index_where_it_does_not_help(items: Conn, q: Query) 
     assert "items_code" not in plan_of(items, nearest, {"q": q})
 
 
+def test_a_second_distance_orders_ties(conn: Conn, rng: np.random.Generator) -> None:
+    """A scan knows one distance: it must not be taken to sort by two."""
+    create(conn, random_vectors(rng, ROWS, 8), nulls=0)
+    conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+    conn.execute("VACUUM ANALYZE items")
+    parameters = {
+        "a": operand("<~>", random_vectors(rng, 1, 8)[0]),
+        "b": operand("<~>", random_vectors(rng, 1, 8)[0]),
+    }
+    ties = "SELECT code <~> %(a)s, code <~> %(b)s FROM items ORDER BY 1, 2 LIMIT 100"
+    assert "items_code" not in plan_of(conn, ties, parameters)
+    rows = conn.execute(ties, parameters).fetchall()
+    assert rows == sorted(rows)
+
+
 def test_explain_shows_what_was_read(items: Conn, q: Query) -> None:
     if items.info.server_version < 180000:
         pytest.skip("hooks of EXPLAIN came with PostgreSQL 18")
