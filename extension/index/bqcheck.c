@@ -113,7 +113,8 @@ bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privilege, Relation *hea
 
 	/* Like amcheck: the table first, as everyone else who locks both. */
 	*heap = OidIsValid(heap_oid) ? table_open(heap_oid, lockmode) : NULL;
-	index = relation_open(index_oid, lockmode);
+	/* what is no index is opened for its name only: anybody may come as far as here */
+	index = relation_open(index_oid, *heap != NULL ? lockmode : AccessShareLock);
 	if (*heap == NULL || index->rd_rel->relkind != RELKIND_INDEX ||
 		index->rd_indam->ambuild != bqbuild)
 		ereport(ERROR,

@@ -316,6 +316,17 @@ def test_create_index_concurrently_while_rows_change(conn: Conn, rng: np.random.
     assert_index_equals_sort(conn, random_vectors(rng, 1, DIM))
 
 
+def test_a_check_of_something_else_waits_for_nobody(items: Conn) -> None:
+    """Else anybody could keep writers out of any table, by waiting for its lock."""
+    with psycopg.connect(items.info.dsn) as writer:
+        writer.execute("INSERT INTO items VALUES (-9, NULL, 0)")
+        items.execute("SET lock_timeout = '10ms'")
+        with pytest.raises(psycopg.errors.WrongObjectType, match="not a bq index"):
+            items.execute("SELECT bq_index_check('items')")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            items.execute("SELECT bq_index_check('items_code')")
+
+
 # -- plans ---------------------------------------------------------------------------------
 
 
