@@ -86,6 +86,13 @@ SELECT fails('CREATE INDEX ON loose USING bq (number)');
 SELECT fails('CREATE INDEX ON loose USING bq (largest_possible, largest_possible)');
 SELECT fails('CREATE UNIQUE INDEX ON loose USING bq (largest_possible)');
 
+-- A column may lose its dimensions, but not its index.
+ALTER TABLE mixed ALTER COLUMN code TYPE bqvec;
+SELECT bq_index_check('mixed_code', true);
+INSERT INTO mixed VALUES (bq_encode(random_vector(8, 2), 6));
+SELECT fails('INSERT INTO mixed VALUES (bq_encode(random_vector(9, 2), 6))');
+SELECT live_rows FROM bq_index_info('mixed_code');
+
 -- Options and settings
 SELECT fails('CREATE INDEX ON items USING bq (code) WITH (lists = -1)');
 SELECT fails('CREATE INDEX ON items USING bq (code) WITH (lists = 65537)');
