@@ -164,7 +164,7 @@ check_metapage(CheckState *state)
 		damaged(state, "pages of %u lists of %d dimensions begin at %u, %u and %u",
 				layout->nlists, layout->dim, layout->centroid_start, layout->list_start,
 				layout->data_start);
-	if (layout->nprobes < 1 || layout->nprobes > layout->nlists)
+	if (layout->nprobes > layout->nlists)
 		damaged(state, "metapage has %u probes for %u lists", layout->nprobes, layout->nlists);
 	/* ALTER TABLE may take a column's dimensions away; the index keeps its own */
 	if (column_dim > 0 && layout->dim != column_dim)

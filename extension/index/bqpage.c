@@ -161,8 +161,8 @@ fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
 				 errhint("Rebuild the index with REINDEX.")));
 	if (meta->dim < 1 || meta->dim > BQ_INDEX_MAX_DIM || meta->nlists < 1 ||
 		meta->nlists > BQ_MAX_LISTS || meta->transform < -1 ||
-		meta->transform > BQ_MAX_TRANSFORM || meta->centroid_start > meta->list_start ||
-		meta->list_start >= meta->data_start)
+		meta->transform > BQ_MAX_TRANSFORM || meta->nprobes < 1 || meta->product_nprobes < 1 ||
+		meta->centroid_start > meta->list_start || meta->list_start >= meta->data_start)
 		report_damage(index, BQ_METAPAGE_BLKNO, "metapage has impossible values");
 
 	layout->dim = meta->dim;
