@@ -11,6 +11,7 @@
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaddress.h"
+#include "catalog/partition.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -56,23 +57,17 @@ report_unmatched(Oid table, const char *code_column)
 					code_column, get_rel_name(table))));
 }
 
-/*
- * Transform of a code column, or error out if it has none yet.  Row security is not asked: a
- * writer who may not read the table needs the number, and every code tells it.
- */
-int
-bq_column_transform(FunctionCallInfo fcinfo, Oid table, const char *code_column)
+/* Find the row of a code column; false if there is none, *transform -1 if it is not decided. */
+static bool
+find_transform(Relation columns, Snapshot snapshot, Oid table, const char *code_column,
+			   int *transform)
 {
-	Oid			columns_oid = get_relname_relid("bq_columns", extension_schema(fcinfo));
-	Relation	columns = table_open(columns_oid, AccessShareLock);
-	/* not that of the statement: codes are to be what new queries expect */
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Oid			columns_oid = RelationGetRelid(columns);
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
 	NameData	name;
 	bool		undecided;
-	int			transform;
 
 	namestrcpy(&name, code_column);
 	ScanKeyInit(&keys[0], get_attnum(columns_oid, "table_name"), BTEqualStrategyNumber, F_OIDEQ,
@@ -81,16 +76,43 @@ bq_column_transform(FunctionCallInfo fcinfo, Oid table, const char *code_column)
 				NameGetDatum(&name));
 	scan = systable_beginscan(columns, InvalidOid, false, snapshot, 2, keys);
 	tuple = systable_getnext(scan);
-	if (!HeapTupleIsValid(tuple))
-		report_unknown(table, code_column);
-	transform = DatumGetInt32(heap_getattr(tuple, get_attnum(columns_oid, "transform"),
-										   RelationGetDescr(columns), &undecided));
-	(void) heap_getattr(tuple, get_attnum(columns_oid, "decided_at"), RelationGetDescr(columns),
-						&undecided);
+	if (HeapTupleIsValid(tuple))
+	{
+		*transform = DatumGetInt32(heap_getattr(tuple, get_attnum(columns_oid, "transform"),
+												RelationGetDescr(columns), &undecided));
+		(void) heap_getattr(tuple, get_attnum(columns_oid, "decided_at"),
+							RelationGetDescr(columns), &undecided);
+		if (undecided)
+			*transform = -1;
+	}
 	systable_endscan(scan);
+	return HeapTupleIsValid(tuple);
+}
+
+/*
+ * Transform of a code column, or error out if it has none yet.  A partition has that of the
+ * nearest table above it, unless it has its own.  Row security is not asked: a writer who may
+ * not read the table needs the number, and every code tells it.
+ */
+int
+bq_column_transform(FunctionCallInfo fcinfo, Oid table, const char *code_column)
+{
+	Oid			columns_oid = get_relname_relid("bq_columns", extension_schema(fcinfo));
+	Relation	columns = table_open(columns_oid, AccessShareLock);
+	/* not that of the statement: codes are to be what new queries expect */
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	List	   *ancestors = get_rel_relispartition(table) ? get_partition_ancestors(table) : NIL;
+	int			transform;
+	bool		found = find_transform(columns, snapshot, table, code_column, &transform);
+
+	for (int i = 0; !found && i < list_length(ancestors); i++)
+		found = find_transform(columns, snapshot, list_nth_oid(ancestors, i), code_column,
+							   &transform);
+	if (!found)
+		report_unknown(table, code_column);
 	UnregisterSnapshot(snapshot);
 	table_close(columns, AccessShareLock);
-	if (undecided)
+	if (transform < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("transform of column \"%s\" of table \"%s\" is not decided yet",

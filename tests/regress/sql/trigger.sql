@@ -50,6 +50,20 @@ INSERT INTO items (id, v) VALUES (7, '{7,1,2}');
 RESET ROLE;
 SELECT code = bq_encode(v, 2) AS in_step FROM items WHERE id = 7;
 
+-- a partition is encoded as the table it is part of
+CREATE TABLE parts (id int, v real[], code bqvec(3)) PARTITION BY RANGE (id);
+CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10) PARTITION BY RANGE (id);
+CREATE TABLE parts_2 PARTITION OF parts_1 FOR VALUES FROM (0) TO (10);
+CREATE TRIGGER encode BEFORE INSERT OR UPDATE OF v ON parts FOR EACH ROW
+	EXECUTE FUNCTION bq_encode_trigger('code', 'v');
+SELECT fails('INSERT INTO parts VALUES (1, ''{1,2,3}'')');
+INSERT INTO bq_columns (table_name, code_column, source_column, dim, metric, transform, decided_at)
+VALUES ('parts', 'code', 'v', 3, 'cosine', 4, now());
+INSERT INTO parts VALUES (1, '{1,2,3}');
+INSERT INTO parts_2 VALUES (2, '{3,2,1}');
+SELECT bool_and(code = bq_encode(v, 4)) AS in_step, count(*) FROM parts;
+DROP TABLE parts;
+
 -- the transform may be named, and then bq_columns is not needed
 CREATE TABLE others (id int, v real[], code bqvec);
 CREATE TRIGGER encode BEFORE INSERT OR UPDATE ON others FOR EACH ROW
