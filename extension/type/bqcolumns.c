@@ -12,6 +12,7 @@
 #include "catalog/namespace.h"
 #include "catalog/objectaddress.h"
 #include "catalog/partition.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -232,19 +233,30 @@ bq_add_statistics(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* Share of the table, in percent, that has about so many rows. */
+/*
+ * Share of the table and its partitions, in percent, that has about so many rows.  Locks them:
+ * only now can nobody drop the table.
+ */
 static double
 sample_percent(Oid table, int rows)
 {
-	Relation	relation = table_open(table, AccessShareLock);
-	BlockNumber pages = 0;
-	double		tuples = 0;
-	double		visible;
+	double		total = 0;
+	ListCell   *lc;
 
-	if (RELKIND_HAS_TABLE_AM(relation->rd_rel->relkind))
-		estimate_rel_size(relation, NULL, &pages, &tuples, &visible);
-	table_close(relation, AccessShareLock);
-	return tuples > rows ? 100.0 * rows / tuples : 100.0;
+	table_close(table_open(table, AccessShareLock), NoLock);
+	foreach(lc, find_all_inheritors(table, AccessShareLock, NULL))
+	{
+		Relation	relation = table_open(lfirst_oid(lc), NoLock);
+		BlockNumber pages = 0;
+		double		tuples = 0;
+		double		visible;
+
+		if (RELKIND_HAS_TABLE_AM(relation->rd_rel->relkind))
+			estimate_rel_size(relation, NULL, &pages, &tuples, &visible);
+		total += tuples;
+		table_close(relation, NoLock);
+	}
+	return total > rows ? 100.0 * rows / total : 100.0;
 }
 
 PG_FUNCTION_INFO_V1(bq_sample_statistics);
@@ -265,6 +277,7 @@ bq_sample_statistics(PG_FUNCTION_ARGS)
 	Oid			table;
 	char	   *source;
 	bool		normalize;
+	double		percent;
 	bool		isnull;
 	Datum		result;
 
@@ -300,12 +313,13 @@ bq_sample_statistics(PG_FUNCTION_ARGS)
 				 errmsg("table \"%s\" keeps codes only: there are no vectors to sample",
 						get_rel_name(table))));
 
+	percent = sample_percent(table, rows);
 	if (SPI_execute(psprintf("SELECT %s.bq_statistics(%s::pg_catalog.float4[], %s)"
 							 " FROM %s TABLESAMPLE SYSTEM (%.9g)",
 							 schema, quote_identifier(source), normalize ? "true" : "false",
 							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)),
 														get_rel_name(table)),
-							 sample_percent(table, rows)),
+							 percent),
 					true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI failed on the sample: %s", SPI_result_code_string(SPI_result));
 	result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);

@@ -98,6 +98,18 @@ UPDATE bq_columns SET metric = 'cosine' WHERE code_column = 'code';
 SELECT bq_sample_statistics('"Sampled"', 'code') = bq_statistics("V", true) AS scaled FROM "Sampled";
 ANALYZE "Sampled";
 SELECT (bq_sample_statistics('"Sampled"', sample => 1000)).count BETWEEN 1 AND 2999 AS some_rows;
+CREATE TABLE parts (id int, v real[], code bqvec(3)) PARTITION BY RANGE (id);
+CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (1500);
+CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (1500) TO (3001);
+INSERT INTO parts SELECT id, "V" FROM "Sampled";
+ANALYZE parts;
+INSERT INTO bq_columns (table_name, code_column, source_column, dim, metric, transform)
+VALUES ('parts', 'code', 'v', 3, 'l2', 0);
+SELECT (bq_sample_statistics('parts', sample => 1000)).count BETWEEN 1 AND 2999 AS some_rows;
+-- (a table that is gone)
+SELECT 'parts'::regclass::oid AS parts \gset
+DROP TABLE parts;
+SELECT fails(format('SELECT bq_sample_statistics(%L)', :parts)) LIKE '%could not open relation%' AS gone;
 GRANT SELECT (id, code) ON "Sampled" TO regress_bq_reader;
 SET ROLE regress_bq_reader;
 SELECT fails('SELECT bq_sample_statistics(''"Sampled"'')');
