@@ -162,6 +162,7 @@ rank_cells(const BqCentroids *coarse)
 
 	for (uint32 cell = 0; cell < ncells; cell++)
 	{
+		CHECK_FOR_INTERRUPTS();
 		bq_score_directions(coarse, coarse->values + (size_t) cell * coarse->dim, scores);
 		scores[cell] = FLT_MAX;
 		for (uint32 other = 0; other < ncells; other++)

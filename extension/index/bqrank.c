@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "index/bqindex.h"
+#include "miscadmin.h"
 
 #define FACTOR_ROWS ((int) (BQ_BLOCK * sizeof(float) / BQ_ROW_NBYTES))
 
@@ -85,6 +86,7 @@ bq_write_centroids(Relation index, const BqLayout *layout, const BqCentroids *ce
 			   Min(nrows - row, (uint64) BQ_ROWS_PER_PAGE) * BQ_ROW_NBYTES);
 		MarkBufferDirty(buffer);
 		UnlockReleaseBuffer(buffer);
+		CHECK_FOR_INTERRUPTS();
 	}
 	pfree(groups);
 }
@@ -164,6 +166,7 @@ bq_score_lists(Relation index, const BqLayout *layout, const BqTable *table, flo
 
 				if (BufferIsValid(buffer))
 					UnlockReleaseBuffer(buffer);
+				CHECK_FOR_INTERRUPTS();
 				buffer = bq_read_page(index, blkno, BQ_PAGE_CENTROIDS, BUFFER_LOCK_SHARE);
 				if (blkno + 1 < layout->list_start)
 					bq_prefetch(index, blkno + 1, 0);
