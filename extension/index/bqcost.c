@@ -47,8 +47,11 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 	*correlation = 0;
 	*pages = 0;
 
-	/* Only ORDER BY distance can use the index; a second distance, which orders ties, is not its. */
-	if (list_length(path->indexorderbys) != 1)
+	/*
+	 * Only ORDER BY distance can use the index; a second distance, which orders ties, is not its.
+	 * Nor are groups: they want every row, also those without a code, and equal ones together.
+	 */
+	if (list_length(path->indexorderbys) != 1 || root->group_pathkeys != NIL)
 	{
 		*startup = get_float8_infinity();
 		*total = get_float8_infinity();

@@ -381,6 +381,19 @@ def test_a_second_distance_orders_ties(conn: Conn, rng: np.random.Generator) -> 
     assert rows == sorted(rows)
 
 
+def test_groups_have_all_their_rows(items: Conn) -> None:
+    """Lists come in no exact order, and not at all for rows without a code."""
+    code = "0:1:" + "3210" * (DIM // 4)
+    groups = f"SELECT code <~> '{code}' AS d, count(*) FROM items GROUP BY 1 ORDER BY 1"
+    ordered = f"SELECT array_agg(id ORDER BY code <~> '{code}', id) FROM items"
+    expected = [items.execute(statement).fetchall() for statement in (groups, ordered)]
+    assert (None, 3) in expected[0]
+    items.execute("SET enable_seqscan = off; SET enable_sort = off; SET enable_hashagg = off")
+    for statement, rows in zip((groups, ordered), expected, strict=True):
+        assert "items_code" not in plan_of(items, statement)
+        assert items.execute(statement).fetchall() == rows
+
+
 def test_explain_shows_what_was_read(items: Conn, q: Query) -> None:
     if items.info.server_version < 180000:
         pytest.skip("hooks of EXPLAIN came with PostgreSQL 18")
