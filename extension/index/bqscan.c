@@ -714,7 +714,8 @@ start_query(IndexScanDesc scan)
 	}
 	else
 	{
-		BqQuery    *query = (BqQuery *) PG_DETOAST_DATUM(key->sk_argument);
+		BqQuery    *query =
+			bqquery_check_length((BqQuery *) PG_DETOAST_DATUM(key->sk_argument));
 
 		bq_check_code(index, &so->layout, &query->header);
 		q = query->values;

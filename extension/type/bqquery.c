@@ -222,7 +222,7 @@ get_query(FunctionCallInfo fcinfo, int n)
 	MemoryContext context;
 
 	if (!VARATT_IS_EXTENDED(stored))
-		return (const BqQuery *) stored;
+		return bqquery_check_length((BqQuery *) stored);
 	if (fcinfo->flinfo == NULL ||
 		(VARATT_IS_EXTERNAL(stored) && !VARATT_IS_EXTERNAL_ONDISK(stored)))
 		return PG_GETARG_BQQUERY_P(n);
@@ -244,7 +244,7 @@ get_query(FunctionCallInfo fcinfo, int n)
 	cache = palloc(sizeof(DetoastedQuery));
 	cache->stored = palloc(VARSIZE_ANY(stored));
 	memcpy(cache->stored, stored, VARSIZE_ANY(stored));
-	cache->query = (BqQuery *) pg_detoast_datum_copy(stored);
+	cache->query = bqquery_check_length((BqQuery *) pg_detoast_datum_copy(stored));
 	fcinfo->flinfo->fn_extra = cache;
 	MemoryContextSwitchTo(context);
 	return cache->query;

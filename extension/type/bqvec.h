@@ -37,7 +37,8 @@ StaticAssertDecl(sizeof(BqHeader) == BQ_HEADER_NBYTES,
 
 /* The varlena as stored, detoasted only if it has to be. */
 #define PG_GETARG_BQVEC_PP(n) ((struct varlena *) PG_DETOAST_DATUM_PACKED(PG_GETARG_DATUM(n)))
-#define PG_GETARG_BQQUERY_P(n) ((BqQuery *) PG_DETOAST_DATUM(PG_GETARG_DATUM(n)))
+#define PG_GETARG_BQQUERY_P(n) \
+	bqquery_check_length((BqQuery *) PG_DETOAST_DATUM(PG_GETARG_DATUM(n)))
 #define PG_RETURN_BQVEC_P(x) PG_RETURN_POINTER(x)
 #define PG_RETURN_BQQUERY_P(x) PG_RETURN_POINTER(x)
 
@@ -64,6 +65,19 @@ bqvec_view(const struct varlena *code)
 				 errmsg("bqvec of %d dimensions has %zu bytes, expected %zu", view.header.dim,
 						(size_t) VARSIZE_ANY_EXHDR(code), bq_nbytes(view.header.dim))));
 	return view;
+}
+
+/* A query that is detoasted; the same for its length. */
+static inline BqQuery *
+bqquery_check_length(BqQuery *query)
+{
+	if (unlikely(VARSIZE(query) != BQQUERY_SIZE(query->header.dim)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("bqquery of %d dimensions has %zu bytes, expected %zu", query->header.dim,
+						(size_t) VARSIZE(query) - VARHDRSZ,
+						BQQUERY_SIZE(query->header.dim) - VARHDRSZ)));
+	return query;
 }
 
 /* bqinput.c: one wording per mistake */

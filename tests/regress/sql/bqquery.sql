@@ -76,3 +76,22 @@ SELECT * FROM received;
 COPY (SELECT) TO PROGRAM 'rm bq_regress';
 DROP FUNCTION receive;
 DROP TABLE received;
+
+-- What a damaged page may hold: another length than that of its dimensions
+CREATE CAST (bytea AS bqvec) WITHOUT FUNCTION;
+CREATE CAST (bytea AS bqquery) WITHOUT FUNCTION;
+CREATE TABLE damaged (code bqvec(3), code_of bytea, query_of bytea);
+CREATE INDEX damaged_code ON damaged USING bq (code);
+INSERT INTO damaged VALUES (bq_encode('{1,2,3}'), '\x0300000000000000', '\x0300000000000000');
+SELECT statement, fails('SELECT ' || statement || ' FROM damaged') FROM (VALUES
+	('code_of::bqvec::text'), ('code <~> code_of::bqvec'), ('query_of::bqquery::text'), ('vector_norm(query_of::bqquery)'),
+	('bqquery_send(query_of::bqquery)'), ('code <=> query_of::bqquery')) AS s(statement);
+SET enable_seqscan = off;
+SET enable_sort = off;
+SELECT fails('SELECT code FROM damaged ORDER BY code <-> ''\x0300000000000000''::bytea::bqquery');
+SELECT fails('SELECT code FROM damaged ORDER BY code <-> (SELECT query_of::bqquery FROM damaged)');
+RESET enable_seqscan;
+RESET enable_sort;
+DROP TABLE damaged;
+DROP CAST (bytea AS bqvec);
+DROP CAST (bytea AS bqquery);
