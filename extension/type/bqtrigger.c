@@ -107,7 +107,9 @@ encode(BqTrigger *state, Datum vector)
 		call->args[2].isnull = false;
 		vector = FunctionCallInvoke(call);
 		if (call->isnull)
-			elog(ERROR, "cast of a vector to real[] returned null");
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("cast of a vector to real[] returned null")));
 	}
 	return PointerGetDatum(bqvec_encode_array(DatumGetArrayTypeP(vector), state->transform,
 											  BQ_CUT_RMS));

@@ -64,6 +64,22 @@ INSERT INTO parts_2 VALUES (2, '{3,2,1}');
 SELECT bool_and(code = bq_encode(v, 4)) AS in_step, count(*) FROM parts;
 DROP TABLE parts;
 
+-- any type with a cast will do, unless it has nothing to say
+CREATE TYPE three AS (x real, y real, z real);
+CREATE FUNCTION array_of(three) RETURNS real[] LANGUAGE sql IMMUTABLE
+	AS 'SELECT CASE WHEN ($1).x <> 0 THEN ARRAY[($1).x, ($1).y, ($1).z] END';
+CREATE CAST (three AS real[]) WITH FUNCTION array_of(three);
+CREATE TABLE threes (v three, code bqvec(3));
+CREATE TRIGGER encode BEFORE INSERT ON threes FOR EACH ROW
+	EXECUTE FUNCTION bq_encode_trigger('code', 'v', '1');
+INSERT INTO threes VALUES ('(1,2,3)');
+SELECT code = bq_encode('{1,2,3}', 1) AS in_step FROM threes;
+SELECT fails('INSERT INTO threes VALUES (''(0,1,2)'')');
+DROP TABLE threes;
+DROP CAST (three AS real[]);
+DROP FUNCTION array_of;
+DROP TYPE three;
+
 -- the transform may be named, and then bq_columns is not needed
 CREATE TABLE others (id int, v real[], code bqvec);
 CREATE TRIGGER encode BEFORE INSERT OR UPDATE ON others FOR EACH ROW
