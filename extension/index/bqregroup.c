@@ -21,6 +21,7 @@
 #include "access/xloginsert.h"
 #include "index/bqindex.h"
 #include "miscadmin.h"
+#include "postmaster/autovacuum.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
 
@@ -128,7 +129,20 @@ write_lists(Relation index, BlockNumber start, const BqLayout *layout,
 	return nblocks;
 }
 
-/* Make new lists; does nothing if the rows do not fit maintenance_work_mem. */
+/* Memory that this vacuum may take, in kB. */
+static int
+vacuum_work_mem(void)
+{
+#if PG_VERSION_NUM >= 170000
+	bool		autovacuum = AmAutoVacuumWorkerProcess();
+#else
+	bool		autovacuum = IsAutoVacuumWorkerProcess();
+#endif
+
+	return autovacuum && autovacuum_work_mem != -1 ? autovacuum_work_mem : maintenance_work_mem;
+}
+
+/* Make new lists; does nothing if the rows do not fit the memory. */
 void
 bq_regroup(Relation index)
 {
@@ -138,7 +152,7 @@ bq_regroup(Relation index)
 	uint32		nblocks;
 	BqLayout	old_layout = bq_read_layout(index, &nblocks);
 	int			dim = old_layout.dim;
-	size_t		limit = bq_rows_limit(dim, maintenance_work_mem, false);
+	size_t		limit = bq_rows_limit(dim, vacuum_work_mem(), false);
 	uint32		nseen = nblocks;
 	uint32	   *seen = (uint32 *) MemoryContextAllocHuge(context,
 														 ((size_t) nseen + 1) * sizeof(uint32));

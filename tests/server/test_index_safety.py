@@ -460,6 +460,29 @@ def test_writers_do_not_wait_for_training(
         assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=100)
 
 
+def test_regrouping_keeps_to_the_memory_of_autovacuum(
+    own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """Rows that fit maintenance_work_mem, but not autovacuum_work_mem, are for VACUUM only."""
+    with connect(own_server.dsn) as conn:
+        conn.execute("CREATE TABLE items (id int, code bqvec(512), other int)")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 100)")
+        conn.execute("ALTER TABLE items SET (autovacuum_vacuum_insert_threshold = 100)")
+        for setting in ("work_mem = '1MB'", "naptime = '1s'"):
+            conn.execute(f"ALTER SYSTEM SET autovacuum_{setting}")
+        conn.execute("SELECT pg_reload_conf()")
+        insert(conn, random_vectors(rng, 7000, 512))
+        count = "SELECT autovacuum_count FROM pg_stat_all_tables WHERE relname = 'items'"
+        for _ in range(600):
+            if conn.execute(count).fetchone() != (0,):
+                break
+            time.sleep(0.1)
+        assert conn.execute(count).fetchone() != (0,)
+        assert info(conn, "items_code")["lists"] == 1
+        conn.execute("VACUUM items")
+        assert info(conn, "items_code")["lists"] == 100
+
+
 def test_cancelled_regrouping_leaves_no_waste(
     own_server: pybq.Server, rng: np.random.Generator
 ) -> None:
