@@ -43,7 +43,7 @@
 
 #define BQ_METAPAGE_BLKNO 0
 
-/* A block's rows must be addressable, and a centroid must fit a page. */
+/* A block of so many dimensions has 64 kB, and a code fits the stack. */
 #define BQ_INDEX_MAX_DIM 8000
 
 /* Below this many rows one list is faster than ranking lists, and exact. */
