@@ -386,7 +386,7 @@ def show_insertion(conn: Conn, folder: Path) -> dict[str, Any]:
         build(conn, system)
         settle(conn)
         if system == "bq":
-            before = value(conn, "SELECT bq_recall('items_bq', 200)")
+            before = value(conn, "SELECT bq_recall('items_bq', 2000)")
         plain = min(_insert_without_index(conn, new) for _ in range(3))
         batches = [insert(conn, part, first=100_000) for part in np.array_split(new, 5)]
         seconds[system] = statistics.median(batches) * 5 - plain
@@ -395,7 +395,7 @@ def show_insertion(conn: Conn, folder: Path) -> dict[str, Any]:
             f" {len(new) / seconds[system]:.0f} rows/s into the index alone"
         )
         if system == "bq":
-            after = value(conn, "SELECT bq_recall('items_bq', 200)")
+            after = value(conn, "SELECT bq_recall('items_bq', 2000)")
             rows.append(
                 report(
                     "recall of codes after / before insertion",
