@@ -60,6 +60,8 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # as by `| head`; click ends in silence
+            raise
         except (
             CommandError,
             TableError,
