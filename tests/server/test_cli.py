@@ -362,7 +362,7 @@ def test_nobody_reads_the_output() -> None:
     """As by `| head`: no error is told."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "pybq", "--help"]
+    command = [sys.executable, "-m", "pybq", "advise", "--help"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
