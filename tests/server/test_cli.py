@@ -358,16 +358,6 @@ def test_a_column_named_distance_does_not_hide_the_distance(
     assert "7042" in output and "0.00" in output
 
 
-def test_nobody_reads_the_output() -> None:
-    """As by `| head`: no error is told."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "pybq", "advise", "--help"]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (1, b"")
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [
