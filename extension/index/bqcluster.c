@@ -33,17 +33,6 @@
 #define TRAIN_CANDIDATES 8
 #define ASSIGN_CANDIDATES 16
 
-/* Add the unit vector that a code stands for to a sum; `value` is room for dim floats. */
-static void
-add_code(float *sum, const uint8 *planes, int dim, float *value)
-{
-	double		scale = 1 / bq_decoded_norm(planes, dim);
-
-	bq_kernel->unpack(planes, dim, (float) (scale * BQ_WEAK), (float) (scale * BQ_STRONG), value);
-	for (int i = 0; i < dim; i++)
-		sum[i] += value[i];
-}
-
 static void
 normalise(float *x, int dim)
 {
@@ -66,6 +55,15 @@ bq_set_to_code(float *direction, const uint8 *planes, int dim)
 					  direction);
 }
 
+/* Add it to a sum; `value` is room for dim floats. */
+static void
+add_code(float *sum, const uint8 *planes, int dim, float *value)
+{
+	bq_set_to_code(value, planes, dim);
+	for (int i = 0; i < dim; i++)
+		sum[i] += value[i];
+}
+
 static float
 dot(const float *a, const float *b, int dim)
 {
@@ -83,9 +81,9 @@ dot(const float *a, const float *b, int dim)
 	return total;
 }
 
-/* Scores of all lists for one query. */
-void
-bq_score_directions(const BqCentroids *centroids, const float *q, float *scores)
+/* Inner products of one direction with all. */
+static void
+score_directions(const BqCentroids *centroids, const float *q, float *scores)
 {
 	for (uint32 list = 0; list < centroids->nlists; list++)
 		scores[list] = dot(q, centroids->values + (size_t) list * centroids->dim, centroids->dim);
@@ -163,7 +161,7 @@ rank_cells(const BqCentroids *coarse)
 	for (uint32 cell = 0; cell < ncells; cell++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		bq_score_directions(coarse, coarse->values + (size_t) cell * coarse->dim, scores);
+		score_directions(coarse, coarse->values + (size_t) cell * coarse->dim, scores);
 		scores[cell] = FLT_MAX;
 		for (uint32 other = 0; other < ncells; other++)
 		{
@@ -193,7 +191,7 @@ choose_candidates(BqAssigner *a, const BqClusters *clusters, uint32 wanted)
 	for (uint32 list = 0; list < lists->nlists; list++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		bq_score_directions(&clusters->coarse, lists->values + (size_t) list * lists->dim, scores);
+		score_directions(&clusters->coarse, lists->values + (size_t) list * lists->dim, scores);
 		cell_of[list] = 0;
 		for (uint32 cell = 1; cell < ncells; cell++)
 			if (scores[cell] > scores[cell_of[list]])

@@ -372,7 +372,6 @@ extern BqClusters bq_train(BqAssigner *a, uint32 nlists);
 extern const uint32 *bq_assign_rows(BqAssigner *a, const BqClusters *clusters);
 extern void bq_free_clusters(BqClusters *clusters);
 extern void bq_set_to_code(float *direction, const uint8 *planes, int dim);
-extern void bq_score_directions(const BqCentroids *centroids, const float *q, float *scores);
 
 /* bqmargin.c */
 extern void bq_measure_probes(const BqCentroids *centroids, const BqRows *rows,
