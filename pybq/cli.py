@@ -152,6 +152,11 @@ Columns = Annotated[
 VectorColumn = Annotated[
     str | None, typer.Option(help="Column of the file that holds the vectors.")
 ]
+Wanted = Annotated[int, typer.Option("-k", help="Rows wanted per query.")]
+Sample = Annotated[int, typer.Option(help="Number of queries.")]
+Queries = Annotated[
+    Path | None, typer.Option(help="File of queries; else random rows of the table.")
+]
 
 
 # -- commands -----------------------------------------------------------------------------
@@ -360,7 +365,7 @@ def search(
     row: Annotated[
         int | None, typer.Option(help="Only this row of the file.", show_default=False)
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="Rows wanted per query.")] = 10,
+    k: Wanted = 10,
     rerank: Annotated[
         float, typer.Option(help="Candidates as a multiple of k; 0 for the order of the codes.")
     ] = 4,
@@ -423,11 +428,9 @@ def status(table: Name, schema: Schema = None, dsn: Dsn = None, as_json: Json = 
 @app.command()
 def recall(
     table: Name,
-    k: Annotated[int, typer.Option("-k", help="Rows wanted per query.")] = 10,
-    sample: Annotated[int, typer.Option(help="Number of queries.")] = 100,
-    queries: Annotated[
-        Path | None, typer.Option(help="File of queries; else random rows of the table.")
-    ] = None,
+    k: Wanted = 10,
+    sample: Sample = 100,
+    queries: Queries = None,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
@@ -449,12 +452,10 @@ def recall(
 @app.command()
 def bench(
     table: Name,
-    k: Annotated[int, typer.Option("-k", help="Rows wanted per query.")] = 10,
-    sample: Annotated[int, typer.Option(help="Number of queries.")] = 100,
+    k: Wanted = 10,
+    sample: Sample = 100,
     rerank: Annotated[float, typer.Option(help="Candidates as a multiple of k.")] = 4,
-    queries: Annotated[
-        Path | None, typer.Option(help="File of queries; else random rows of the table.")
-    ] = None,
+    queries: Queries = None,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
