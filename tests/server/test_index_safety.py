@@ -525,6 +525,7 @@ def test_churn_does_not_grow(own_server: pybq.Server, rng: np.random.Generator) 
         conn.execute("CREATE INDEX items_code ON items USING bq (code)")
         first = info(conn, "items_code")
         (recall,) = conn.execute("SELECT bq_recall('items_code', 200)").fetchone() or ()
+        assert recall > 0.95
         for cycle in range(1, 4):
             gone = rng.random(rows) < 0.5
             conn.execute("DELETE FROM items WHERE id = ANY(%s)", [ids[gone].tolist()])
