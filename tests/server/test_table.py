@@ -234,7 +234,7 @@ def test_names_are_quoted(conn: Conn, vectors: np.ndarray, store: Any) -> None:
         assert pybq.Table(conn, name, schema=schema).status().count == N
         if store is not None:
             assert table.calibrate(0.5, k=1, sample=5).rerank >= 1
-            assert measure_recall(table, sample=2, reranks=[4])[0].recall == 1
+            assert measure_recall(table, sample=2, reranks=[N])[0].recall == 1
             conn.commit()
             assert table.reencode(transform=77) == N
     assert conn.execute("SELECT count(*) FROM bq_columns").fetchone() == (2,)
