@@ -51,7 +51,7 @@ typedef struct BuildState
  */
 
 /*
- * How many rows may be in memory, with all that a build needs beside them: norm, position,
+ * How many rows may be in memory, with all that a build needs beside them: lengths, position,
  * list, places in two orders; its part of a list's table and direction.  Codes are there
  * twice while they move to shared memory.
  */
@@ -59,7 +59,7 @@ size_t
 bq_rows_limit(int dim, int work_mem_kb, bool shared)
 {
 	size_t		row_nbytes = bq_planes_nbytes(dim) * (shared ? 2 : 1) + sizeof(float) +
-		sizeof(ItemPointerData) + sizeof(uint32) + 2 * sizeof(size_t);
+		sizeof(uint16) + sizeof(ItemPointerData) + sizeof(uint32) + 2 * sizeof(size_t);
 	size_t		list_nbytes = bq_block_nbytes(dim) + dim * sizeof(float);
 
 	return Max((size_t) work_mem_kb * 1024 / (row_nbytes + list_nbytes / BQ_ROWS_PER_LIST), 1024);
@@ -77,6 +77,8 @@ bq_grow_rows(BqRows *rows, int dim, size_t limit)
 														capacity * bq_planes_nbytes(dim));
 		rows->norms = (float *) MemoryContextAllocHuge(CurrentMemoryContext,
 													   capacity * sizeof(float));
+		rows->inverses = (uint16 *) MemoryContextAllocHuge(CurrentMemoryContext,
+														   capacity * sizeof(uint16));
 		rows->tids = (ItemPointerData *) MemoryContextAllocHuge(CurrentMemoryContext,
 																capacity * sizeof(ItemPointerData));
 	}
@@ -84,20 +86,34 @@ bq_grow_rows(BqRows *rows, int dim, size_t limit)
 	{
 		rows->planes = (uint8 *) repalloc_huge(rows->planes, capacity * bq_planes_nbytes(dim));
 		rows->norms = (float *) repalloc_huge(rows->norms, capacity * sizeof(float));
+		rows->inverses = (uint16 *) repalloc_huge(rows->inverses, capacity * sizeof(uint16));
 		rows->tids = (ItemPointerData *) repalloc_huge(rows->tids,
 													   capacity * sizeof(ItemPointerData));
 	}
 	rows->capacity = capacity;
 }
 
-static void
-put_row(BuildState *state, size_t i, ItemPointer tid, const BqVecView *code)
+void
+bq_put_row(BqRows *rows, size_t i, int dim, const BqRow *row)
 {
-	size_t		planes_nbytes = bq_planes_nbytes(state->layout.dim);
+	size_t		planes_nbytes = bq_planes_nbytes(dim);
 
-	memcpy(state->rows.planes + i * planes_nbytes, code->planes, planes_nbytes);
-	state->rows.norms[i] = code->header.norm;
-	state->rows.tids[i] = *tid;
+	memcpy(rows->planes + i * planes_nbytes, row->planes, planes_nbytes);
+	rows->norms[i] = row->norm;
+	rows->inverses[i] = row->inverse;
+	rows->tids[i] = row->tid;
+}
+
+BqRow
+bq_get_row(const BqRows *rows, size_t i, int dim)
+{
+	BqRow		row;
+
+	row.tid = rows->tids[i];
+	row.inverse = rows->inverses[i];
+	row.norm = rows->norms[i];
+	row.planes = rows->planes + i * bq_planes_nbytes(dim);
+	return row;
 }
 
 static void
@@ -165,18 +181,21 @@ collect_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool a
 	code = bqvec_view(value);
 	if (belongs(state, &code.header, alive))
 	{
+		int			dim = state->layout.dim;
+		BqRow		row = bq_form_row(&code.header, code.planes, tid);
+
 		count_row(state);
 		if (rows->n == rows->capacity && rows->capacity < state->limit)
-			bq_grow_rows(rows, state->layout.dim, state->limit);
+			bq_grow_rows(rows, dim, state->limit);
 		if (rows->n < rows->capacity)
-			put_row(state, rows->n++, tid, &code);
+			bq_put_row(rows, rows->n++, dim, &row);
 		else
 		{
 			uint64		i = pg_prng_uint64_range(&state->random, 0, (uint64) state->ntuples - 1);
 
 			state->sampled = true;
 			if (i < rows->n)
-				put_row(state, i, tid, &code);
+				bq_put_row(rows, i, dim, &row);
 		}
 	}
 	if ((Pointer) value != DatumGetPointer(values[0]))
@@ -239,12 +258,13 @@ sort_batch(BuildState *state)
 	for (size_t i = 0; i < rows->n; i++)
 	{
 		ExecClearTuple(state->slot);
-		memset(state->slot->tts_isnull, false, 4 * sizeof(bool));
+		memset(state->slot->tts_isnull, false, 5 * sizeof(bool));
 		memcpy(VARDATA(planes), rows->planes + i * planes_nbytes, planes_nbytes);
 		state->slot->tts_values[0] = Int32GetDatum(lists != NULL ? (int32) lists[i] : 0);
 		state->slot->tts_values[1] = PointerGetDatum(&rows->tids[i]);
 		state->slot->tts_values[2] = Float4GetDatum(rows->norms[i]);
-		state->slot->tts_values[3] = PointerGetDatum(planes);
+		state->slot->tts_values[3] = Int32GetDatum(rows->inverses[i]);
+		state->slot->tts_values[4] = PointerGetDatum(planes);
 		ExecStoreVirtualTuple(state->slot);
 		tuplesort_puttupleslot(state->sort, state->slot);
 	}
@@ -265,8 +285,10 @@ sort_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool aliv
 	code = bqvec_view(value);
 	if (belongs(state, &code.header, alive))
 	{
+		BqRow		row = bq_form_row(&code.header, code.planes, tid);
+
 		count_row(state);
-		put_row(state, state->rows.n++, tid, &code);
+		bq_put_row(&state->rows, state->rows.n++, state->layout.dim, &row);
 		if (state->rows.n == state->rows.capacity)
 			sort_batch(state);
 	}
@@ -278,7 +300,7 @@ sort_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool aliv
 static uint32
 write_sorted(BuildState *state)
 {
-	TupleDesc	desc = CreateTemplateTupleDesc(4);
+	TupleDesc	desc = CreateTemplateTupleDesc(5);
 	AttrNumber	column = 1;
 	Oid			less = Int4LessOperator;
 	Oid			collation = InvalidOid;
@@ -289,7 +311,8 @@ write_sorted(BuildState *state)
 	TupleDescInitEntry(desc, 1, "list", INT4OID, -1, 0);
 	TupleDescInitEntry(desc, 2, "tid", TIDOID, -1, 0);
 	TupleDescInitEntry(desc, 3, "norm", FLOAT4OID, -1, 0);
-	TupleDescInitEntry(desc, 4, "planes", BYTEAOID, -1, 0);
+	TupleDescInitEntry(desc, 4, "inverse", INT4OID, -1, 0);
+	TupleDescInitEntry(desc, 5, "planes", BYTEAOID, -1, 0);
 
 	state->sort = tuplesort_begin_heap(desc, 1, &column, &less, &collation, &nulls_first,
 									   maintenance_work_mem / 2, NULL, TUPLESORT_NONE);
@@ -309,11 +332,14 @@ write_sorted(BuildState *state)
 	{
 		bool		isnull;
 		uint32		list = (uint32) DatumGetInt32(slot_getattr(slot, 1, &isnull));
-		ItemPointer tid = (ItemPointer) DatumGetPointer(slot_getattr(slot, 2, &isnull));
-		float		norm = DatumGetFloat4(slot_getattr(slot, 3, &isnull));
-		struct varlena *planes = (struct varlena *) DatumGetPointer(slot_getattr(slot, 4, &isnull));
+		BqRow		row;
 
-		bq_write_row(writer, list, tid, norm, (const uint8 *) VARDATA_ANY(planes));
+		row.tid = *(ItemPointer) DatumGetPointer(slot_getattr(slot, 2, &isnull));
+		row.norm = DatumGetFloat4(slot_getattr(slot, 3, &isnull));
+		row.inverse = (uint16) DatumGetInt32(slot_getattr(slot, 4, &isnull));
+		row.planes = (const uint8 *) VARDATA_ANY((struct varlena *)
+												 DatumGetPointer(slot_getattr(slot, 5, &isnull)));
+		bq_write_row(writer, list, &row);
 	}
 	ExecDropSingleTupleTableSlot(slot);
 	ExecDropSingleTupleTableSlot(state->slot);

@@ -264,13 +264,23 @@ extern int	bq_probes;
 extern bool bq_iterative_scan;
 extern int	bq_max_scan_tuples;
 
-/* Rows in memory: codes, norms and heap positions. */
+/* What the index keeps of a row of the table; bqform.c makes it of the indexed value. */
+typedef struct BqRow
+{
+	ItemPointerData tid;
+	uint16		inverse;		/* see BqBlockData */
+	float		norm;
+	const uint8 *planes;		/* bq_planes_nbytes(dim) */
+} BqRow;
+
+/* Rows in memory. */
 typedef struct BqRows
 {
 	size_t		n;
 	size_t		capacity;
 	uint8	   *planes;			/* bq_planes_nbytes(dim) each */
 	float	   *norms;
+	uint16	   *inverses;
 	ItemPointerData *tids;
 } BqRows;
 
@@ -298,11 +308,41 @@ extern Buffer bq_new_page(Relation index, ForkNumber fork, BlockNumber blkno,
 extern void bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log);
 extern BlockNumber bq_data_end(const BqLayout *layout, uint32 nblocks);
 extern void bq_check_size(Relation index, const BqLayout *layout, uint32 nblocks);
-extern uint16 bq_inverse_pack(const uint8 *planes, int dim, float norm);
-extern void bq_check_code(Relation index, const BqLayout *layout, const BqHeader *header);
 extern void bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot,
 						   uint8 *planes);
 extern void bq_read_block(Relation index, const BqLayout *layout, uint32 block, uint8 *codes);
+
+/* bqform.c */
+extern uint16 bq_inverse_pack(const uint8 *planes, int dim, float norm);
+extern void bq_check_code(Relation index, const BqLayout *layout, const BqHeader *header);
+extern BqRow bq_form_row(const BqHeader *header, const uint8 *planes, ItemPointer tid);
+
+/* bqread.c */
+
+/* A page that stays locked as long as the blocks read lie on it. */
+typedef struct BqHeldPage
+{
+	Buffer		buffer;
+	BlockNumber blkno;
+} BqHeldPage;
+
+typedef struct BqListReader
+{
+	Relation	index;
+	const BqLayout *layout;
+	uint32		list;
+	uint32		block;			/* the one read last */
+	uint32		next;
+	uint32		left;			/* blocks not read yet */
+	BqHeldPage	headers;
+	BqHeldPage	codes;
+} BqListReader;
+
+extern void bq_begin_list(BqListReader *reader, Relation index, const BqLayout *layout,
+						  uint32 list, const BqListData *entry);
+extern const BqBlockData *bq_next_block(BqListReader *reader);
+extern void bq_sum_block(BqListReader *reader, const uint8 *table, uint16 *sums);
+extern void bq_end_list(BqListReader *reader);
 
 /* bqwrite.c */
 extern uint32 bq_choose_lists(Relation index, double nrows);
@@ -310,14 +350,15 @@ extern BqLayout bq_plan_layout(int dim, uint32 nlists, BlockNumber start);
 extern void bq_create_lists(Relation index, ForkNumber fork, const BqLayout *layout);
 extern void bq_fill_metapage(Page page, const BqLayout *layout, uint32 nblocks, double nrows);
 extern BqWriter *bq_begin_writing(Relation index, const BqLayout *layout);
-extern void bq_write_row(BqWriter *writer, uint32 list, const ItemPointerData *tid, float norm,
-						 const uint8 *planes);
+extern void bq_write_row(BqWriter *writer, uint32 list, const BqRow *row);
 extern void bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *lists);
 extern uint32 bq_end_writing(BqWriter *writer);
 
 /* bqbuild.c */
 extern size_t bq_rows_limit(int dim, int work_mem_kb, bool shared);
 extern void bq_grow_rows(BqRows *rows, int dim, size_t limit);
+extern void bq_put_row(BqRows *rows, size_t i, int dim, const BqRow *row);
+extern BqRow bq_get_row(const BqRows *rows, size_t i, int dim);
 
 /* bqregroup.c */
 extern bool bq_wants_regrouping(Relation index, double nrows);

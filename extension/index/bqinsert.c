@@ -35,7 +35,7 @@ code_page_count(uint64 first_row, int n)
  */
 static bool
 insert_into_block(Relation index, const BqLayout *layout, uint32 list, uint32 b,
-				  const BqVecView *code, ItemPointer tid)
+				  const BqRow *row)
 {
 	uint64		first_row = bq_first_row(layout, b);
 	Buffer		header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
@@ -64,10 +64,9 @@ insert_into_block(Relation index, const BqLayout *layout, uint32 list, uint32 b,
 		if (last)
 		{
 			block = BqPageGetBlock(GenericXLogRegisterBuffer(state, header_buffer, 0), b);
-			block->tid[slot] = *tid;
-			block->norm[slot] = code->header.norm;
-			block->inverse[slot] = bq_inverse_pack(code->planes, layout->dim,
-												   code->header.norm);
+			block->tid[slot] = row->tid;
+			block->norm[slot] = row->norm;
+			block->inverse[slot] = row->inverse;
 			block->live |= (uint32) 1 << slot;
 		}
 		while (j < layout->nrows && nbuffers < CODE_PAGES_PER_RECORD)
@@ -79,7 +78,7 @@ insert_into_block(Relation index, const BqLayout *layout, uint32 list, uint32 b,
 
 			bq_block_put_rows(BqPageGetRow(GenericXLogRegisterBuffer(state, buffer, 0),
 										   first_row + j),
-							  j, j + n, layout->dim, slot, code->planes);
+							  j, j + n, layout->dim, slot, row->planes);
 			buffers[nbuffers++] = buffer;
 			j += n;
 		}
@@ -202,6 +201,7 @@ bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation 
 	MemoryContext old_context;
 	BqLayout	layout;
 	BqVecView	code;
+	BqRow		row;
 	float	   *direction;
 	uint32		list = 0;
 
@@ -223,10 +223,12 @@ bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation 
 		bq_check_code(index, &layout, &code.header);
 	}
 
+	row = bq_form_row(&code.header, code.planes, tid);
+
 	if (layout.nlists > 1)
 	{
 		direction = (float *) palloc(layout.dim * sizeof(float));
-		bq_decode(code.planes, layout.dim, 1, NULL, direction);
+		bq_decode(row.planes, layout.dim, 1, NULL, direction);
 		list = bq_nearest_list(index, &layout, direction);
 	}
 
@@ -237,7 +239,7 @@ bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation 
 		uint32		b = BqPageGetList(BufferGetPage(buffer), list)->free;
 
 		UnlockReleaseBuffer(buffer);
-		if (b != BQ_NO_BLOCK && insert_into_block(index, &layout, list, b, &code, tid))
+		if (b != BQ_NO_BLOCK && insert_into_block(index, &layout, list, b, &row))
 			break;
 		provide_block(index, &layout, list, b);
 	}

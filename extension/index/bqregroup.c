@@ -66,6 +66,7 @@ read_rows(Relation index, const BqLayout *layout, uint32 nblocks, uint32 *seen, 
 				bq_grow_rows(rows, layout->dim, limit);
 			bq_block_get(codes, layout->dim, slot, rows->planes + rows->n * planes_nbytes);
 			rows->norms[rows->n] = block.norm[slot];
+			rows->inverses[rows->n] = block.inverse[slot];
 			rows->tids[rows->n] = block.tid[slot];
 			rows->n++;
 		}
@@ -97,6 +98,7 @@ append_rows(BqRows *rows, const BqRows *added, int dim)
 		bq_grow_rows(rows, dim, n);
 	memcpy(rows->planes + rows->n * planes_nbytes, added->planes, added->n * planes_nbytes);
 	memcpy(rows->norms + rows->n, added->norms, added->n * sizeof(float));
+	memcpy(rows->inverses + rows->n, added->inverses, added->n * sizeof(uint16));
 	memcpy(rows->tids + rows->n, added->tids, added->n * sizeof(ItemPointerData));
 	rows->n = n;
 }

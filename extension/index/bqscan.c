@@ -291,33 +291,6 @@ read_block(BqScan *so, uint32 b, const BqBlockData *block, const uint16 *sums)
 	}
 }
 
-/* A page that stays locked as long as the blocks read lie on it. */
-typedef struct HeldPage
-{
-	Buffer		buffer;
-	BlockNumber blkno;
-} HeldPage;
-
-static void
-release_page(HeldPage *held)
-{
-	if (BufferIsValid(held->buffer))
-		UnlockReleaseBuffer(held->buffer);
-	held->buffer = InvalidBuffer;
-}
-
-static Page
-hold_page(Relation index, HeldPage *held, BlockNumber blkno)
-{
-	if (!BufferIsValid(held->buffer) || held->blkno != blkno)
-	{
-		release_page(held);
-		held->buffer = bq_read_page(index, blkno, BQ_PAGE_DATA, BUFFER_LOCK_SHARE);
-		held->blkno = blkno;
-	}
-	return BufferGetPage(held->buffer);
-}
-
 /* Copy the entries of all lists. */
 static void
 read_entries(Relation index, BqScan *so)
@@ -361,64 +334,23 @@ prefetch_list(Relation index, const BqScan *so, uint32 list)
 	}
 }
 
-/*
- * Read all blocks of a list.  A header is read before its codes, and a writer puts
- * codes before it sets their bits in `live`: what is live here has its code in place.
- */
+/* Read all blocks of a list. */
 static void
 read_list(Relation index, BqScan *so, uint32 list)
 {
-	const BqLayout *layout = &so->layout;
-	const BqListData *entry = &so->lists[list];
-	HeldPage	headers = {InvalidBuffer, 0};
-	HeldPage	codes = {InvalidBuffer, 0};
-	uint32		b = entry->head;
+	BqListReader reader;
+	const BqBlockData *block;
 
-	/* Blocks are only ever added at the head: from the head read, the chain has this length. */
-	for (uint32 i = 0; i < entry->nblocks; i++)
+	bq_begin_list(&reader, index, &so->layout, list, &so->lists[list]);
+	while ((block = bq_next_block(&reader)) != NULL)
 	{
-		BlockNumber header_page = bq_header_page(layout, b);
-		uint64		row = bq_first_row(layout, b);
-		const BqBlockData *block;
 		uint16		sums[BQ_BLOCK];
 
-		if (b == BQ_NO_BLOCK)
-			break;
-		/* Header before codes, and interrupts only while nothing is locked. */
-		if (headers.blkno != header_page)
-		{
-			release_page(&codes);
-			release_page(&headers);
-			CHECK_FOR_INTERRUPTS();
-		}
-		block = BqPageGetBlock(hold_page(index, &headers, header_page), b);
-		if (block->list != list)
-			ereport(ERROR,
-					(errcode(ERRCODE_INDEX_CORRUPTED),
-					 errmsg("block %u of index \"%s\" belongs to list %u, expected %u", b,
-							RelationGetRelationName(index), block->list, list),
-					 errhint("Rebuild the index with REINDEX.")));
-
-		memset(sums, 0, sizeof(sums));
-		for (int j = 0; j < layout->nrows;)
-		{
-			int			n = Min(layout->nrows - j,
-								BQ_ROWS_PER_PAGE - (int) ((row + j) % BQ_ROWS_PER_PAGE));
-			Page		page = hold_page(index, &codes, bq_code_page(layout, row + j));
-			uint16		part[BQ_BLOCK];
-
-			bq_kernel->lut_block(so->table.entries + j * BQ_ROW_NBYTES, BqPageGetRow(page, row + j), n,
-								 part);
-			for (int c = 0; c < BQ_BLOCK; c++)
-				sums[c] += part[c];
-			j += n;
-		}
-		read_block(so, b, block, sums);
+		bq_sum_block(&reader, so->table.entries, sums);
+		read_block(so, reader.block, block, sums);
 		so->ncodes += BQ_BLOCK;
-		b = block->next;
 	}
-	release_page(&codes);
-	release_page(&headers);
+	bq_end_list(&reader);
 }
 
 /*

@@ -165,8 +165,7 @@ flush_block(BqWriter *writer, bool more)
 
 /* Add a row; lists must arrive in order. */
 void
-bq_write_row(BqWriter *writer, uint32 list, const ItemPointerData *tid, float norm,
-			 const uint8 *planes)
+bq_write_row(BqWriter *writer, uint32 list, const BqRow *row)
 {
 	int			dim = writer->layout.dim;
 
@@ -176,10 +175,10 @@ bq_write_row(BqWriter *writer, uint32 list, const ItemPointerData *tid, float no
 		flush_block(writer, writer->block.list == list);
 	}
 	writer->block.list = list;
-	writer->block.tid[writer->used] = *tid;
-	writer->block.norm[writer->used] = norm;
-	writer->block.inverse[writer->used] = bq_inverse_pack(planes, dim, norm);
-	bq_block_put(writer->rows, dim, writer->used, planes);
+	writer->block.tid[writer->used] = row->tid;
+	writer->block.norm[writer->used] = row->norm;
+	writer->block.inverse[writer->used] = row->inverse;
+	bq_block_put(writer->rows, dim, writer->used, row->planes);
 	writer->used++;
 }
 
@@ -188,15 +187,18 @@ void
 bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *lists)
 {
 	uint32		nlists = writer->layout.nlists;
-	size_t		planes_nbytes = bq_planes_nbytes(writer->layout.dim);
+	int			dim = writer->layout.dim;
 	size_t	   *start;
 	size_t	   *order;
 
 	if (lists == NULL)			/* there is but one */
 	{
 		for (size_t i = 0; i < rows->n; i++)
-			bq_write_row(writer, 0, &rows->tids[i], rows->norms[i],
-						 rows->planes + i * planes_nbytes);
+		{
+			BqRow		row = bq_get_row(rows, i, dim);
+
+			bq_write_row(writer, 0, &row);
+		}
 		return;
 	}
 	start = (size_t *) MemoryContextAllocZero(CurrentMemoryContext,
@@ -211,10 +213,9 @@ bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *lists)
 		order[start[lists[i]]++] = i;
 	for (size_t k = 0; k < rows->n; k++)
 	{
-		size_t		i = order[k];
+		BqRow		row = bq_get_row(rows, order[k], dim);
 
-		bq_write_row(writer, lists[i], &rows->tids[i], rows->norms[i],
-					 rows->planes + i * planes_nbytes);
+		bq_write_row(writer, lists[order[k]], &row);
 	}
 	pfree(order);
 	pfree(start);
