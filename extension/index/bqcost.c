@@ -12,6 +12,7 @@
 
 #include "access/genam.h"
 #include "index/bqindex.h"
+#include "nodes/nodeFuncs.h"
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
 #include "utils/float.h"
@@ -24,6 +25,67 @@
  */
 #define COST_PER_CODE_DIM (0.4 / 1000)
 #define COST_PER_CANDIDATE 10.0
+
+/*
+ * min(distance) is planned as ORDER BY distance LIMIT 1 of rows whose distance is not
+ * null; the planner tells no more of it than this form.
+ */
+static bool
+is_minimum(PlannerInfo *root, IndexPath *path)
+{
+	ListCell   *lc;
+
+	if (root->parent_root == NULL || !root->parent_root->parse->hasAggs ||
+		!equal(root->parse->rtable, root->parent_root->parse->rtable))
+		return false;
+	foreach(lc, path->path.parent->baserestrictinfo)
+	{
+		Expr	   *clause = lfirst_node(RestrictInfo, lc)->clause;
+
+		if (IsA(clause, NullTest) && ((NullTest *) clause)->nulltesttype == IS_NOT_NULL &&
+			equal(((NullTest *) clause)->arg, linitial(path->indexorderbys)))
+			return true;
+	}
+	return false;
+}
+
+/* Path keys are canonical: the same order is the same pointer. */
+static bool
+begins_with(List *wanted, List *pathkeys)
+{
+	return wanted != NIL && linitial(wanted) == linitial(pathkeys);
+}
+
+/*
+ * Does the query want the nearest rows, in their order?  That is what the index can
+ * answer: it finds most of them, leaves out rows without a vector, and does not know when
+ * it has all.  So no groups, no DISTINCT, no UNION, no partitions of a window, and no
+ * minimum, whose meaning is another; and no second distance, which orders ties.
+ */
+static bool
+is_nearest_first(PlannerInfo *root, IndexPath *path)
+{
+	Query	   *query = root->parse;
+	ListCell   *lc;
+
+	if (list_length(path->indexorderbys) != 1 || path->path.pathkeys == NIL)
+		return false;
+	if (root->group_pathkeys != NIL || query->groupClause != NIL || query->groupingSets != NIL ||
+		query->hasAggs || query->distinctClause != NIL || query->setOperations != NULL)
+		return false;
+	foreach(lc, query->windowClause)
+	{
+		WindowClause *window = lfirst_node(WindowClause, lc);
+
+		if (window->partitionClause != NIL || window->orderClause == NIL)
+			return false;
+	}
+	/* an order that the query asks for, not one that a join or a set operation would like */
+	if (!begins_with(root->sort_pathkeys, path->path.pathkeys) &&
+		!(query->limitCount != NULL && begins_with(root->window_pathkeys, path->path.pathkeys)))
+		return false;
+	return !is_minimum(root, path);
+}
 
 void
 bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *startup,
@@ -47,11 +109,7 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 	*correlation = 0;
 	*pages = 0;
 
-	/*
-	 * Only ORDER BY distance can use the index; a second distance, which orders ties, is not its.
-	 * Nor are groups: they want every row, also those without a code, and equal ones together.
-	 */
-	if (list_length(path->indexorderbys) != 1 || root->group_pathkeys != NIL)
+	if (!is_nearest_first(root, path))
 	{
 		*startup = get_float8_infinity();
 		*total = get_float8_infinity();

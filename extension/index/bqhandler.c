@@ -11,7 +11,7 @@
 #include "catalog/pg_type.h"
 #include "commands/progress.h"
 #include "commands/vacuum.h"
-#include "index/bqindex.h"
+#include "index/bqscan.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -19,8 +19,17 @@
 #include "utils/syscache.h"
 
 int			bq_probes;
-bool		bq_iterative_scan;
+int			bq_iterative_scan;
 int			bq_max_scan_tuples;
+
+/* The names of pgvector's hnsw.iterative_scan; a boolean does, too. */
+static const struct config_enum_entry iterative_scan_options[] = {
+	{"off", BQ_ITERATIVE_OFF, false},
+	{"strict_order", BQ_ITERATIVE_STRICT, false},
+	{"relaxed_order", BQ_ITERATIVE_RELAXED, false},
+	{"on", BQ_ITERATIVE_STRICT, true},
+	{NULL, 0, false}
+};
 
 static relopt_kind bq_relopt_kind;
 
@@ -40,10 +49,11 @@ bq_index_init(void)
 							"Number of lists that scans read first, on average.",
 							"0 takes the index's option or, without one, what was measured when the index was built.",
 							&bq_probes, 0, 0, BQ_MAX_LISTS, PGC_USERSET, 0, NULL, NULL, NULL);
-	DefineCustomBoolVariable("bq.iterative_scan",
+	DefineCustomEnumVariable("bq.iterative_scan",
 							 "Read more lists while the query wants more rows.",
-							 NULL,
-							 &bq_iterative_scan, true, PGC_USERSET, 0, NULL, NULL, NULL);
+							 "strict_order passes over rows that are nearer than one given before; relaxed_order gives them late.",
+							 &bq_iterative_scan, BQ_ITERATIVE_STRICT, iterative_scan_options,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("bq.max_scan_tuples",
 							"Number of rows after which a scan reads no more lists.",
 							"-1 means no limit: a scan ends when the query has its rows or all lists were read.",

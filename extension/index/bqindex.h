@@ -261,7 +261,6 @@ enum
 
 /* bqhandler.c */
 extern int	bq_probes;
-extern bool bq_iterative_scan;
 extern int	bq_max_scan_tuples;
 
 /* What the index keeps of a row of the table; bqform.c makes it of the indexed value. */

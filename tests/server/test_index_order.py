@@ -85,6 +85,22 @@ def test_queries_that_repeat_values(
     assert_index_equals_sort(conn, query[None].astype(np.float32))
 
 
+@pytest.mark.parametrize("exponent", [-43, -38, -36, -25, 0])
+@pytest.mark.parametrize("scale", [1e-44, 8e-38, 1e-30, 1e-25, 1e-19, 1])
+def test_norms_near_nothing(
+    conn: Conn, rng: np.random.Generator, scale: float, exponent: int
+) -> None:
+    """Products of tiny norms leave the range of floats at the other end."""
+    vectors = random_vectors(rng, 800, 64) * 10.0 ** (
+        exponent + (rng.integers(0, 6, (800, 1)) if exponent < 0 else 0)
+    )
+    create(conn, vectors.astype(np.float32))
+    conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+    query = random_vectors(rng, 1, 64) * scale
+    assert_index_equals_sort(conn, query.astype(np.float32))
+    assert_index_equals_sort(conn, query.astype(np.float32), limit=10)
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e15, 1e24])
 def test_norms_of_any_size(conn: Conn, rng: np.random.Generator, scale: float) -> None:
     """Products of norms leave the range of floats; rows near the query may be tiny or vast."""

@@ -69,21 +69,127 @@ def test_limit_beyond_the_first_lists_gets_every_row_once(
 ) -> None:
     right = operand(operator, random_vectors(rng, 1, DIM)[0])
     everything = by_sort(items, operator, right)
+    items.execute("SET bq.iterative_scan = relaxed_order")
     for limit in (100, ROWS, 2 * ROWS):
         found = by_index(items, operator, right, limit=limit, probes=None)
         assert len(found) == len({i for i, _ in found}) == min(limit, len(everything))
         assert set(found) <= set(everything)
 
 
-def test_segments_are_each_in_order(items: Conn, q: Query) -> None:
+def test_relaxed_order_is_exact_within_a_segment(items: Conn, q: Query) -> None:
     """One list first, then twice as many as before, each time in order of distance."""
+    items.execute("SET bq.iterative_scan = relaxed_order")
     distances = np.array([d for _, d in by_index(items, "<=>", q, probes=None)])
     falls = int((np.diff(distances) < 0).sum())
     assert 1 <= falls <= 5  # after 1, 3, 7, 15 and 31 lists
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_order_is_strict_by_default(items: Conn, rng: np.random.Generator, operator: str) -> None:
+    """Rows of later lists that are nearer than one given before are passed over, no row twice."""
+    right = operand(operator, random_vectors(rng, 1, DIM)[0])
+    everything = set(by_sort(items, operator, right))
+    for limit in (100, 1000, ROWS):
+        found = by_index(items, operator, right, limit=limit, probes=None)
+        distances = [d for _, d in found]
+        assert distances == sorted(distances)
+        assert len(found) == len({i for i, _ in found})
+        assert set(found) <= everything
+        # it reads ahead of what it gives; norms may put far rows into near lists
+        assert len(found) > (0.9 if operator in ("<~>", "<=>") else 0.7) * limit
+
+
+@pytest.mark.parametrize("work_mem", ["64kB", "4MB"])
+def test_draining_reads_no_list_often(items: Conn, q: Query, work_mem: str) -> None:
+    """Rows beyond memory are sorted, not read again and again."""
+    if items.info.server_version < 180000:
+        pytest.skip("EXPLAIN tells of scans from PostgreSQL 18 on")
+    items.execute(f"SET work_mem = '{work_mem}'")
+    items.execute("SET enable_seqscan = off; SET enable_sort = off")
+    query = "SELECT id FROM items ORDER BY code <=> %s"
+    rows = items.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + query, (q,)).fetchone()  # type: ignore[arg-type]
+    node = rows[0][0]["Plan"]  # type: ignore[index]
+    while "Plans" in node:
+        node = node["Plans"][0]
+    assert node["Actual Rows"] > 0.9 * ROWS
+    # 64 rows kept, then 4 times as many, and so on until work_mem, then all
+    assert node["Codes Compared"] < 8 * ROWS * 1.5
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_planner_may_trust_the_order(items: Conn, rng: np.random.Generator, operator: str) -> None:
+    """Window functions, incremental sorts, and what asks for all rows: as a sort has them."""
+    right = operand(operator, random_vectors(rng, 1, DIM)[0])
+    d = f"code {operator} %(q)s"
+    ordered = [
+        f"SELECT {d}, id FROM items WHERE code IS NOT NULL ORDER BY {d}, id LIMIT 300",
+        f"SELECT rank() OVER w, dense_rank() OVER w, {d} FROM items"
+        f" WINDOW w AS (ORDER BY {d}) ORDER BY {d} LIMIT 300",
+        f"SELECT {d} FROM items WHERE other = 7 ORDER BY {d} LIMIT 100",
+    ]
+    items.execute("SET enable_seqscan = off")
+    for query in ordered:
+        items.execute("SET enable_sort = off; SET bq.probes = 0")
+        assert "items_code" in plan_of(items, query, {"q": right})
+        rows = items.execute(query, {"q": right}).fetchall()
+        assert len(rows) >= 100
+        distances = [next(v for v in row if isinstance(v, float)) for row in rows]
+        assert distances == sorted(distances)
+        items.execute("SET bq.probes = 40")
+        exact = items.execute(query, {"q": right}).fetchall()
+        items.execute("RESET enable_sort; SET enable_indexscan = off")
+        expected = items.execute(query, {"q": right}).fetchall()
+        items.execute("RESET enable_indexscan")
+        # the distances alone where ties may come in any order
+        assert [row[0] for row in exact] == [row[0] for row in expected]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT DISTINCT {d} AS d FROM items ORDER BY d LIMIT 60",
+        "SELECT DISTINCT {d} AS d FROM items ORDER BY d DESC NULLS FIRST LIMIT 3",
+        "SELECT DISTINCT ON ({d}) {d}, id FROM items ORDER BY {d}, id LIMIT 60",
+        "SELECT {d} AS d FROM items UNION SELECT {d} FROM items ORDER BY d LIMIT 60",
+        "SELECT min({d}), max({d}) FROM items",
+        "SELECT min({d}) FROM items WHERE other = 3",
+        "SELECT {d} AS d, count(*) FROM items GROUP BY d ORDER BY d LIMIT 60",
+        "SELECT count(*) OVER (PARTITION BY {d}) FROM items ORDER BY {d} LIMIT 60",
+        "SELECT count(*) OVER () FROM items ORDER BY {d} LIMIT 2",
+    ],
+)
+def test_questions_about_all_rows_are_not_the_index_s(
+    items: Conn, rng: np.random.Generator, query: str
+) -> None:
+    items.execute("SET enable_seqscan = off; SET enable_sort = off")
+    for vector in random_vectors(rng, 5, DIM):
+        right = operand("<~>", vector)
+        text = query.format(d="code <~> %(q)s")
+        assert "items_code" not in plan_of(items, text, {"q": right})
+        found = items.execute(text, {"q": right}).fetchall()
+        items.execute("SET enable_indexscan = off")
+        assert found == items.execute(text, {"q": right}).fetchall()
+        items.execute("RESET enable_indexscan")
+
+
+def test_settings_of_a_cursor_stay(items: Conn, q: Query) -> None:
+    """A scan goes on as it began, whatever is set meanwhile."""
+    items.execute("SET enable_seqscan = off; SET enable_sort = off; SET work_mem = '64kB'")
+    for first, then in [("strict_order", "relaxed_order"), ("relaxed_order", "strict_order")]:
+        with items.transaction():
+            items.execute(f"SET LOCAL bq.iterative_scan = {first}")
+            expected = items.execute("SELECT id FROM items ORDER BY code <=> %s", (q,)).fetchall()
+            cursor = items.cursor("c")
+            cursor.execute("SELECT id FROM items ORDER BY code <=> %s", (q,))
+            found = cursor.fetchmany(700)
+            items.execute(f"SET LOCAL bq.iterative_scan = {then}; SET LOCAL bq.max_scan_tuples = 1")
+            assert found + cursor.fetchall() == expected
+            cursor.close()
+
+
 @pytest.mark.parametrize("where", ["other = 3", "id BETWEEN 100 AND 110", "id = 77", "false"])
 def test_filters_get_their_rows(items: Conn, q: Query, where: str) -> None:
+    items.execute("SET bq.iterative_scan = relaxed_order")
     expected = by_sort(items, "<=>", q, where=where)
     if where != "false":
         found = by_index(items, "<=>", q, where=where, limit=ROWS, probes=None)
@@ -96,11 +202,16 @@ def test_without_iterative_scan_only_the_probed_lists(items: Conn, q: Query) -> 
     items.execute("SET bq.iterative_scan = off")
     counts = [len(by_index(items, "<=>", q, probes=n)) for n in (1, 2, 10, LISTS)]
     assert 0 < counts[0] < counts[1] < counts[2] < counts[3] == ROWS
-    items.execute("SET bq.iterative_scan = on")
+    items.execute("SET bq.iterative_scan = relaxed_order")
     assert len(by_index(items, "<=>", q, probes=1)) == ROWS
+    items.execute("SET bq.iterative_scan = on")
+    assert items.execute("SHOW bq.iterative_scan").fetchone() == ("strict_order",)
+    assert len(by_index(items, "<=>", q, probes=1)) > 0.9 * ROWS
 
 
 def test_max_scan_tuples_ends_a_scan(items: Conn, q: Query) -> None:
+    items.execute("SET bq.iterative_scan = relaxed_order")
+
     def count(limit: int) -> int:
         items.execute(f"SET bq.max_scan_tuples = {limit}")
         return len(by_index(items, "<=>", q, probes=1))
@@ -189,6 +300,7 @@ def test_cursor_outlives_vacuum(items: Conn, rng: np.random.Generator, q: Query)
 
 def test_cursor_does_not_see_later_commands(items: Conn, q: Query) -> None:
     text = f"code <=> '{q.to_text()}'"
+    items.execute("SET bq.iterative_scan = relaxed_order")
     with items.transaction():
         items.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
         with items.cursor("reader") as cursor:

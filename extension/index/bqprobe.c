@@ -1,0 +1,382 @@
+/*
+ * bqprobe.c: which lists a query reads, and reading them.
+ *
+ * The nearest lists are read in *segments*: first about as many as the setting, the
+ * option or the index says, then, if the executor wants more rows, ever more of the rest.
+ */
+#include "postgres.h"
+
+#include <float.h>
+#include <math.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#include "index/bqscan.h"
+#include "miscadmin.h"
+#include "port/pg_bitutils.h"
+
+/* A scan reads up to so many times the lists that the average one reads, and not less. */
+#define MOST_PROBES 4
+#define LEAST_PROBES 0.25
+
+/*
+ * Beyond the first rows, a scan in strict order goes on to further lists while it has
+ * not seen so many rows for each that it gave: those it did not see are passed over.
+ */
+#define SEEN_PER_ROW 8
+
+/* Relative rounding errors of a few floats. */
+#define FLOAT_ERROR 4e-7f
+
+/* How many pages of a list are asked for in advance. */
+#define PREFETCH_PAGES 8
+
+/*
+ * Reading lists
+ */
+
+/* Bit c: keys[c] <= limit, or not quite (compared as floats). */
+static inline uint32
+keys_up_to(const float *keys, double limit)
+{
+	float		bound = nextafterf((float) limit, FLT_MAX);
+	uint32		mask = 0;
+
+#ifdef __SSE2__
+	for (int c = 0; c < BQ_BLOCK; c += 4)
+		mask |= (uint32) _mm_movemask_ps(_mm_cmple_ps(_mm_loadu_ps(keys + c),
+													  _mm_set1_ps(bound))) << c;
+#else
+	for (int c = 0; c < BQ_BLOCK; c++)
+		mask |= (uint32) (keys[c] <= bound) << c;
+#endif
+	return mask;
+}
+
+/*
+ * Lower bounds of the keys of a block's rows, from the sums of the query's table.
+ *
+ * Keys, with x the decoded code of length |x| = norm and q the query times `unit`:
+ * Hamming, the distance itself; cosine, -<q, x> / |x|; inner product, -<q, x>; L2, |x|^2
+ * - 2 <q, x> with x times `unit` as well.  Each grows with its distance.  Adding `slack`
+ * to <q, levels> makes a lower bound of each, and FLT_MIN covers products too small for
+ * the relative precision of floats.
+ */
+static void
+bound_keys(const BqScan *so, const BqBlockData *block, const uint16 *sums, float *keys)
+{
+	float		unit = (float) (BQ_INVERSE_UNIT / sqrt(so->layout.dim));
+
+	if (so->strategy == BQ_STRATEGY_HAMMING)
+	{
+		for (int c = 0; c < BQ_BLOCK; c++)
+			keys[c] = sums[c];
+		return;
+	}
+	bq_kernel->scale_sums(sums, so->table.scale * unit, (so->table.bias + so->slack) * unit,
+						  block->inverse, keys);
+	if (so->strategy == BQ_STRATEGY_IP)
+	{
+		for (int c = 0; c < BQ_BLOCK; c++)
+			keys[c] = keys[c] * block->norm[c] - FLT_MIN;
+	}
+	else if (so->strategy == BQ_STRATEGY_L2)
+	{
+		for (int c = 0; c < BQ_BLOCK; c++)
+		{
+			float		norm = (float) (block->norm[c] * so->unit);
+
+			keys[c] = (2 * keys[c] + norm * (1 - FLOAT_ERROR)) * norm - FLT_MIN;
+		}
+	}
+	/* a bound below, also where the product of two norms is beyond floats */
+	for (int c = 0; c < BQ_BLOCK; c++)
+		keys[c] = keys[c] < FLT_MAX ? keys[c] : FLT_MAX;
+}
+
+/* How far above its bound the key of a row can be. */
+static double
+bound_width(const BqScan *so, const BqBlockData *block, int c)
+{
+	double		norm = block->norm[c];
+	double		width = BQ_INVERSE_UNIT / sqrt(so->layout.dim) * block->inverse[c] * 2 * so->slack;
+
+	if (so->strategy == BQ_STRATEGY_IP)
+		return width * norm + 2 * FLT_MIN;
+	if (so->strategy == BQ_STRATEGY_L2)
+	{
+		norm *= so->unit;
+		return (2 * width + 2 * FLOAT_ERROR * norm) * norm + 2 * FLT_MIN;
+	}
+	return width;
+}
+
+/* Take in a block: its header, and the sums of the query's table over its rows. */
+static void
+read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, const uint16 *sums)
+{
+	float		keys[BQ_BLOCK];
+	double		limit = so->dropped ? so->limit.key : FLT_MAX;
+
+	bound_keys(so, block, sums, keys);
+
+	/* Few blocks have a row worth a look: find them without a branch per row. */
+	for (uint32 wanted = keys_up_to(keys, limit) & block->live; wanted != 0;
+		 wanted &= wanted - 1)
+	{
+		int			c = pg_rightmost_one_pos32(wanted);
+		BqCandidate *candidate = bq_new_candidate(so);
+
+		if (keys[c] > limit)
+			continue;
+		candidate->key = keys[c];
+		candidate->block = b;
+		candidate->slot = (uint16) c;
+		candidate->segment = segment;
+		/* a row of norm 0 has no rounding errors: its product is 0 */
+		candidate->exact = so->strategy == BQ_STRATEGY_HAMMING || block->norm[c] == 0;
+		if (candidate->exact && so->strategy != BQ_STRATEGY_HAMMING)
+			candidate->key = 0;
+		candidate->tid = block->tid[c];
+		candidate->norm = block->norm[c];
+		candidate->prefetched = false;
+		if (so->have_floor)
+		{
+			/* given out already */
+			if (candidate->exact ? !bq_before(&so->floor, candidate) :
+				fabsf(keys[c]) < FLT_MAX && keys[c] + bound_width(so, block, c) < so->floor.key)
+				continue;
+		}
+		bq_keep_candidate(so);
+		limit = so->dropped ? so->limit.key : FLT_MAX;
+	}
+}
+
+/* Read all blocks of a list; returns how many rows it has. */
+static int64
+read_list(Relation index, BqScan *so, uint8 segment, uint32 list)
+{
+	BqListReader reader;
+	const BqBlockData *block;
+	int64		nrows = 0;
+
+	bq_begin_list(&reader, index, &so->layout, list, &so->lists[list]);
+	while ((block = bq_next_block(&reader)) != NULL)
+	{
+		uint16		sums[BQ_BLOCK];
+
+		nrows += pg_popcount32(block->live);
+		bq_sum_block(&reader, so->table.entries, sums);
+		read_block(so, segment, reader.block, block, sums);
+		so->ncodes += BQ_BLOCK;
+	}
+	bq_end_list(&reader);
+	return nrows;
+}
+
+/* Copy the entries of all lists. */
+static void
+read_entries(Relation index, BqScan *so)
+{
+	uint32		list = 0;
+
+	so->lists = (BqListData *) palloc(so->layout.nlists * sizeof(BqListData));
+	while (list < so->layout.nlists)
+	{
+		uint32		n = Min(so->layout.nlists - list, (uint32) BQ_LISTS_PER_PAGE);
+		Buffer		buffer = bq_read_page(index, bq_list_page(&so->layout, list), BQ_PAGE_LISTS,
+										  BUFFER_LOCK_SHARE);
+
+		memcpy(so->lists + list, BqPageGetList(BufferGetPage(buffer), list),
+			   n * sizeof(BqListData));
+		UnlockReleaseBuffer(buffer);
+		list += n;
+	}
+}
+
+/*
+ * Ask for a list that will be read next: its headers and its code pages.  A guess:
+ * blocks lie in a row if the build wrote them.
+ */
+static void
+prefetch_list(Relation index, const BqScan *so, uint32 list)
+{
+	const BqListData *entry = &so->lists[list];
+	uint64		row = bq_first_row(&so->layout, entry->head);
+	uint64		end = row + (uint64) entry->nblocks * so->layout.nrows;
+
+	if (entry->head == BQ_NO_BLOCK)
+		return;
+	bq_prefetch(index, bq_header_page(&so->layout, entry->head),
+				SizeOfPageHeaderData + entry->head % BQ_HEADERS_PER_PAGE * sizeof(BqBlockData));
+	for (int i = 0; row < end && i < PREFETCH_PAGES; i++)
+	{
+		bq_prefetch(index, bq_code_page(&so->layout, row),
+					SizeOfPageHeaderData + row % BQ_ROWS_PER_PAGE * BQ_ROW_NBYTES);
+		row += BQ_ROWS_PER_PAGE - row % BQ_ROWS_PER_PAGE;
+	}
+}
+
+/*
+ * Choosing lists
+ */
+
+/* The nearer a list the larger, with its number in the lower half; no two are equal. */
+static inline uint64
+rank_key(float score, uint32 list)
+{
+	uint32		bits;
+
+	memcpy(&bits, &score, sizeof(bits));
+	bits ^= bits & 0x80000000 ? 0xffffffff : 0x80000000;
+	return (uint64) bits << 32 | (UINT32_MAX - list);
+}
+
+static inline uint32
+ranked_list(uint64 key)
+{
+	return UINT32_MAX - (uint32) key;
+}
+
+static inline float
+ranked_score(uint64 key)
+{
+	uint32		bits = (uint32) (key >> 32);
+	float		score;
+
+	bits ^= bits & 0x80000000 ? 0x80000000 : 0xffffffff;
+	memcpy(&score, &bits, sizeof(score));
+	return score;
+}
+
+static void
+sink_list(BqScan *so, uint32 i)
+{
+	uint64		moving = so->ranked[i];
+
+	for (uint32 child = 2 * i + 1; child < so->nranked; child = 2 * i + 1)
+	{
+		child += child + 1 < so->nranked && so->ranked[child + 1] > so->ranked[child];
+		if (so->ranked[child] < moving)
+			break;
+		so->ranked[i] = so->ranked[child];
+		i = child;
+	}
+	so->ranked[i] = moving;
+}
+
+/* Rank all lists. */
+void
+bq_rank_lists(Relation index, BqScan *so)
+{
+	uint32		nlists = so->layout.nlists;
+	float	   *scores = (float *) palloc0(nlists * sizeof(float));
+
+	if (nlists > 1)
+	{
+		/* Hamming's table holds distances from a code, not products */
+		BqTable		table = so->strategy == BQ_STRATEGY_HAMMING ?
+			bq_make_table(so->q, so->layout.dim) : so->table;
+
+		bq_score_lists(index, &so->layout, &table, scores);
+	}
+	so->ranked = (uint64 *) palloc(nlists * sizeof(uint64));
+	so->chosen = (uint32 *) palloc(nlists * sizeof(uint32));
+	so->segment_of = (uint8 *) palloc(nlists * sizeof(uint8));
+	for (uint32 list = 0; list < nlists; list++)
+		so->ranked[list] = rank_key(scores[list], list);
+	so->nranked = nlists;
+	so->nchosen = 0;
+	so->segment = 0;
+	so->ncounted = 0;
+	so->nseen = 0;
+	for (uint32 i = nlists / 2; i-- > 0;)
+		sink_list(so, i);
+	pfree(scores);
+	read_entries(index, so);
+}
+
+/* Begin a segment of about `probes` lists, or as many as there are. */
+void
+bq_plan_segment(BqScan *so, uint32 probes)
+{
+	uint32		nlists = so->layout.nlists;
+
+	so->segment++;
+	so->segment_start = so->nchosen;
+	so->least = so->most = (uint32) Min((uint64) so->nchosen + Max(probes, 1), nlists);
+	so->margin = 0;
+	if (so->strategy == BQ_STRATEGY_COSINE && so->nchosen == 0 && so->most < nlists)
+	{
+		double		place = log(probes) / log(nlists) * (BQ_MARGINS - 1);
+		int			i = (int) place;
+		const float *margins = so->layout.margins;
+
+		so->margin = margins[i] + (place - i) * (margins[i + 1] - margins[i]);
+		so->margin *= so->length;
+		so->least = (uint32) Max(1, probes * LEAST_PROBES);
+		so->most = (uint32) Min((uint64) probes * MOST_PROBES, nlists);
+	}
+}
+
+/* Is there an i-th list in this segment?  Chooses it if it was not chosen before. */
+static bool
+choose_list(BqScan *so, uint32 i)
+{
+	if (i < so->nchosen)
+		return true;
+	if (so->nchosen == so->most)
+		return false;
+	/* keys of cosine are -<q, x> / |x| */
+	if (so->nchosen >= so->least && so->dropped &&
+		ranked_score(so->ranked[0]) < -so->limit.key - so->margin)
+	{
+		so->most = so->nchosen;
+		return false;
+	}
+	so->segment_of[so->nchosen] = so->segment;
+	so->chosen[so->nchosen++] = ranked_list(so->ranked[0]);
+	so->ranked[0] = so->ranked[--so->nranked];
+	sink_list(so, 0);
+	return true;
+}
+
+/*
+ * Read the chosen lists from number `from` on, and those that the segment goes on to
+ * choose, into the candidates.
+ */
+void
+bq_read_lists(Relation index, BqScan *so, uint32 from)
+{
+	for (uint32 i = from; choose_list(so, i); i++)
+	{
+		int64		nrows;
+
+		if (i + 1 < so->nchosen)
+			prefetch_list(index, so, so->chosen[i + 1]);
+		else if (so->nranked > 0)
+			prefetch_list(index, so, ranked_list(so->ranked[0]));
+		nrows = read_list(index, so, so->segment_of[i], so->chosen[i]);
+		so->nlists++;
+		if (i >= so->ncounted)
+		{
+			so->ncounted = i + 1;
+			so->nseen += nrows;
+		}
+	}
+	/* the same lists if they are read again */
+	so->most = so->nchosen;
+	bq_order_candidates(so);
+}
+
+/*
+ * Should a scan in strict order read further lists before it gives out this row?  Rows
+ * that it meets later and that are nearer are lost.
+ */
+bool
+bq_wants_more_lists(const BqScan *so, const BqCandidate *candidate)
+{
+	(void) candidate;
+	return so->nseen < SEEN_PER_ROW * (so->nreturned + 1);
+}

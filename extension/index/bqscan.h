@@ -1,0 +1,133 @@
+/*
+ * bqscan.h: a query in progress, shared by the files that answer it:
+ *
+ *	bqscan.c		the access method's callbacks: prepare the query, give out rows
+ *	bqprobe.c		which lists to read, and reading them into candidates
+ *	bqcandidate.c	the candidates: the best ones in memory, or all of them sorted
+ *	bqexact.c		the exact distance of a candidate
+ */
+#ifndef BQSCAN_H
+#define BQSCAN_H
+
+#include "index/bqindex.h"
+#include "utils/tuplesort.h"
+
+/* Rows kept as candidates at first: LIMIT 40 (k = 10, rerank = 4) and a good margin. */
+#define BQ_FIRST_KEEP BQ_MARGIN_RANK
+
+/* What bq.iterative_scan says of rows found late. */
+typedef enum BqIterativeScan
+{
+	BQ_ITERATIVE_OFF,			/* read no more lists than the first ones */
+	BQ_ITERATIVE_STRICT,		/* pass over what is nearer than the row given last */
+	BQ_ITERATIVE_RELAXED		/* give it, out of order */
+} BqIterativeScan;
+
+extern int	bq_iterative_scan;
+
+/*
+ * A row that may be wanted.  Its key grows with its distance; see bq_read_lists().  Until
+ * the exact one is known it is that of a bound: the row is not nearer.
+ */
+typedef struct BqCandidate
+{
+	double		key;
+	ItemPointerData tid;
+	uint16		slot;
+	uint32		block;
+	float		norm;
+	uint8		segment;		/* in which its list was read */
+	bool		exact;
+	bool		prefetched;
+} BqCandidate;
+
+typedef struct BqScan
+{
+	MemoryContext query_context;	/* emptied by each rescan */
+	BqLayout	layout;
+	int			strategy;
+	bool		started;
+	BqIterativeScan mode;		/* settings as of the start of the query */
+	int			max_rows;
+
+	/* the query */
+	const float *q;				/* as in bqquery, or the decoded code */
+	double		unit;			/* keys are those of q times this power of two */
+	BqTable		table;			/* of q * unit: smaller sums are nearer */
+	double		length;			/* |q * unit| */
+	float		slack;			/* a bound of the rounding errors of a sum */
+
+	/* lists */
+	BqListData *lists;			/* all entries, as of the start of the scan */
+	uint64	   *ranked;			/* a heap of lists not chosen yet, see rank_key() */
+	uint32		nranked;
+	uint32	   *chosen;			/* lists in the order they are read in */
+	uint8	   *segment_of;		/* in which segment each of `chosen` came */
+	uint32		nchosen;
+	uint8		segment;		/* the present one */
+	uint32		segment_start;	/* in `chosen`: where it begins */
+	uint32		least;			/* of `chosen` in this segment; from there on ... */
+	uint32		most;
+	double		margin;			/* ... lists as far below the worst candidate as this */
+
+	/* candidates: a heap once lists have been read */
+	BqCandidate *candidates;
+	int			ncandidates;
+	int			capacity;
+	int			keep;
+	bool		dropped;		/* some rows were not kept ... */
+	BqCandidate limit;			/* ... all of them beyond this one */
+	Tuplesortstate *sorted;		/* all rows by their keys, once memory holds too few ... */
+	TupleDesc	sorted_desc;
+	TupleTableSlot *sorted_slot;
+	bool		have_next;
+	BqCandidate next;			/* ... and the first one that is not in the heap yet */
+
+	bool		have_floor;		/* rows up to this one have been given out */
+	BqCandidate floor;
+	bool		progress;		/* a row was given out since lists were read */
+
+	int64		nreturned;
+	int64		nseen;			/* rows in the lists read so far ... */
+	uint32		ncounted;		/* ... of which there are so many */
+	int64		nlists;			/* read, for EXPLAIN */
+	int64		ncodes;			/* compared, for EXPLAIN */
+} BqScan;
+
+/* Order of candidates: no two are equal, so "beyond" has one meaning. */
+static inline bool
+bq_before(const BqCandidate *a, const BqCandidate *b)
+{
+	if (a->key != b->key)
+		return a->key < b->key;
+	/* what came late comes late: a floor given out earlier stays below it */
+	if (a->segment != b->segment)
+		return a->segment < b->segment;
+	if (a->block != b->block)
+		return a->block < b->block;
+	return a->slot < b->slot;
+}
+
+/* bqcandidate.c */
+extern void bq_clear_candidates(BqScan *so);
+extern BqCandidate *bq_new_candidate(BqScan *so);
+extern void bq_keep_candidate(BqScan *so);
+extern void bq_order_candidates(BqScan *so);
+extern const BqCandidate *bq_first_candidate(BqScan *so);
+extern BqCandidate bq_pop_candidate(BqScan *so);
+extern void bq_push_candidate(BqScan *so, const BqCandidate *candidate);
+extern bool bq_can_keep_more(const BqScan *so);
+extern void bq_begin_sorting(BqScan *so);
+extern void bq_end_sorting(BqScan *so);
+
+/* bqprobe.c */
+extern void bq_rank_lists(Relation index, BqScan *so);
+extern void bq_plan_segment(BqScan *so, uint32 probes);
+extern void bq_read_lists(Relation index, BqScan *so, uint32 from);
+extern bool bq_wants_more_lists(const BqScan *so, const BqCandidate *candidate);
+
+/* bqexact.c */
+extern void bq_make_exact(IndexScanDesc scan);
+extern void bq_prefetch_rows(IndexScanDesc scan);
+
+#endif							/* BQSCAN_H */
