@@ -23,7 +23,7 @@ class BuildWithSources(build_py):
         shutil.rmtree(target, ignore_errors=True)
         for pattern in (
             "extension/Makefile",
-            "extension/bq.control",
+            "extension/*.control",
             "extension/**/*.[ch]",
             "sql/*.sql",
         ):

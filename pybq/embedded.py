@@ -412,7 +412,7 @@ def _source_files(source: Path) -> list[Path]:
     found = [
         *source.glob("extension/**/*.[ch]"),
         source / "extension" / "Makefile",
-        source / "extension" / "bq.control",
+        *source.glob("extension/*.control"),
         *source.glob("sql/*.sql"),
     ]
     return sorted(file.relative_to(source) for file in found)

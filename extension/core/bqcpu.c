@@ -35,8 +35,10 @@ ask_cpu(void)
 	states = saved_states();
 	if ((states & 0x06) != 0x06)	/* XMM, YMM */
 		return 0;
+	if (c & (1u << 29))
+		features |= BQ_CPU_F16C;
 	if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
-		return 0;
+		return features;
 	if (b & (1u << 5))
 		features |= BQ_CPU_AVX2;
 	if ((features & BQ_CPU_AVX2) &&

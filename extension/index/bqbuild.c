@@ -16,7 +16,7 @@
 #include "commands/progress.h"
 #include "common/pg_prng.h"
 #include "executor/tuptable.h"
-#include "index/bqindex.h"
+#include "index/bqsource.h"
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
 #include "pgstat.h"
@@ -32,6 +32,9 @@ typedef struct BuildState
 	IndexInfo  *info;
 	BqLayout	layout;			/* dim and transform from the start, the rest before writing */
 	bool		any_alive;		/* a row that is not dead decided the transform */
+	BqForm	   *form;			/* of an index on vectors, else NULL */
+	BqChoice	choice;			/* of its transform */
+	MemoryContext row_context;	/* emptied after each row */
 	double		ntuples;		/* rows indexed */
 	int			nworkers;		/* that help, besides the leader */
 	BqRows		rows;			/* what is in memory */
@@ -166,40 +169,66 @@ count_row(BuildState *state)
 	pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_DONE, (int64) state->ntuples);
 }
 
-/* First pass: keep all rows, or a uniform sample of them (Vitter's algorithm R). */
+/* What to do with each row of the table. */
+typedef void (*RowConsumer) (BuildState *state, const BqRow *row);
+
+/* Make a row of an indexed value and hand it on, if it belongs into the index. */
 static void
-collect_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool alive, void *arg)
+consume_value(BuildState *state, ItemPointer tid, Datum *values, bool *isnull, bool alive,
+			  RowConsumer consume)
 {
-	BuildState *state = (BuildState *) arg;
-	BqRows	   *rows = &state->rows;
-	struct varlena *value;
-	BqVecView	code;
+	MemoryContext old_context;
+	BqRow		row;
+	bool		belonging;
 
 	if (isnull[0])
 		return;
-	value = PG_DETOAST_DATUM_PACKED(values[0]);
-	code = bqvec_view(value);
-	if (belongs(state, &code.header, alive))
+	old_context = MemoryContextSwitchTo(state->row_context);
+	if (state->form != NULL)
+		belonging = bq_form_vector(state->form, values[0], tid, &row);
+	else
 	{
-		int			dim = state->layout.dim;
-		BqRow		row = bq_form_row(&code.header, code.planes, tid);
+		BqVecView	code = bqvec_view(PG_DETOAST_DATUM_PACKED(values[0]));
 
-		count_row(state);
-		if (rows->n == rows->capacity && rows->capacity < state->limit)
-			bq_grow_rows(rows, dim, state->limit);
-		if (rows->n < rows->capacity)
-			bq_put_row(rows, rows->n++, dim, &row);
-		else
-		{
-			uint64		i = pg_prng_uint64_range(&state->random, 0, (uint64) state->ntuples - 1);
-
-			state->sampled = true;
-			if (i < rows->n)
-				bq_put_row(rows, i, dim, &row);
-		}
+		belonging = belongs(state, &code.header, alive);
+		if (belonging)
+			row = bq_form_row(&code.header, code.planes, tid);
 	}
-	if ((Pointer) value != DatumGetPointer(values[0]))
-		pfree(value);
+	MemoryContextSwitchTo(old_context);
+	if (belonging)
+	{
+		count_row(state);
+		consume(state, &row);
+	}
+	MemoryContextReset(state->row_context);
+}
+
+/* First pass: keep all rows, or a uniform sample of them (Vitter's algorithm R). */
+static void
+keep_row(BuildState *state, const BqRow *row)
+{
+	BqRows	   *rows = &state->rows;
+	int			dim = state->layout.dim;
+
+	if (rows->n == rows->capacity && rows->capacity < state->limit)
+		bq_grow_rows(rows, dim, state->limit);
+	if (rows->n < rows->capacity)
+		bq_put_row(rows, rows->n++, dim, row);
+	else
+	{
+		uint64		i = pg_prng_uint64_range(&state->random, 0, (uint64) state->ntuples - 1);
+
+		state->sampled = true;
+		if (i < rows->n)
+			bq_put_row(rows, i, dim, row);
+	}
+}
+
+static void
+collect_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool alive, void *arg)
+{
+	(void) index;
+	consume_value((BuildState *) arg, tid, values, isnull, alive, keep_row);
 }
 
 /*
@@ -230,13 +259,18 @@ make_room_for_workers(BuildState *state)
 		uint8	   *planes = rows->planes + i * planes_nbytes;
 		uint8	   *other = rows->planes + k * planes_nbytes;
 		float		norm = rows->norms[i];
+		uint16		inverse = rows->inverses[i];
+		ItemPointerData tid = rows->tids[i];
 
-		/* positions stay behind: nobody asks where the rows of a sample are */
 		memcpy(swap, planes, planes_nbytes);
 		memmove(planes, other, planes_nbytes);
 		memcpy(other, swap, planes_nbytes);
 		rows->norms[i] = rows->norms[k];
 		rows->norms[k] = norm;
+		rows->inverses[i] = rows->inverses[k];
+		rows->inverses[k] = inverse;
+		rows->tids[i] = rows->tids[k];
+		rows->tids[k] = tid;
 	}
 	pfree(swap);
 	rows->n = rows->capacity = limit;
@@ -273,27 +307,18 @@ sort_batch(BuildState *state)
 }
 
 static void
+batch_row(BuildState *state, const BqRow *row)
+{
+	bq_put_row(&state->rows, state->rows.n++, state->layout.dim, row);
+	if (state->rows.n == state->rows.capacity)
+		sort_batch(state);
+}
+
+static void
 sort_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool alive, void *arg)
 {
-	BuildState *state = (BuildState *) arg;
-	struct varlena *value;
-	BqVecView	code;
-
-	if (isnull[0])
-		return;
-	value = PG_DETOAST_DATUM_PACKED(values[0]);
-	code = bqvec_view(value);
-	if (belongs(state, &code.header, alive))
-	{
-		BqRow		row = bq_form_row(&code.header, code.planes, tid);
-
-		count_row(state);
-		bq_put_row(&state->rows, state->rows.n++, state->layout.dim, &row);
-		if (state->rows.n == state->rows.capacity)
-			sort_batch(state);
-	}
-	if ((Pointer) value != DatumGetPointer(values[0]))
-		pfree(value);
+	(void) index;
+	consume_value((BuildState *) arg, tid, values, isnull, alive, batch_row);
 }
 
 /* Read the table again and write its rows by way of a sort; returns the number of blocks. */
@@ -367,9 +392,11 @@ write_lists_once(BuildState *state)
 		bq_write_centroids(state->index, layout, &clusters.lists);
 		report_phase(BQ_PHASE_ASSIGN);
 		lists = bq_assign_rows(state->assigner, &clusters);
-		bq_measure_probes(&clusters.lists, rows, lists, (double) rows->n, layout);
+		bq_measure(state->heap, state->index, &clusters.lists, rows, lists, (double) rows->n, layout);
 		bq_free_clusters(&clusters);
 	}
+	else if (rows->n > 0)
+		bq_measure(state->heap, state->index, NULL, rows, NULL, (double) rows->n, layout);
 	report_phase(BQ_PHASE_WRITE);
 	writer = bq_begin_writing(state->index, layout);
 	bq_write_rows(writer, rows, lists);
@@ -398,7 +425,8 @@ write_lists_twice(BuildState *state)
 	bq_write_centroids(state->index, layout, &clusters.lists);
 	report_phase(BQ_PHASE_ASSIGN);
 	lists = bq_assign_rows(state->assigner, &clusters);
-	bq_measure_probes(&clusters.lists, &state->rows, lists, state->ntuples, layout);
+	bq_measure(state->heap, state->index, &clusters.lists, &state->rows, lists, state->ntuples,
+			   layout);
 	state->clusters = &clusters;
 	nblocks = write_sorted(state);
 	bq_end_assigning(state->assigner);
@@ -421,18 +449,33 @@ static int
 column_dim(Relation index)
 {
 	int32		typmod = TupleDescAttr(RelationGetDescr(index), 0)->atttypmod;
+	const BqSource *source = bq_get_source(index);
 
 	if (typmod < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("column does not have dimensions"),
-				 errhint("Declare it as bqvec(dim), for example with ALTER TABLE ... ALTER COLUMN ... TYPE bqvec(384).")));
+				 errhint("Declare it with them, for example with ALTER TABLE ... ALTER COLUMN ... TYPE %s(384).",
+						 source != NULL ? source->type : "bqvec")));
 	if (typmod > BQ_INDEX_MAX_DIM)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("column cannot have more than %d dimensions for a bq index",
 						BQ_INDEX_MAX_DIM)));
 	return typmod;
+}
+
+/* Of an index on vectors: that of its option, or what suits the rows. */
+static BqChoice
+choose_transform(BuildState *state)
+{
+	BqOptions  *options = (BqOptions *) state->index->rd_options;
+	BqChoice	choice = {0};
+
+	if (options == NULL || options->transform < 0)
+		return bq_choose_transform(state->heap, state->index, state->info, state->layout.dim);
+	choice.transform = options->transform;
+	return choice;
 }
 
 IndexBuildResult *
@@ -448,6 +491,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	uint32		nlists;
 	uint32		nblocks;
 	Buffer		buffer;
+	BqMetaPage	meta;
 
 	if (RelationGetNumberOfBlocks(index) != 0)
 		elog(ERROR, "index \"%s\" already contains data", RelationGetRelationName(index));
@@ -460,6 +504,14 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	state->limit = bq_rows_limit(dim, maintenance_work_mem, false);
 	/* Fixed seed: the same rows give the same index. */
 	pg_prng_seed(&state->random, 0x6271);
+
+	state->row_context = AllocSetContextCreate(context, "bq row", ALLOCSET_DEFAULT_SIZES);
+	if (bq_get_source(index) != NULL)
+	{
+		state->choice = choose_transform(state);
+		state->layout.transform = state->choice.transform;
+		state->form = bq_begin_forming(index, dim, state->choice.transform);
+	}
 
 	report_phase(BQ_PHASE_LOAD);
 	result->heap_tuples = table_index_build_scan(heap, index, info, true, true, collect_row,
@@ -483,6 +535,10 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 
 	buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_EXCLUSIVE);
 	bq_fill_metapage(BufferGetPage(buffer), &state->layout, nblocks, state->ntuples);
+	meta = BqPageGetMeta(BufferGetPage(buffer));
+	meta->choice_rows = state->choice.nrows;
+	meta->recall_axes = state->choice.recall_axes;
+	meta->recall_rotated = state->choice.recall_rotated;
 	MarkBufferDirty(buffer);
 	UnlockReleaseBuffer(buffer);
 	if (RelationNeedsWAL(index))
@@ -500,6 +556,7 @@ bqbuildempty(Relation index)
 	BqLayout	layout = bq_plan_layout(column_dim(index), 1, BQ_METAPAGE_BLKNO + 1);
 	Buffer		buffer = bq_new_page(index, INIT_FORKNUM, BQ_METAPAGE_BLKNO, BQ_PAGE_META);
 
+	layout.transform = bq_transform_without_rows(index);
 	bq_fill_metapage(BufferGetPage(buffer), &layout, 0, 0);
 	UnlockReleaseBuffer(buffer);
 	bq_create_lists(index, INIT_FORKNUM, &layout);

@@ -164,8 +164,11 @@ check_metapage(CheckState *state)
 		damaged(state, "pages of %u lists of %d dimensions begin at %u, %u and %u",
 				layout->nlists, layout->dim, layout->centroid_start, layout->list_start,
 				layout->data_start);
-	if (layout->nprobes > layout->nlists)
-		damaged(state, "metapage has %u probes for %u lists", layout->nprobes, layout->nlists);
+	for (int i = 0; i < BQ_COVERAGES; i++)
+		if (Max(layout->model.nprobes[i], layout->model.product_nprobes[i]) > layout->nlists)
+			damaged(state, "metapage has %u probes for %u lists",
+					Max(layout->model.nprobes[i], layout->model.product_nprobes[i]),
+					layout->nlists);
 	/* ALTER TABLE may take a column's dimensions away; the index keeps its own */
 	if (column_dim > 0 && layout->dim != column_dim)
 		damaged(state, "metapage has %d dimensions, the column has %d", layout->dim, column_dim);

@@ -94,7 +94,6 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 	IndexOptInfo *info = path->indexinfo;
 	Relation	index;
 	BqLayout	layout;
-	BqOptions  *options;
 	double		rows = Max(info->tuples, 1);
 	double		probes;
 	double		first;
@@ -122,13 +121,7 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 
 	index = index_open(info->indexoid, NoLock);
 	layout = bq_get_layout(index);
-	options = (BqOptions *) index->rd_options;
-	probes = layout.nprobes;
-	if (options != NULL && options->probes > 0)
-		probes = options->probes;
-	if (bq_probes > 0)
-		probes = bq_probes;
-	probes = Min(probes, layout.nlists);
+	probes = bq_wanted_probes(index, &layout, BQ_STRATEGY_COSINE);
 	index_close(index, NoLock);
 
 	/* The first segment, and what has to be read after it until enough rows came. */

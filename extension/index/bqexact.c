@@ -1,9 +1,12 @@
 /* bqexact.c: the exact distance of a candidate. */
 #include "postgres.h"
 
+#include <math.h>
+
 #include "access/htup_details.h"
 #include "access/relscan.h"
 #include "index/bqscan.h"
+#include "utils/memutils.h"
 #include "utils/spccache.h"
 
 /* Rows of the table asked for ahead of the executor. */
@@ -25,50 +28,141 @@ code_key(Relation index, const BqScan *so, const BqCandidate *candidate)
 	return -product * so->unit;
 }
 
+/*
+ * Ask for the page of a row of the table: the system if it is not in shared buffers, else the
+ * CPU for its start and the row's line pointer.  Nothing is read here, as nothing is pinned.
+ */
+static void
+prefetch_row(Relation heap, BqCandidate *candidate)
+{
+	OffsetNumber offset = ItemPointerGetOffsetNumberNoCheck(&candidate->tid);
+	Buffer		buffer;
+
+	if (candidate->prefetched ||
+		get_tablespace_io_concurrency(heap->rd_rel->reltablespace) == 0)
+		return;
+	candidate->prefetched = true;
+	buffer = PrefetchBuffer(heap, MAIN_FORKNUM,
+							ItemPointerGetBlockNumberNoCheck(&candidate->tid)).recent_buffer;
+	if (buffer > 0 && offset >= FirstOffsetNumber && offset <= MaxHeapTuplesPerPage)
+	{
+		Page		page = BufferGetPage(buffer);
+
+		__builtin_prefetch(page);
+		__builtin_prefetch(&((PageHeader) page)->pd_linp[offset - 1]);
+	}
+}
+
+/* Put a candidate back with its exact key; one that was given out by an earlier reading goes. */
+static void
+put_back(BqScan *so, BqCandidate *candidate, double key)
+{
+	candidate->key = key;
+	candidate->exact = true;
+	if (!so->have_floor || bq_before(&so->floor, candidate))
+		bq_push_candidate(so, candidate);
+}
+
+/* Distance of the row that a candidate stands for; false if the snapshot sees none there. */
+static bool
+row_distance(IndexScanDesc scan, BqCandidate *candidate, double *distance)
+{
+	BqScan	   *so = (BqScan *) scan->opaque;
+	ScanKey		key = &scan->orderByData[0];
+	MemoryContext old_context;
+	Datum		value;
+	bool		found;
+
+	old_context = MemoryContextSwitchTo(so->row_context);
+	found = bq_fetch_value(so->fetch, &candidate->tid, &value);
+	if (found)
+	{
+		/* nothing is nearer to NULL than another, nor to what is NaN away from all */
+		*distance = key->sk_flags & SK_ISNULL ? candidate->key :
+			DatumGetFloat8(FunctionCall2Coll(&key->sk_func, key->sk_collation, value,
+											 key->sk_argument));
+		if (isnan(*distance))
+			*distance = candidate->key;
+	}
+	MemoryContextSwitchTo(old_context);
+	MemoryContextReset(so->row_context);
+	return found;
+}
+
+static int
+compare_positions(const void *a, const void *b)
+{
+	return ItemPointerCompare((ItemPointer) &((const BqCandidate *) a)->tid,
+							  (ItemPointer) &((const BqCandidate *) b)->tid);
+}
+
+/*
+ * The lowest candidates, of which only bounds are known: fetch their rows together, in the
+ * order of the table, so that one row is on its way while another is compared.
+ */
+static void
+compare_rows(IndexScanDesc scan)
+{
+	BqScan	   *so = (BqScan *) scan->opaque;
+	BqCandidate batch[BQ_MAX_BATCH];
+	const BqCandidate *next;
+	int			n = 0;
+
+	if (so->fetch == NULL)
+	{
+		MemoryContext old_context = MemoryContextSwitchTo(so->scan_context);
+
+		so->fetch = bq_begin_fetching(scan->heapRelation, scan->indexRelation, scan->xs_snapshot);
+		MemoryContextSwitchTo(old_context);
+	}
+	do
+	{
+		batch[n++] = bq_pop_candidate(so);
+		next = bq_first_candidate(so);
+	} while (n < so->batch && next != NULL && !next->exact &&
+			 !(so->dropped && bq_before(&so->limit, next)));
+	so->batch = BQ_LATER_BATCH;
+
+	qsort(batch, n, sizeof(BqCandidate), compare_positions);
+	for (int i = 0; i < n; i++)
+		prefetch_row(scan->heapRelation, &batch[i]);
+	for (int i = 0; i < n; i++)
+	{
+		double		distance;
+
+		so->nfetched++;
+		if (row_distance(scan, &batch[i], &distance))
+			put_back(so, &batch[i], distance);
+	}
+}
+
 /* The lowest candidate, of which only a bound is known: replace it by its exact distance. */
 void
 bq_make_exact(IndexScanDesc scan)
 {
 	BqScan	   *so = (BqScan *) scan->opaque;
-	BqCandidate candidate = bq_pop_candidate(so);
+	BqCandidate candidate;
 
-	candidate.key = code_key(scan->indexRelation, so, &candidate);
-	candidate.exact = true;
-	/* a row that was given out by an earlier reading goes */
-	if (!so->have_floor || bq_before(&so->floor, &candidate))
-		bq_push_candidate(so, &candidate);
+	if (so->source != NULL)
+	{
+		compare_rows(scan);
+		return;
+	}
+	candidate = bq_pop_candidate(so);
+	put_back(so, &candidate, code_key(scan->indexRelation, so, &candidate));
 }
 
 /*
- * The rows next in turn will be fetched from the table, each from another page: ask the
- * system for pages that are not in shared buffers, and the CPU for the start of others.
- * Nothing is read here, as nothing is pinned.
+ * The rows next in turn will be fetched from the table by the executor; those of vectors have
+ * been.
  */
 void
 bq_prefetch_rows(IndexScanDesc scan)
 {
 	BqScan	   *so = (BqScan *) scan->opaque;
-	Relation	heap = scan->heapRelation;
 
-	if (heap == NULL || get_tablespace_io_concurrency(heap->rd_rel->reltablespace) == 0)
+	if (so->source != NULL || scan->heapRelation == NULL)
 		return;
 	for (int i = 0; i < PREFETCH_ROWS && i < so->ncandidates; i++)
-	{
-		BqCandidate *candidate = &so->candidates[i];
-		OffsetNumber offset = ItemPointerGetOffsetNumberNoCheck(&candidate->tid);
-		Buffer		buffer;
-
-		if (candidate->prefetched)
-			continue;
-		candidate->prefetched = true;
-		buffer = PrefetchBuffer(heap, MAIN_FORKNUM,
-								ItemPointerGetBlockNumberNoCheck(&candidate->tid)).recent_buffer;
-		if (buffer > 0 && offset >= FirstOffsetNumber && offset <= MaxHeapTuplesPerPage)
-		{
-			Page		page = BufferGetPage(buffer);
-
-			__builtin_prefetch(page);
-			__builtin_prefetch(&((PageHeader) page)->pd_linp[offset - 1]);
-		}
-	}
+		prefetch_row(scan->heapRelation, &so->candidates[i]);
 }

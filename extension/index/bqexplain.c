@@ -34,6 +34,8 @@ explain_node(PlanState *planstate, List *ancestors, const char *relationship,
 
 			ExplainPropertyInteger("Lists Read", NULL, report.nlists, es);
 			ExplainPropertyInteger("Codes Compared", NULL, report.ncodes, es);
+			if (report.nfetched > 0)
+				ExplainPropertyInteger("Vectors Compared", NULL, report.nfetched, es);
 		}
 	}
 }

@@ -1,9 +1,16 @@
-/* bqform.c: what an index keeps of a value of its column. */
+/*
+ * bqform.c: what an index keeps of a value of its column.
+ *
+ * Of a code: the code.  Of a vector: its code by the transform of the index, and, in the
+ * place of the code's inverse length, the inverse of <x, levels> / |x|.  With it the
+ * estimate of a cosine, <q, levels> / <x, levels> * |x|, is right on average (RaBitQ, arXiv
+ * 2405.12497); a code alone cannot tell it.
+ */
 #include "postgres.h"
 
 #include <math.h>
 
-#include "index/bqindex.h"
+#include "index/bqsource.h"
 #include "type/bqvec.h"
 
 /* 1 / length of the level values, in BQ_INVERSE_UNIT / sqrt(dim); 0 for norm 0. */
@@ -43,4 +50,68 @@ bq_form_row(const BqHeader *header, const uint8 *planes, ItemPointer tid)
 	row.inverse = bq_inverse_pack(planes, header->dim, header->norm);
 	row.planes = planes;
 	return row;
+}
+
+/*
+ * Rows of vectors
+ */
+
+/* Prepare to make rows; in the current memory context, which must outlive it. */
+BqForm *
+bq_begin_forming(Relation index, int dim, int transform)
+{
+	BqForm	   *form = (BqForm *) palloc0(sizeof(BqForm));
+
+	form->source = bq_get_source(index);
+	form->dim = dim;
+	form->metric = bq_index_metric(index);
+	form->rotation = bq_get_rotation(dim, transform);
+	form->room = (float *) palloc(dim * sizeof(float));
+	form->rotated = (float *) palloc(dim * sizeof(float));
+	form->planes = (uint8 *) palloc(bq_planes_nbytes(dim));
+	return form;
+}
+
+/* 1 / (<x, levels> / |x|), in BQ_VECTOR_INVERSE_UNIT / sqrt(dim); at most what fits. */
+static uint16
+pack_projection(const float *x, const uint8 *planes, int dim, float norm)
+{
+	double		projection;
+	double		packed;
+
+	if (norm == 0)
+		return 0;
+	projection = bq_inner_product(x, planes, dim, 1) * bq_decoded_norm(planes, dim) / norm;
+	packed = sqrt(dim) / projection / BQ_VECTOR_INVERSE_UNIT;
+	/* signs agree, so it is positive; tiny vectors may have lost their digits */
+	return packed > 0 && packed < UINT16_MAX ? (uint16) (packed + 0.5) : UINT16_MAX;
+}
+
+/*
+ * Make a row of a vector; its code stays until the next call.  False if the index leaves the
+ * vector out: cosine distances from the zero vector are NaN, and pgvector's indexes do so.
+ * Leaves copies of toasted values behind in the current memory context.
+ */
+bool
+bq_form_vector(BqForm *form, Datum value, ItemPointer tid, BqRow *row)
+{
+	const float *x = bq_read_vector(form->source, value, form->dim, form->room);
+
+	bq_check_status(bq_encode(x, form->dim, BQ_CUT_RMS, form->rotation, form->rotated,
+							  form->planes, &row->norm));
+	if (row->norm == 0 && form->metric == BQ_STRATEGY_COSINE)
+		return false;
+	if (form->rotation != NULL)
+	{
+		/* as bq_encode() leaves it: perhaps scaled, which a ratio does not show */
+		float		norm = (float) sqrt(bq_kernel->sum_squares(form->rotated, form->dim));
+
+		row->inverse = row->norm == 0 ? 0 :
+			pack_projection(form->rotated, form->planes, form->dim, norm);
+	}
+	else
+		row->inverse = pack_projection(x, form->planes, form->dim, row->norm);
+	row->tid = *tid;
+	row->planes = form->planes;
+	return true;
 }

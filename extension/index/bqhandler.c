@@ -12,6 +12,7 @@
 #include "commands/progress.h"
 #include "commands/vacuum.h"
 #include "index/bqscan.h"
+#include "index/bqsource.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -19,6 +20,7 @@
 #include "utils/syscache.h"
 
 int			bq_probes;
+double		bq_recall_wanted;
 int			bq_iterative_scan;
 int			bq_max_scan_tuples;
 
@@ -42,12 +44,23 @@ bq_index_init(void)
 					  "Number of inverted lists, 0 to derive it from the number of rows",
 					  0, 0, BQ_MAX_LISTS, AccessExclusiveLock);
 	add_int_reloption(bq_relopt_kind, "probes",
-					  "Number of lists that scans read first on average, 0 for what was measured at build time",
+					  "Number of lists that scans read first on average, 0 for what the wanted recall needs",
 					  0, 0, BQ_MAX_LISTS, AccessExclusiveLock);
 
+	add_real_reloption(bq_relopt_kind, "recall",
+					   "Share of the nearest rows that queries should find, 0 for the default",
+					   0, 0, 1, AccessExclusiveLock);
+	add_int_reloption(bq_relopt_kind, "transform",
+					  "Transform of an index on vectors, -1 to choose it from the rows",
+					  -1, -1, BQ_MAX_TRANSFORM, AccessExclusiveLock);
+
+	DefineCustomRealVariable("bq.recall",
+							 "Share of the nearest rows that queries should find.",
+							 "0 takes the index's option or, without one, 0.98.",
+							 &bq_recall_wanted, 0, 0, 1, PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("bq.probes",
 							"Number of lists that scans read first, on average.",
-							"0 takes the index's option or, without one, what was measured when the index was built.",
+							"0 takes the index's option or, without one, what bq.recall needs.",
 							&bq_probes, 0, 0, BQ_MAX_LISTS, PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomEnumVariable("bq.iterative_scan",
 							 "Read more lists while the query wants more rows.",
@@ -68,6 +81,8 @@ bqoptions(Datum reloptions, bool validate)
 	static const relopt_parse_elt options[] = {
 		{.optname = "lists", .opttype = RELOPT_TYPE_INT, .offset = offsetof(BqOptions, lists)},
 		{.optname = "probes", .opttype = RELOPT_TYPE_INT, .offset = offsetof(BqOptions, probes)},
+		{.optname = "recall", .opttype = RELOPT_TYPE_REAL, .offset = offsetof(BqOptions, recall)},
+		{.optname = "transform", .opttype = RELOPT_TYPE_INT, .offset = offsetof(BqOptions, transform)},
 	};
 
 	return (bytea *) build_reloptions(reloptions, validate, bq_relopt_kind, sizeof(BqOptions),
@@ -148,6 +163,33 @@ opfamily_name(Oid oid)
 	return name;
 }
 
+/* Is the support function of classes on vectors, if there is one, what it should be? */
+static bool
+validate_procs(CatCList *procs, const char *opfamily, Oid opcintype, bool *on_vectors)
+{
+	bool		valid = true;
+
+	*on_vectors = false;
+	for (int i = 0; i < procs->n_members; i++)
+	{
+		Form_pg_amproc form = (Form_pg_amproc) GETSTRUCT(&procs->members[i]->tuple);
+
+		if (form->amproclefttype != opcintype)
+			continue;
+		if (form->amprocnum != BQ_SOURCE_PROC ||
+			!check_amproc_signature(form->amproc, INTERNALOID, true, 1, 1, INTERNALOID))
+		{
+			ereport(INFO,
+					(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+					 errmsg("operator family \"%s\" of access method %s contains function %s with wrong signature for support number %d",
+							opfamily, "bq", format_procedure(form->amproc), form->amprocnum)));
+			valid = false;
+		}
+		*on_vectors = true;
+	}
+	return valid;
+}
+
 bool
 bqvalidate(Oid opclass)
 {
@@ -157,6 +199,7 @@ bqvalidate(Oid opclass)
 	CatCList   *operators;
 	CatCList   *procs;
 	uint32		seen = 0;
+	bool		on_vectors;
 	bool		valid = true;
 
 	if (!HeapTupleIsValid(class_tuple))
@@ -175,9 +218,19 @@ bqvalidate(Oid opclass)
 		if (form->amopstrategy >= 1 && form->amopstrategy <= BQ_STRATEGIES)
 			seen |= 1u << form->amopstrategy;
 	}
+	procs = SearchSysCacheList1(AMPROCNUM, ObjectIdGetDatum(class_form->opcfamily));
+	valid &= validate_procs(procs, opfamily, class_form->opcintype, &on_vectors);
+	if (on_vectors && ((seen & (seen - 1)) != 0 || (seen & (1u << BQ_STRATEGY_HAMMING))))
+	{
+		ereport(INFO,
+				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+				 errmsg("operator class \"%s\" of access method %s must have one distance of vectors",
+						NameStr(class_form->opcname), "bq")));
+		valid = false;
+	}
 	for (int strategy = 1; strategy <= BQ_STRATEGIES; strategy++)
 	{
-		if (!(seen & (1u << strategy)))
+		if (on_vectors ? seen == 0 : !(seen & (1u << strategy)))
 		{
 			ereport(INFO,
 					(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
@@ -185,16 +238,6 @@ bqvalidate(Oid opclass)
 							NameStr(class_form->opcname), "bq", strategy)));
 			valid = false;
 		}
-	}
-
-	procs = SearchSysCacheList1(AMPROCNUM, ObjectIdGetDatum(class_form->opcfamily));
-	if (procs->n_members > 0)
-	{
-		ereport(INFO,
-				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
-				 errmsg("operator family \"%s\" of access method %s contains support functions, expected none",
-						opfamily, "bq")));
-		valid = false;
 	}
 
 	ReleaseCatCacheList(procs);
@@ -210,7 +253,7 @@ bqhandler(PG_FUNCTION_ARGS)
 	IndexAmRoutine *am = makeNode(IndexAmRoutine);
 
 	am->amstrategies = BQ_STRATEGIES;
-	am->amsupport = 0;
+	am->amsupport = BQ_SOURCE_PROC;
 	am->amoptsprocnum = 0;
 	am->amcanorderbyop = true;
 	am->amoptionalkey = true;	/* no WHERE clause is needed, nor could one be used */

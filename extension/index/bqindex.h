@@ -90,6 +90,23 @@ typedef BqPageOpaqueData *BqPageOpaque;
 #define BQ_PAGE_NBYTES \
 	((BLCKSZ - MAXALIGN(SizeOfPageHeaderData) - MAXALIGN(sizeof(BqPageOpaqueData))) / 16 * 16)
 
+/* Shares of the true neighbours that BqModel has figures for. */
+#define BQ_COVERAGES 8
+
+/*
+ * How far queries must go, as measured when the index was built or its lists changed: entry
+ * i for the share bq_coverage[i] of their nearest neighbours.
+ */
+typedef struct BqModel
+{
+	uint32		nprobes[BQ_COVERAGES];	/* lists, on average */
+	uint32		product_nprobes[BQ_COVERAGES];	/* the same for inner products of codes */
+	/* vectors: the estimate of a cosine may be so much too low, in units of bqform.c */
+	float		slack[BQ_COVERAGES];
+} BqModel;
+
+extern const double bq_coverage[BQ_COVERAGES];
+
 typedef struct BqMetaPageData
 {
 	uint32		magic;
@@ -97,8 +114,6 @@ typedef struct BqMetaPageData
 	uint32		dim;
 	int32		transform;		/* of every code in the index; -1 until the first one */
 	uint32		nlists;			/* 1: flat, no centroids */
-	uint32		nprobes;		/* lists per scan unless a setting says otherwise */
-	uint32		product_nprobes;	/* the same for inner products */
 	BlockNumber centroid_start;
 	BlockNumber list_start;
 	BlockNumber data_start;
@@ -112,6 +127,13 @@ typedef struct BqMetaPageData
 	 * margin for p = nlists^(i / 15), as measured when the index was built.
 	 */
 	float		margins[BQ_MARGINS];
+
+	/* Of an index on vectors: what its transform was chosen by, see bqchoice.c, ... */
+	uint32		choice_rows;	/* rows of the sample, 0: nothing was measured */
+	float		recall_axes;	/* recall@10 of codes inside the sample */
+	float		recall_rotated;
+
+	BqModel		model;
 } BqMetaPageData;
 
 typedef BqMetaPageData *BqMetaPage;
@@ -152,7 +174,9 @@ typedef struct BqOptions
 {
 	int32		vl_len_;		/* varlena header (do not touch directly) */
 	int			lists;			/* 0: from the number of rows */
-	int			probes;			/* 0: measured when the index is built */
+	int			probes;			/* 0: what the wanted recall needs */
+	double		recall;			/* share of the nearest rows that queries want, 0: the default */
+	int			transform;		/* of an index on vectors; -1: chosen when it is built */
 } BqOptions;
 
 /* Where things lie: everything a reader needs of the metapage. */
@@ -162,12 +186,11 @@ typedef struct BqLayout
 	int			nrows;			/* rows of 16 bytes in a block */
 	int			transform;
 	uint32		nlists;
-	uint32		nprobes;
-	uint32		product_nprobes;
 	BlockNumber centroid_start;
 	BlockNumber list_start;
 	BlockNumber data_start;
 	float		margins[BQ_MARGINS];
+	BqModel		model;
 } BqLayout;
 
 /*
@@ -242,6 +265,12 @@ bq_list_page(const BqLayout *layout, uint32 list)
  */
 #define BQ_INVERSE_UNIT (1 / BQ_WEAK / UINT16_MAX)
 
+/*
+ * Indexes on vectors have sqrt(dim) / (<x, levels> / |x|) instead.  That is not bounded by
+ * the levels alone: what is larger keeps the largest, and is found a little late.
+ */
+#define BQ_VECTOR_INVERSE_UNIT (4 * BQ_INVERSE_UNIT)
+
 /* Centroids in memory, as the build has them: nlists x dim floats. */
 typedef struct BqCentroids
 {
@@ -261,6 +290,7 @@ enum
 
 /* bqhandler.c */
 extern int	bq_probes;
+extern double bq_recall_wanted;
 extern int	bq_max_scan_tuples;
 
 /* What the index keeps of a row of the table; bqform.c makes it of the indexed value. */
@@ -414,8 +444,12 @@ extern void bq_free_clusters(BqClusters *clusters);
 extern void bq_set_to_code(float *direction, const uint8 *planes, int dim);
 
 /* bqmargin.c */
-extern void bq_measure_probes(const BqCentroids *centroids, const BqRows *rows,
-							  const uint32 *lists, double nrows, BqLayout *layout);
+extern void bq_clear_model(BqLayout *layout);
+extern void bq_measure(Relation heap, Relation index, const BqCentroids *centroids,
+					   const BqRows *rows, const uint32 *lists, double nrows, BqLayout *layout);
+extern double bq_wanted_recall(Relation index);
+extern uint32 bq_wanted_probes(Relation index, const BqLayout *layout, int strategy);
+extern double bq_wanted_slack(Relation index, const BqLayout *layout);
 
 /* bqrank.c */
 
@@ -443,6 +477,7 @@ typedef struct BqScanReport
 {
 	int64		nlists;			/* lists read */
 	int64		ncodes;			/* codes compared */
+	int64		nfetched;		/* rows of the table compared; of vectors only */
 	double		key;			/* grows with the distance of the last row */
 	uint32		block;
 	uint16		slot;

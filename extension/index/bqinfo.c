@@ -103,7 +103,6 @@ bq_index_info(PG_FUNCTION_ARGS)
 	Relation	index = bq_open_index(PG_GETARG_OID(0), AccessShareLock, ACL_SELECT, &heap);
 	uint32		nblocks;
 	BqLayout	layout = bq_read_layout(index, &nblocks);
-	BqOptions  *options = (BqOptions *) index->rd_options;
 	double		build_rows = read_build_rows(index);
 	BlockNumber npages = RelationGetNumberOfBlocks(index);
 	BlockNumber header_pages = (nblocks + BQ_HEADERS_PER_PAGE - 1) / BQ_HEADERS_PER_PAGE;
@@ -133,9 +132,7 @@ bq_index_info(PG_FUNCTION_ARGS)
 	values[i] = Int32GetDatum(layout.transform);
 	nulls[i++] = layout.transform < 0;
 	values[i++] = Int32GetDatum((int32) layout.nlists);
-	values[i++] = Int32GetDatum((int32) (options != NULL && options->probes > 0 ?
-										 Min((uint32) options->probes, layout.nlists) :
-										 layout.nprobes));
+	values[i++] = Int32GetDatum((int32) bq_wanted_probes(index, &layout, BQ_STRATEGY_COSINE));
 	values[i++] = Int64GetDatum(nblocks);
 	values[i++] = Int64GetDatum(nrows);
 	values[i++] = Int64GetDatum(nslots - nrows);

@@ -14,7 +14,7 @@
 #include "postgres.h"
 
 #include "access/generic_xlog.h"
-#include "index/bqindex.h"
+#include "index/bqsource.h"
 #include "storage/lmgr.h"
 #include "type/bqvec.h"
 #include "utils/memutils.h"
@@ -193,6 +193,27 @@ set_transform(Relation index, int transform)
 	UnlockReleaseBuffer(buffer);
 }
 
+/* Make a row of a value; false if the index leaves it out. */
+static bool
+form_row(Relation index, BqLayout *layout, Datum value, ItemPointer tid, BqRow *row)
+{
+	BqVecView	code;
+
+	if (bq_get_source(index) != NULL)
+		return bq_form_vector(bq_begin_forming(index, layout->dim, layout->transform), value, tid,
+							  row);
+	code = bqvec_view(PG_DETOAST_DATUM_PACKED(value));
+	bq_check_code(index, layout, &code.header);
+	if (layout->transform < 0)
+	{
+		set_transform(index, code.header.transform);
+		*layout = bq_get_layout(index);
+		bq_check_code(index, layout, &code.header);
+	}
+	*row = bq_form_row(&code.header, code.planes, tid);
+	return true;
+}
+
 bool
 bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation heap,
 		 IndexUniqueCheck check_unique, bool index_unchanged, IndexInfo *info)
@@ -200,7 +221,6 @@ bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation 
 	MemoryContext context;
 	MemoryContext old_context;
 	BqLayout	layout;
-	BqVecView	code;
 	BqRow		row;
 	float	   *direction;
 	uint32		list = 0;
@@ -211,20 +231,16 @@ bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation 
 	context = AllocSetContextCreate(CurrentMemoryContext, "bq insert", ALLOCSET_DEFAULT_SIZES);
 	old_context = MemoryContextSwitchTo(context);
 
-	code = bqvec_view(PG_DETOAST_DATUM_PACKED(values[0]));
 	/* The layout must not change under us: bqregroup.c. */
 	LockPage(index, BQ_METAPAGE_BLKNO, ShareLock);
 	layout = bq_get_layout(index);
-	bq_check_code(index, &layout, &code.header);
-	if (layout.transform < 0)
+	if (!form_row(index, &layout, values[0], tid, &row))
 	{
-		set_transform(index, code.header.transform);
-		layout = bq_get_layout(index);
-		bq_check_code(index, &layout, &code.header);
+		UnlockPage(index, BQ_METAPAGE_BLKNO, ShareLock);
+		MemoryContextSwitchTo(old_context);
+		MemoryContextDelete(context);
+		return false;
 	}
-
-	row = bq_form_row(&code.header, code.planes, tid);
-
 	if (layout.nlists > 1)
 	{
 		direction = (float *) palloc(layout.dim * sizeof(float));

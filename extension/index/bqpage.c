@@ -147,6 +147,15 @@ bq_read_page(Relation index, BlockNumber blkno, BqPageKind kind, int lockmode)
 	return buffer;
 }
 
+static bool
+is_possible_model(const BqModel *model)
+{
+	for (int i = 0; i < BQ_COVERAGES; i++)
+		if (model->nprobes[i] < 1 || model->product_nprobes[i] < 1 || !isfinite(model->slack[i]))
+			return false;
+	return true;
+}
+
 /* Check a metapage and take from it what readers need. */
 static void
 fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
@@ -161,7 +170,7 @@ fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
 				 errhint("Rebuild the index with REINDEX.")));
 	if (meta->dim < 1 || meta->dim > BQ_INDEX_MAX_DIM || meta->nlists < 1 ||
 		meta->nlists > BQ_MAX_LISTS || meta->transform < -1 ||
-		meta->transform > BQ_MAX_TRANSFORM || meta->nprobes < 1 || meta->product_nprobes < 1 ||
+		meta->transform > BQ_MAX_TRANSFORM || !is_possible_model(&meta->model) ||
 		meta->centroid_start > meta->list_start || meta->list_start >= meta->data_start)
 		report_damage(index, BQ_METAPAGE_BLKNO, "metapage has impossible values");
 
@@ -169,12 +178,11 @@ fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
 	layout->nrows = bq_block_nrows(meta->dim);
 	layout->transform = meta->transform;
 	layout->nlists = meta->nlists;
-	layout->nprobes = meta->nprobes;
-	layout->product_nprobes = meta->product_nprobes;
 	layout->centroid_start = meta->centroid_start;
 	layout->list_start = meta->list_start;
 	layout->data_start = meta->data_start;
 	memcpy(layout->margins, meta->margins, sizeof(layout->margins));
+	layout->model = meta->model;
 }
 
 /* How many buffers to remember at most: 64 MB of memory for a 128 GB index. */

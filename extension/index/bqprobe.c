@@ -29,6 +29,9 @@
 /* Relative rounding errors of a few floats. */
 #define FLOAT_ERROR 4e-7f
 
+/* Distances of vectors are less than this many times the slack above their bounds. */
+#define SURE_SLACKS 4
+
 /* How many pages of a list are asked for in advance. */
 #define PREFETCH_PAGES 8
 
@@ -66,7 +69,7 @@ keys_up_to(const float *keys, double limit)
 static void
 bound_keys(const BqScan *so, const BqBlockData *block, const uint16 *sums, float *keys)
 {
-	float		unit = (float) (BQ_INVERSE_UNIT / sqrt(so->layout.dim));
+	float		unit = (float) (so->inverse_unit / sqrt(so->layout.dim));
 
 	if (so->strategy == BQ_STRATEGY_HAMMING)
 	{
@@ -95,12 +98,13 @@ bound_keys(const BqScan *so, const BqBlockData *block, const uint16 *sums, float
 		keys[c] = keys[c] < FLT_MAX ? keys[c] : FLT_MAX;
 }
 
-/* How far above its bound the key of a row can be. */
+/* How far above its bound the key of a row can be; of a vector, practically. */
 static double
 bound_width(const BqScan *so, const BqBlockData *block, int c)
 {
 	double		norm = block->norm[c];
-	double		width = BQ_INVERSE_UNIT / sqrt(so->layout.dim) * block->inverse[c] * 2 * so->slack;
+	double		width = so->inverse_unit / sqrt(so->layout.dim) * block->inverse[c] *
+		(so->source != NULL ? SURE_SLACKS : 2) * so->slack;
 
 	if (so->strategy == BQ_STRATEGY_IP)
 		return width * norm + 2 * FLT_MIN;
@@ -110,6 +114,47 @@ bound_width(const BqScan *so, const BqBlockData *block, int c)
 		return (2 * width + 2 * FLOAT_ERROR * norm) * norm + 2 * FLT_MIN;
 	}
 	return width;
+}
+
+/*
+ * The key of a candidate for that of a bound, and back, about.  Distances of vectors are those
+ * of the operator; the bound is then one of the distance.
+ */
+static double
+candidate_key(const BqScan *so, double key)
+{
+	if (so->source == NULL)
+		return key;
+	switch (so->strategy)
+	{
+		case BQ_STRATEGY_IP:
+			return key / so->unit;
+		case BQ_STRATEGY_L2:
+			return sqrt(Max(0, so->length * so->length + key)) / so->unit;
+		default:
+			return so->length > 0 ? 1 + key / so->length : 0;
+	}
+}
+
+static double
+bound_of_key(const BqScan *so, double key)
+{
+	double		bound;
+
+	if (so->source == NULL || fabs(key) >= FLT_MAX)
+		return key;
+	switch (so->strategy)
+	{
+		case BQ_STRATEGY_IP:
+			bound = key * so->unit;
+			break;
+		case BQ_STRATEGY_L2:
+			bound = key * so->unit * key * so->unit - so->length * so->length;
+			break;
+		default:
+			bound = (key - 1) * so->length;
+	}
+	return bound + 4 * FLOAT_ERROR * (fabs(bound) + so->length * so->length);
 }
 
 /* Take in a block: its header, and the sums of the query's table over its rows. */
@@ -122,20 +167,21 @@ read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, const 
 	bound_keys(so, block, sums, keys);
 
 	/* Few blocks have a row worth a look: find them without a branch per row. */
-	for (uint32 wanted = keys_up_to(keys, limit) & block->live; wanted != 0;
+	for (uint32 wanted = keys_up_to(keys, bound_of_key(so, limit)) & block->live; wanted != 0;
 		 wanted &= wanted - 1)
 	{
 		int			c = pg_rightmost_one_pos32(wanted);
 		BqCandidate *candidate = bq_new_candidate(so);
 
-		if (keys[c] > limit)
+		candidate->key = candidate_key(so, keys[c]);
+		if (candidate->key > limit)
 			continue;
-		candidate->key = keys[c];
 		candidate->block = b;
 		candidate->slot = (uint16) c;
 		candidate->segment = segment;
 		/* a row of norm 0 has no rounding errors: its product is 0 */
-		candidate->exact = so->strategy == BQ_STRATEGY_HAMMING || block->norm[c] == 0;
+		candidate->exact = so->source == NULL &&
+			(so->strategy == BQ_STRATEGY_HAMMING || block->norm[c] == 0);
 		if (candidate->exact && so->strategy != BQ_STRATEGY_HAMMING)
 			candidate->key = 0;
 		candidate->tid = block->tid[c];
@@ -145,7 +191,7 @@ read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, const 
 		{
 			/* given out already */
 			if (candidate->exact ? !bq_before(&so->floor, candidate) :
-				fabsf(keys[c]) < FLT_MAX && keys[c] + bound_width(so, block, c) < so->floor.key)
+				fabsf(keys[c]) < FLT_MAX && candidate_key(so, keys[c] + bound_width(so, block, c)) < so->floor.key)
 				continue;
 		}
 		bq_keep_candidate(so);
@@ -320,6 +366,15 @@ bq_plan_segment(BqScan *so, uint32 probes)
 	}
 }
 
+/* Cosine of the worst candidate, times |q|, by its code. */
+static double
+limit_cosine(const BqScan *so)
+{
+	if (so->source == NULL)
+		return -so->limit.key;
+	return (1 - so->limit.key) * so->length - so->shift;
+}
+
 /* Is there an i-th list in this segment?  Chooses it if it was not chosen before. */
 static bool
 choose_list(BqScan *so, uint32 i)
@@ -328,9 +383,8 @@ choose_list(BqScan *so, uint32 i)
 		return true;
 	if (so->nchosen == so->most)
 		return false;
-	/* keys of cosine are -<q, x> / |x| */
 	if (so->nchosen >= so->least && so->dropped &&
-		ranked_score(so->ranked[0]) < -so->limit.key - so->margin)
+		ranked_score(so->ranked[0]) < limit_cosine(so) - so->margin)
 	{
 		so->most = so->nchosen;
 		return false;

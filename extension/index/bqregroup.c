@@ -177,10 +177,11 @@ bq_regroup(Relation index)
 
 	layout = bq_plan_layout(dim, nlists, 0);
 	layout.transform = old_layout.transform;
+	layout.model = old_layout.model;
 	assigner = bq_begin_assigning(dim, &rows, nlists, 0);
 	clusters = bq_train(assigner, nlists);
 	lists = assign_rows(assigner, &clusters);
-	bq_measure_probes(&clusters.lists, &rows, lists, (double) rows.n, &layout);
+	bq_measure(NULL, index, &clusters.lists, &rows, lists, (double) rows.n, &layout);
 	bq_end_assigning(assigner);
 
 	LockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);

@@ -33,6 +33,9 @@
  */
 #define BOUND_DEVIATIONS 6
 
+/* BqBlockData.inverse of most vectors, see bqform.c. */
+#define USUAL_INVERSE 1.07
+
 /* Relative rounding error of BqBlockData.inverse at its smallest. */
 #define INVERSE_ERROR ((float) (0.51 * BQ_INVERSE_UNIT * BQ_STRONG))
 
@@ -42,6 +45,10 @@ bqbeginscan(Relation index, int nkeys, int norderbys)
 	IndexScanDesc scan = RelationGetIndexScan(index, nkeys, norderbys);
 	BqScan	   *so = (BqScan *) palloc0(sizeof(BqScan));
 
+	so->scan_context = CurrentMemoryContext;
+	so->source = bq_get_source(index);
+	so->row_context = AllocSetContextCreate(CurrentMemoryContext, "bq row",
+											ALLOCSET_DEFAULT_SIZES);
 	so->query_context = AllocSetContextCreate(CurrentMemoryContext, "bq scan",
 											  ALLOCSET_DEFAULT_SIZES);
 	scan->opaque = so;
@@ -86,6 +93,23 @@ scale_query(BqScan *so)
 	pfree(scaled);
 }
 
+/* A query for vectors: the operand, turned as the codes were. */
+static void
+prepare_vector(BqScan *so, Relation index, Datum operand)
+{
+	int			dim = so->layout.dim;
+	float	   *q = (float *) palloc(dim * sizeof(float));
+	float		norm;
+	double		slack = bq_wanted_slack(index, &so->layout);
+
+	bq_check_status(bq_prepare_query(bq_read_vector(so->source, operand, dim, q), dim,
+									 bq_get_rotation(dim, so->layout.transform), q, &norm));
+	so->q = q;
+	scale_query(so);
+	so->slack = (float) (slack * sqrt(dim) * so->length);
+	so->shift = slack * USUAL_INVERSE * so->length;
+}
+
 /* Prepare table, rounding bound and order of lists for the operand. */
 static void
 start_query(IndexScanDesc scan)
@@ -93,8 +117,6 @@ start_query(IndexScanDesc scan)
 	Relation	index = scan->indexRelation;
 	BqScan	   *so = (BqScan *) scan->opaque;
 	ScanKey		key = &scan->orderByData[0];
-	BqOptions  *options = (BqOptions *) index->rd_options;
-	uint32		probes;
 
 	so->started = true;
 	so->mode = (BqIterativeScan) bq_iterative_scan;
@@ -102,8 +124,11 @@ start_query(IndexScanDesc scan)
 	so->strategy = key->sk_strategy;
 	so->layout = bq_get_layout(index);
 	so->slack = 0;
+	so->shift = 0;
 	so->unit = 1;
 	so->length = 1;
+	so->inverse_unit = so->source != NULL ? BQ_VECTOR_INVERSE_UNIT : BQ_INVERSE_UNIT;
+	so->batch = BQ_FIRST_BATCH;
 
 	if (key->sk_flags & SK_ISNULL)
 	{
@@ -112,6 +137,8 @@ start_query(IndexScanDesc scan)
 		so->q = (float *) palloc0(so->layout.dim * sizeof(float));
 		scale_query(so);
 	}
+	else if (so->source != NULL)
+		prepare_vector(so, index, key->sk_argument);
 	else if (so->strategy == BQ_STRATEGY_HAMMING)
 	{
 		BqVecView	code = bqvec_view(PG_DETOAST_DATUM_PACKED(key->sk_argument));
@@ -137,14 +164,9 @@ start_query(IndexScanDesc scan)
 	}
 	bq_rank_lists(index, so);
 
-	probes = so->strategy == BQ_STRATEGY_IP ? so->layout.product_nprobes : so->layout.nprobes;
-	if (options != NULL && options->probes > 0)
-		probes = options->probes;
-	if (bq_probes > 0)
-		probes = bq_probes;
 	so->have_floor = false;
 	so->keep = BQ_FIRST_KEEP;
-	bq_plan_segment(so, probes);
+	bq_plan_segment(so, bq_wanted_probes(index, &so->layout, so->strategy));
 	bq_clear_candidates(so);
 	bq_read_lists(index, so, 0);
 }
@@ -280,6 +302,9 @@ bqendscan(IndexScanDesc scan)
 	BqScan	   *so = (BqScan *) scan->opaque;
 
 	bq_end_sorting(so);
+	if (so->fetch != NULL)
+		bq_end_fetching(so->fetch);
+	MemoryContextDelete(so->row_context);
 	MemoryContextDelete(so->query_context);
 	pfree(so);
 	scan->opaque = NULL;
@@ -292,6 +317,7 @@ bq_scan_report(IndexScanDesc scan)
 	BqScanReport report = {
 		.nlists = so->nlists,
 		.ncodes = so->ncodes,
+		.nfetched = so->nfetched,
 		.key = so->floor.key,
 		.block = so->floor.block,
 		.slot = so->floor.slot

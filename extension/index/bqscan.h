@@ -9,11 +9,16 @@
 #ifndef BQSCAN_H
 #define BQSCAN_H
 
-#include "index/bqindex.h"
+#include "index/bqsource.h"
 #include "utils/tuplesort.h"
 
 /* Rows kept as candidates at first: LIMIT 40 (k = 10, rerank = 4) and a good margin. */
 #define BQ_FIRST_KEEP BQ_MARGIN_RANK
+
+/* Rows of vectors that are fetched together, at first and later, at most. */
+#define BQ_FIRST_BATCH 16
+#define BQ_LATER_BATCH 8
+#define BQ_MAX_BATCH 16
 
 /* What bq.iterative_scan says of rows found late. */
 typedef enum BqIterativeScan
@@ -26,8 +31,9 @@ typedef enum BqIterativeScan
 extern int	bq_iterative_scan;
 
 /*
- * A row that may be wanted.  Its key grows with its distance; see bq_read_lists().  Until
- * the exact one is known it is that of a bound: the row is not nearer.
+ * A row that may be wanted.  Its key grows with its distance: codes, see bound_keys();
+ * vectors, the distance itself.  Until the exact one is known it is that of a bound: the
+ * row is not nearer, or, of vectors, hardly ever.
  */
 typedef struct BqCandidate
 {
@@ -43,6 +49,7 @@ typedef struct BqCandidate
 
 typedef struct BqScan
 {
+	MemoryContext scan_context; /* lives as long as the scan */
 	MemoryContext query_context;	/* emptied by each rescan */
 	BqLayout	layout;
 	int			strategy;
@@ -55,7 +62,15 @@ typedef struct BqScan
 	double		unit;			/* keys are those of q times this power of two */
 	BqTable		table;			/* of q * unit: smaller sums are nearer */
 	double		length;			/* |q * unit| */
-	float		slack;			/* a bound of the rounding errors of a sum */
+	float		slack;			/* of a sum: a bound of its rounding errors, or see bq_wanted_slack() */
+	double		inverse_unit;	/* of BqBlockData.inverse */
+
+	/* of an index on vectors */
+	const BqSource *source;		/* NULL: on codes */
+	double		shift;			/* by how much slack raises cosines, about */
+	BqFetch    *fetch;			/* lives as long as the scan */
+	int			batch;			/* rows fetched together */
+	MemoryContext row_context;	/* emptied after each row */
 
 	/* lists */
 	BqListData *lists;			/* all entries, as of the start of the scan */
@@ -92,6 +107,7 @@ typedef struct BqScan
 	uint32		ncounted;		/* ... of which there are so many */
 	int64		nlists;			/* read, for EXPLAIN */
 	int64		ncodes;			/* compared, for EXPLAIN */
+	int64		nfetched;		/* rows of the table compared, for EXPLAIN */
 } BqScan;
 
 /* Order of candidates: no two are equal, so "beyond" has one meaning. */

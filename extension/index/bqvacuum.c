@@ -9,7 +9,7 @@
 
 #include "access/generic_xlog.h"
 #include "commands/vacuum.h"
-#include "index/bqindex.h"
+#include "index/bqsource.h"
 #include "port/pg_bitutils.h"
 #include "storage/lmgr.h"
 
@@ -160,7 +160,8 @@ bqvacuumcleanup(IndexVacuumInfo *info, IndexBulkDeleteResult *stats)
 	/* no bqbulkdelete() before: nothing to remove, but the counts are wanted */
 	if (stats == NULL)
 		stats = vacuum_index(info, NULL, NULL, NULL);
-	if (stats->num_index_tuples == 0 && bq_read_layout(info->index, NULL).transform >= 0)
+	if (stats->num_index_tuples == 0 && bq_read_layout(info->index, NULL).transform >= 0 &&
+		bq_transform_without_rows(info->index) < 0)
 		forget_transform(info);
 	if (bq_wants_regrouping(info->index, stats->num_index_tuples))
 		bq_regroup(info->index);

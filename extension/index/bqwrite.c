@@ -44,8 +44,7 @@ bq_plan_layout(int dim, uint32 nlists, BlockNumber start)
 	layout.nrows = bq_block_nrows(dim);
 	layout.transform = -1;
 	layout.nlists = nlists;
-	layout.nprobes = 1;
-	layout.product_nprobes = 1;
+	bq_clear_model(&layout);
 	layout.centroid_start = start;
 	layout.list_start = start + bq_count_centroid_pages(dim, nlists);
 	layout.data_start = layout.list_start + (nlists + BQ_LISTS_PER_PAGE - 1) / BQ_LISTS_PER_PAGE;
@@ -83,14 +82,13 @@ bq_fill_metapage(Page page, const BqLayout *layout, uint32 nblocks, double nrows
 	meta->dim = layout->dim;
 	meta->transform = layout->transform;
 	meta->nlists = layout->nlists;
-	meta->nprobes = layout->nprobes;
-	meta->product_nprobes = layout->product_nprobes;
 	meta->centroid_start = layout->centroid_start;
 	meta->list_start = layout->list_start;
 	meta->data_start = layout->data_start;
 	meta->nblocks = nblocks;
 	meta->build_rows = nrows;
 	memcpy(meta->margins, layout->margins, sizeof(meta->margins));
+	meta->model = layout->model;
 }
 
 /* Start writing; the layout's pages up to data_start exist and are empty. */

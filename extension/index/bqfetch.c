@@ -1,0 +1,79 @@
+/* bqfetch.c: values of the indexed column, or expression, from rows of the table. */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/tableam.h"
+#include "catalog/index.h"
+#include "executor/executor.h"
+#include "index/bqsource.h"
+#include "utils/snapmgr.h"
+
+struct BqFetch
+{
+	IndexFetchTableData *fetch;
+	Snapshot	snapshot;
+	TupleTableSlot *slot;
+	AttrNumber	column;			/* 0: an expression */
+	IndexInfo  *info;			/* for it */
+	EState	   *estate;
+};
+
+/* Prepare to fetch rows that `snapshot` sees; lives in the current memory context. */
+BqFetch *
+bq_begin_fetching(Relation heap, Relation index, Snapshot snapshot)
+{
+	BqFetch    *fetch = (BqFetch *) palloc0(sizeof(BqFetch));
+
+	fetch->fetch = table_index_fetch_begin(heap);
+	fetch->snapshot = snapshot;
+	fetch->slot = table_slot_create(heap, NULL);
+	fetch->column = index->rd_index->indkey.values[0];
+	if (fetch->column == 0)
+	{
+		fetch->info = BuildIndexInfo(index);
+		fetch->estate = CreateExecutorState();
+		GetPerTupleExprContext(fetch->estate)->ecxt_scantuple = fetch->slot;
+	}
+	return fetch;
+}
+
+/*
+ * The value in the row at a position as an index has it; false if no row is visible there,
+ * or it is null.  The value stays until the next call.
+ */
+bool
+bq_fetch_value(BqFetch *fetch, ItemPointer tid, Datum *value)
+{
+	ItemPointerData position = *tid;
+	bool		call_again = false;
+	bool		all_dead = false;
+	bool		isnull;
+
+	/* a HOT chain has at most one member that an MVCC snapshot sees */
+	if (!table_index_fetch_tuple(fetch->fetch, &position, fetch->snapshot, fetch->slot,
+								 &call_again, &all_dead))
+		return false;
+	if (fetch->column != 0)
+		*value = slot_getattr(fetch->slot, fetch->column, &isnull);
+	else
+	{
+		Datum		values[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
+
+		ResetPerTupleExprContext(fetch->estate);
+		FormIndexDatum(fetch->info, fetch->slot, fetch->estate, values, nulls);
+		*value = values[0];
+		isnull = nulls[0];
+	}
+	return !isnull;
+}
+
+void
+bq_end_fetching(BqFetch *fetch)
+{
+	ExecDropSingleTupleTableSlot(fetch->slot);
+	table_index_fetch_end(fetch->fetch);
+	if (fetch->estate != NULL)
+		FreeExecutorState(fetch->estate);
+	pfree(fetch);
+}
