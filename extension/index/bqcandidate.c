@@ -249,7 +249,7 @@ bq_push_candidate(BqScan *so, const BqCandidate *candidate)
 bool
 bq_can_keep_more(const BqScan *so)
 {
-	return (int64) so->keep * ROOM * ROOM * (int64) sizeof(BqCandidate) <= (int64) work_mem * 1024;
+	return (int64) so->keep * ROOM * ROOM * ROOM * (int64) sizeof(BqCandidate) <= (int64) work_mem * 1024;
 }
 
 /*

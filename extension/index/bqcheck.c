@@ -164,7 +164,7 @@ check_metapage(CheckState *state)
 		damaged(state, "pages of %u lists of %d dimensions begin at %u, %u and %u",
 				layout->nlists, layout->dim, layout->centroid_start, layout->list_start,
 				layout->data_start);
-	for (int i = 0; i < BQ_COVERAGES; i++)
+	for (int i = 0; i < BQ_RECALLS; i++)
 		if (Max(layout->model.nprobes[i], layout->model.product_nprobes[i]) > layout->nlists)
 			damaged(state, "metapage has %u probes for %u lists",
 					Max(layout->model.nprobes[i], layout->model.product_nprobes[i]),

@@ -121,7 +121,7 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 
 	index = index_open(info->indexoid, NoLock);
 	layout = bq_get_layout(index);
-	probes = bq_wanted_probes(index, &layout, BQ_STRATEGY_COSINE);
+	probes = bq_wanted_reach(index, &layout, BQ_STRATEGY_COSINE).nprobes;
 	index_close(index, NoLock);
 
 	/* The first segment, and what has to be read after it until enough rows came. */

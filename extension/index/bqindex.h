@@ -90,22 +90,28 @@ typedef BqPageOpaqueData *BqPageOpaque;
 #define BQ_PAGE_NBYTES \
 	((BLCKSZ - MAXALIGN(SizeOfPageHeaderData) - MAXALIGN(sizeof(BqPageOpaqueData))) / 16 * 16)
 
-/* Shares of the true neighbours that BqModel has figures for. */
-#define BQ_COVERAGES 8
+#define BQ_RECALLS 8
 
 /*
  * How far queries must go, as measured when the index was built or its lists changed: entry
- * i for the share bq_coverage[i] of their nearest neighbours.
+ * i for recalls[i] of bqmeasure.c.
  */
 typedef struct BqModel
 {
-	uint32		nprobes[BQ_COVERAGES];	/* lists, on average */
-	uint32		product_nprobes[BQ_COVERAGES];	/* the same for inner products of codes */
+	uint32		nprobes[BQ_RECALLS];	/* lists, on average */
+	uint32		product_nprobes[BQ_RECALLS];	/* the same for inner products of codes */
 	/* vectors: the estimate of a cosine may be so much too low, in units of bqform.c */
-	float		slack[BQ_COVERAGES];
+	float		slack[BQ_RECALLS];
+	/* cosine of the tenth row less that of the BQ_MARGIN_RANKth, on average */
+	float		gap;
 } BqModel;
 
-extern const double bq_coverage[BQ_COVERAGES];
+/* The same for one query. */
+typedef struct BqReach
+{
+	uint32		nprobes;
+	double		slack;
+} BqReach;
 
 typedef struct BqMetaPageData
 {
@@ -448,8 +454,7 @@ extern void bq_clear_model(BqLayout *layout);
 extern void bq_measure(Relation heap, Relation index, const BqCentroids *centroids,
 					   const BqRows *rows, const uint32 *lists, double nrows, BqLayout *layout);
 extern double bq_wanted_recall(Relation index);
-extern uint32 bq_wanted_probes(Relation index, const BqLayout *layout, int strategy);
-extern double bq_wanted_slack(Relation index, const BqLayout *layout);
+extern BqReach bq_wanted_reach(Relation index, const BqLayout *layout, int strategy);
 
 /* bqrank.c */
 

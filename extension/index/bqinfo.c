@@ -132,7 +132,7 @@ bq_index_info(PG_FUNCTION_ARGS)
 	values[i] = Int32GetDatum(layout.transform);
 	nulls[i++] = layout.transform < 0;
 	values[i++] = Int32GetDatum((int32) layout.nlists);
-	values[i++] = Int32GetDatum((int32) bq_wanted_probes(index, &layout, BQ_STRATEGY_COSINE));
+	values[i++] = Int32GetDatum((int32) bq_wanted_reach(index, &layout, BQ_STRATEGY_COSINE).nprobes);
 	values[i++] = Int64GetDatum(nblocks);
 	values[i++] = Int64GetDatum(nrows);
 	values[i++] = Int64GetDatum(nslots - nrows);

@@ -10,7 +10,7 @@
 #include <float.h>
 #include <math.h>
 
-#include "index/bqsource.h"
+#include "index/bqscan.h"
 #include "miscadmin.h"
 #include "type/bqvec.h"
 #include "utils/memutils.h"
@@ -33,7 +33,8 @@
 #define UNKNOWN_SLACK (3 * ESTIMATE_ERROR)
 #define FULL_SLACK (8 * ESTIMATE_ERROR)
 
-const double bq_coverage[BQ_COVERAGES] = {0.80, 0.90, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999};
+/* The recalls that BqModel has figures for. */
+static const double recalls[BQ_RECALLS] = {0.80, 0.90, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999};
 
 /*
  * Choosing from the figures
@@ -53,80 +54,75 @@ bq_wanted_recall(Relation index)
 }
 
 /*
- * A place among the figures for the share of neighbours that each of two steps, lists and
- * order, must keep so that both together keep `recall`: between 0 and BQ_COVERAGES - 1, or
- * beyond; linear in the logarithm of what is lost.
+ * The place of a recall among those of the figures, linear in the logarithm of what is lost:
+ * between figures i and i + 1, at `share` of the way or beyond.
  */
-static double
-find_place(double recall)
+static int
+find_place(double recall, double *share)
 {
-	double		lost = Max((1 - recall) / 2, 1e-6);
+	double		lost = 1 - recall;
 	int			i = 0;
 
-	while (i < BQ_COVERAGES - 2 && lost < 1 - bq_coverage[i + 1])
+	while (i < BQ_RECALLS - 2 && lost < 1 - recalls[i + 1])
 		i++;
-	return i + log((1 - bq_coverage[i]) / lost) /
-		log((1 - bq_coverage[i]) / (1 - bq_coverage[i + 1]));
+	*share = log((1 - recalls[i]) / lost) / log((1 - recalls[i]) / (1 - recalls[i + 1]));
+	*share = Max(0, *share);
+	return i;
 }
 
 static double
-interpolate(double a, double b, double place)
+interpolate(const float *figures, double recall)
 {
-	return a + (b - a) * place;
+	double		share;
+	int			i = find_place(recall, &share);
+
+	return figures[i] + (figures[i + 1] - figures[i]) * share;
 }
 
-/* How many lists a query reads first, on average. */
-uint32
-bq_wanted_probes(Relation index, const BqLayout *layout, int strategy)
+/* How far a query goes: by the settings, the options of the index, and its figures. */
+BqReach
+bq_wanted_reach(Relation index, const BqLayout *layout, int strategy)
 {
 	BqOptions  *options = (BqOptions *) index->rd_options;
 	double		recall = bq_wanted_recall(index);
+	const BqModel *model = &layout->model;
 	/* indexes on vectors have one distance */
-	const uint32 *figures = strategy == BQ_STRATEGY_IP && bq_get_source(index) == NULL ?
-		layout->model.product_nprobes : layout->model.nprobes;
-	double		place;
-	int			i;
-	double		probes;
+	const uint32 *probes = strategy == BQ_STRATEGY_IP && bq_get_source(index) == NULL ?
+		model->product_nprobes : model->nprobes;
+	BqReach		reach;
 
-	if (bq_probes > 0)
-		return Min((uint32) bq_probes, layout->nlists);
+	if (recall < 1)
+	{
+		double		share;
+		int			i = find_place(recall, &share);
+		double		n = probes[i] * pow((double) probes[i + 1] / probes[i], share);
+
+		reach.nprobes = (uint32) Max(1, rint(Min(n, layout->nlists)));
+		reach.slack = Min(interpolate(model->slack, recall), FULL_SLACK / sqrt(layout->dim));
+	}
+	else
+	{
+		reach.nprobes = layout->nlists;
+		reach.slack = FULL_SLACK / sqrt(layout->dim);
+	}
 	if (options != NULL && options->probes > 0)
-		return Min((uint32) options->probes, layout->nlists);
-	if (recall >= 1)
-		return layout->nlists;
-	place = find_place(recall);
-	i = Max(0, Min((int) place, BQ_COVERAGES - 2));
-	probes = exp(interpolate(log(figures[i]), log(figures[i + 1]), place - i));
-	return (uint32) Max(1, Min(rint(probes), layout->nlists));
-}
-
-/* By how much the estimate of a cosine may be too low, in units of bqform.c. */
-double
-bq_wanted_slack(Relation index, const BqLayout *layout)
-{
-	double		recall = bq_wanted_recall(index);
-	const float *figures = layout->model.slack;
-	double		full = FULL_SLACK / sqrt(layout->dim);
-	double		place;
-	int			i;
-
-	if (recall >= 1)
-		return full;
-	place = find_place(recall);
-	i = Max(0, Min((int) place, BQ_COVERAGES - 2));
-	return Min(full, interpolate(figures[i], figures[i + 1], place - i));
+		reach.nprobes = Min((uint32) options->probes, layout->nlists);
+	if (bq_probes > 0)
+		reach.nprobes = Min((uint32) bq_probes, layout->nlists);
+	return reach;
 }
 
 /* Figures of an index without rows, or with one list: nothing to measure. */
 void
 bq_clear_model(BqLayout *layout)
 {
-	for (int i = 0; i < BQ_COVERAGES; i++)
+	for (int i = 0; i < BQ_RECALLS; i++)
 	{
 		layout->model.nprobes[i] = 1;
 		layout->model.product_nprobes[i] = 1;
 		layout->model.slack[i] = (float) (UNKNOWN_SLACK / sqrt(layout->dim));
 	}
+	layout->model.gap = 0;
 }
 
 /*
@@ -284,7 +280,7 @@ fetch_query(Vectors *v, ItemPointer tid, Datum *operand, float *q, float *length
 
 /* The exact key of a row; false if it cannot be seen. */
 static bool
-fetch_key(Vectors *v, ItemPointer tid, Datum operand, float length, double *key)
+fetch_key(Vectors *v, ItemPointer tid, Datum operand, float length, double *key, bool *toasted)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(v->row_context);
 	Datum		value;
@@ -292,6 +288,7 @@ fetch_key(Vectors *v, ItemPointer tid, Datum operand, float length, double *key)
 
 	if (found)
 	{
+		*toasted = VARATT_IS_EXTERNAL(DatumGetPointer(value));
 		*key = DatumGetFloat8(FunctionCall2Coll(&v->distance, v->collation, value, operand));
 		if (v->form->metric == BQ_STRATEGY_COSINE)
 			*key -= 1;
@@ -320,13 +317,42 @@ compare_exact(const void *a, const void *b)
 }
 
 /*
+ * What is known of one neighbour
+ */
+
+typedef struct Finding
+{
+	float		lists;			/* its list comes after so many, or after so large a margin */
+	float		slack;			/* with so much it is found before a query for all is over */
+} Finding;
+
+typedef struct Figures
+{
+	Finding    *findings;
+	size_t		n;
+	float	   *margins;		/* up to each list of each query: BqMetaPageData.margins */
+	size_t		nmargins;
+	float	   *slacks;			/* of all candidates that were compared */
+	size_t		nslacks;
+	size_t		ntoasted;		/* of them, with values out of line */
+	uint32		nqueries;
+	double		gap;			/* sum of BqModel.gap */
+} Figures;
+
+/* A neighbour of a query, and its slack. */
+typedef struct TrueNeighbour
+{
+	const Neighbour *neighbour;
+	float		slack;
+} TrueNeighbour;
+
+/*
  * The true neighbours among the candidates of query k, into true_ones[]; returns their
- * number.  For each, how much its estimate is beyond the last one's distance: so much slack
- * finds it before a query for all of them is over.
+ * number.  Their slack: how far the estimate is beyond the distance of the next one.
  */
 static int
 find_true_ones(Vectors *v, const Search *s, uint32 k, const Neighbour *nearest, Datum operand,
-			   const Neighbour **true_ones, float *slacks)
+			   TrueNeighbour *true_ones, Figures *figures)
 {
 	ExactNeighbour exact[CANDIDATES];
 	int			n = 0;
@@ -334,29 +360,84 @@ find_true_ones(Vectors *v, const Search *s, uint32 k, const Neighbour *nearest, 
 
 	for (int i = 0; i < CANDIDATES && nearest[i].row != SIZE_MAX; i++)
 	{
+		bool		toasted;
+
 		exact[n].neighbour = &nearest[i];
-		if (fetch_key(v, &s->rows->tids[nearest[i].row], operand, s->lengths[k], &exact[n].key))
+		if (fetch_key(v, &s->rows->tids[nearest[i].row], operand, s->lengths[k], &exact[n].key,
+					  &toasted))
+		{
+			figures->ntoasted += toasted;
 			n++;
+		}
 	}
+	if (n == 0)
+		return 0;
 	qsort(exact, n, sizeof(ExactNeighbour), compare_exact);
 	ntrue = Min(n, NEIGHBOURS);
-	for (int i = 0; i < ntrue; i++)
+	for (int i = 0; i < n; i++)
 	{
-		size_t		row = exact[i].neighbour->row;
-		double		width = s->inverse_unit * s->rows->inverses[row];
+		const Neighbour *neighbour = exact[i].neighbour;
+		/* a row is lost as soon as the next one is given out, the tenth as the query ends */
+		double		last = exact[Min(Min(i + 1, n - 1), NEIGHBOURS)].key;
+		double		width = s->inverse_unit * s->rows->inverses[neighbour->row];
+		float		slack;
 
 		if (v->form->metric == BQ_STRATEGY_IP)
-			width *= s->rows->norms[row] * s->lengths[k];
+			width *= s->rows->norms[neighbour->row] * s->lengths[k];
 		else if (v->form->metric == BQ_STRATEGY_L2)
-			width *= 2 * s->rows->norms[row] * s->lengths[k];
-		true_ones[i] = exact[i].neighbour;
-		slacks[i] = width > 0 ? (float) ((exact[i].neighbour->key - exact[ntrue - 1].key) / width) : 0;
+			width *= 2 * s->rows->norms[neighbour->row] * s->lengths[k];
+		slack = width > 0 ? (float) ((neighbour->key - last) / width) : 0;
+		figures->slacks[figures->nslacks++] = slack;
+		if (i < ntrue)
+		{
+			true_ones[i].neighbour = neighbour;
+			/* the first ones are compared anyway */
+			true_ones[i].slack = neighbour - nearest < BQ_FIRST_BATCH ? -FLT_MAX : slack;
+		}
 	}
 	return ntrue;
 }
 
+static Figures *
+new_figures(uint32 nqueries, uint32 nlists)
+{
+	Figures    *f = (Figures *) palloc0(sizeof(Figures));
+
+	f->nqueries = nqueries;
+	f->margins = (float *) MemoryContextAllocHuge(CurrentMemoryContext,
+												  (size_t) nqueries * nlists * sizeof(float));
+	f->findings = (Finding *) palloc(nqueries * NEIGHBOURS * sizeof(Finding));
+	f->slacks = (float *) palloc(nqueries * CANDIDATES * sizeof(float));
+	return f;
+}
+
 /*
- * Measuring
+ * Take in where the neighbours of a query lie.  By margin, `reached` is the cosine of its
+ * BQ_MARGIN_RANKth row.
+ */
+static void
+add_figures(Figures *f, const float *scores, uint32 nlists, bool by_margin, float reached,
+			const TrueNeighbour *neighbours, int n)
+{
+	if (by_margin && n > 0)
+		f->gap += -neighbours[n - 1].neighbour->key - reached;
+	for (uint32 list = 0; list < nlists && by_margin; list++)
+		f->margins[f->nmargins++] = reached - scores[list];
+	for (int i = 0; i < n; i++)
+	{
+		Finding    *finding = &f->findings[f->n++];
+		float		score = scores[neighbours[i].neighbour->list];
+		uint32		nbetter = 0;
+
+		for (uint32 list = 0; list < nlists && !by_margin; list++)
+			nbetter += scores[list] > score;
+		finding->lists = by_margin ? reached - score : (float) nbetter;
+		finding->slack = neighbours[i].slack;
+	}
+}
+
+/*
+ * From findings to figures
  */
 
 static int
@@ -368,89 +449,189 @@ compare_floats(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* The value that a share of them does not exceed; they are sorted. */
+/* The value that a share of them does not exceed; sorts them. */
 static float
-quantile(const float *values, size_t n, double share)
+quantile(float *values, size_t n, double share)
 {
+	qsort(values, n, sizeof(float), compare_floats);
 	return values[Min(n - 1, (size_t) (n * share))];
 }
 
-/* What is gathered about the lists of neighbours. */
-typedef struct Figures
+/* How many of sorted values are not above `limit`. */
+static size_t
+count_up_to(const float *values, size_t n, float limit)
 {
-	float	   *margins;		/* up to each list of each query: BqMetaPageData.margins */
-	size_t		nmargins;
-	float	   *needed;			/* up to the list of each neighbour */
-	float	   *ranks;			/* of the list of each neighbour */
-	size_t		n;
-} Figures;
+	size_t		low = 0;
 
-static Figures
-new_figures(uint32 nqueries, uint32 nlists)
-{
-	Figures		f = {0};
+	while (low < n)
+	{
+		size_t		middle = low + (n - low) / 2;
 
-	f.margins = (float *) MemoryContextAllocHuge(CurrentMemoryContext,
-												 (size_t) nqueries * nlists * sizeof(float));
-	f.needed = (float *) palloc(nqueries * NEIGHBOURS * sizeof(float));
-	f.ranks = (float *) palloc(nqueries * NEIGHBOURS * sizeof(float));
-	return f;
+		if (values[middle] <= limit)
+			low = middle + 1;
+		else
+			n = middle;
+	}
+	return low;
 }
 
-/* Take in where the neighbours of a query lie; `reached`: cosine of its BQ_MARGIN_RANKth row. */
-static void
-add_figures(Figures *f, const float *scores, uint32 nlists, float reached,
-			const Neighbour **neighbours, int n)
-{
-	for (uint32 list = 0; list < nlists; list++)
-		f->margins[f->nmargins++] = reached - scores[list];
-	for (int i = 0; i < n; i++)
-	{
-		float		score = scores[neighbours[i]->list];
-		uint32		nbetter = 0;
+/* Rough costs of what a query does, in ns, for comparing ways to one recall. */
+#define NS_PER_DIM_AND_CODE 0.018
+#define NS_PER_LIST 300
+#define NS_PER_ROW 2000
+#define NS_PER_TOASTED_ROW 9000
 
-		for (uint32 list = 0; list < nlists; list++)
-			nbetter += scores[list] > score;
-		f->needed[f->n] = reached - score;
-		f->ranks[f->n++] = (float) nbetter;
+/* How many lists a query reads that goes so far. */
+static double
+count_lists(const Figures *f, bool by_margin, float lists)
+{
+	return by_margin ? (double) count_up_to(f->margins, f->nmargins, lists) / f->nqueries :
+		lists + 1;
+}
+
+/*
+ * The cheapest way to a recall: the less is lost by the order of the estimates, the fewer
+ * lists will do.  A neighbour is found if both its list and its slack are within reach.
+ */
+static void
+choose_figures(const Figures *f, bool by_margin, double recall, double ns_per_list,
+			   float *scratch, uint32 *nprobes, float *slack)
+{
+	double		ns_per_row = NS_PER_ROW +
+		(f->nslacks > 0 ? (double) f->ntoasted / f->nslacks : 0) * NS_PER_TOASTED_ROW;
+	double		least = DBL_MAX;
+	size_t		wanted = (size_t) ceil(recall * f->n);
+
+	for (int step = 1; step < 10; step++)
+	{
+		float		reach;
+		float		lists;
+		size_t		n = 0;
+		double		cost;
+
+		for (size_t i = 0; i < f->n; i++)
+			scratch[i] = f->findings[i].slack;
+		reach = quantile(scratch, f->n, 1 - (1 - recall) * step / 10);
+		/* if what is compared anyway will do: as little as any row needed */
+		if (reach == -FLT_MAX && f->nslacks > 0)
+			reach = f->slacks[0];
+		for (size_t i = 0; i < f->n; i++)
+			if (f->findings[i].slack <= reach)
+				scratch[n++] = f->findings[i].lists;
+		if (n < wanted)
+			continue;
+		qsort(scratch, n, sizeof(float), compare_floats);
+		lists = scratch[Max(wanted, 1) - 1];
+		cost = count_lists(f, by_margin, lists) * ns_per_list;
+		if (f->nslacks > 0)
+			cost += (double) count_up_to(f->slacks, f->nslacks, reach) / f->nqueries * ns_per_row;
+		if (cost >= least)
+			continue;
+		least = cost;
+		*nprobes = (uint32) Max(1, count_lists(f, by_margin, lists));
+		if (f->nslacks == 0)
+			continue;
+		*slack = reach;
 	}
 }
 
-/* Lists for each coverage: a fixed number of them. */
+/* All figures of a model, and its margins. */
 static void
-finish_ranks(Figures *f, uint32 nlists, uint32 *nprobes)
+fill_model(Figures *f, bool by_margin, bool exact, double rows_per_list, BqLayout *layout,
+		   uint32 *nprobes)
 {
-	qsort(f->ranks, f->n, sizeof(float), compare_floats);
-	for (int i = 0; i < BQ_COVERAGES; i++)
-		nprobes[i] = Min(nlists, (uint32) quantile(f->ranks, f->n, bq_coverage[i]) + 1);
-}
+	float	   *scratch = (float *) palloc((f->n + 1) * sizeof(float));
+	double		ns_per_list = NS_PER_LIST + rows_per_list * layout->dim * NS_PER_DIM_AND_CODE;
 
-/* The same on average, as far as a margin says. */
-static void
-finish_margins(Figures *f, uint32 nqueries, BqLayout *layout)
-{
-	size_t		nbelow = 0;
-
-	qsort(f->needed, f->n, sizeof(float), compare_floats);
+	if (f->n == 0)
+		return;
 	qsort(f->margins, f->nmargins, sizeof(float), compare_floats);
-	for (int i = 0; i < BQ_COVERAGES; i++)
+	qsort(f->slacks, f->nslacks, sizeof(float), compare_floats);
+	for (int i = 0; i < BQ_RECALLS; i++)
 	{
-		float		margin = quantile(f->needed, f->n, bq_coverage[i]);
+		/* re-ranking of what codes find is not the index's, and will lose some, too */
+		double		recall = exact ? recalls[i] : 1 - (1 - recalls[i]) / 2;
 
-		while (nbelow < f->nmargins && f->margins[nbelow] <= margin)
-			nbelow++;
-		layout->model.nprobes[i] = (uint32) Max(1, nbelow / nqueries);
+		choose_figures(f, by_margin, recall, ns_per_list, scratch, &nprobes[i],
+					   &layout->model.slack[i]);
+		nprobes[i] = Min(nprobes[i], layout->nlists);
 	}
-	for (int i = 0; i < BQ_MARGINS; i++)
+	layout->model.gap = (float) (f->gap / f->nqueries);
+	for (int i = 0; i < BQ_MARGINS && f->nmargins > 0; i++)
 	{
 		double		probes = pow(layout->nlists, (double) i / (BQ_MARGINS - 1));
 
-		layout->margins[i] = f->margins[Min(f->nmargins - 1, (size_t) (probes * nqueries))];
+		layout->margins[i] = f->margins[Min(f->nmargins - 1, (size_t) (probes * f->nqueries))];
 	}
 }
 
 /*
- * Measure, with rows of the table as queries; `rows` may be a sample of nrows.  Lists are
+ * Measuring
+ */
+
+/* Use rows spread over all of them as queries. */
+static void
+prepare_queries(Search *s, Vectors *v, uint32 wanted, Datum *operands)
+{
+	float	   *q = (float *) palloc(s->dim * sizeof(float));
+
+	s->self = (size_t *) palloc(wanted * sizeof(size_t));
+	s->tables = (BqTable *) palloc(wanted * sizeof(BqTable));
+	s->lengths = (float *) palloc(wanted * sizeof(float));
+	for (uint32 k = 0; k < wanted; k++)
+	{
+		size_t		row = s->rows->n * k / wanted;
+		float		length = s->rows->norms[row];
+
+		if (v->fetch == NULL)
+			bq_set_to_code(q, s->rows->planes + row * bq_planes_nbytes(s->dim), s->dim);
+		else if (!fetch_query(v, &s->rows->tids[row], &operands[s->nqueries], q, &length))
+			continue;
+		s->self[s->nqueries] = row;
+		s->lengths[s->nqueries] = length;
+		s->tables[s->nqueries++] = bq_make_table(q, s->dim);
+	}
+	pfree(q);
+}
+
+/* Measure for one distance, into `nprobes` and the rest of the layout's model. */
+static void
+measure(const Search *s, Vectors *v, const Datum *operands, int metric, const uint8 *groups,
+		double nrows, BqLayout *layout, uint32 *nprobes)
+{
+	uint32		nlists = layout->nlists;
+	bool		by_margin = metric == BQ_STRATEGY_COSINE && nlists > 1;
+	float	   *scores = (float *) palloc0(nlists * sizeof(float));
+	Neighbour  *nearest = find_neighbours(s, metric);
+	Figures    *figures = new_figures(s->nqueries, nlists);
+	/* the row of that rank among all rows; with few there is none */
+	int			rank = (int) Max(1, rint(BQ_MARGIN_RANK * (s->rows->n / nrows)));
+
+	rank = (int) Min((size_t) rank, Max(s->rows->n, 2) - 1);
+	for (uint32 k = 0; k < s->nqueries; k++)
+	{
+		const Neighbour *candidates = nearest + (size_t) k * CANDIDATES;
+		TrueNeighbour found[NEIGHBOURS];
+		int			n = 0;
+
+		CHECK_FOR_INTERRUPTS();
+		if (nlists > 1)
+			bq_score_groups(groups, nlists, s->dim, &s->tables[k], scores);
+		if (v->fetch != NULL)
+			n = find_true_ones(v, s, k, candidates, operands[k], found, figures);
+		else
+			for (; n < NEIGHBOURS && candidates[n].row != SIZE_MAX; n++)
+			{
+				found[n].neighbour = &candidates[n];
+				found[n].slack = -FLT_MAX;
+			}
+		add_figures(figures, scores, nlists, by_margin, -candidates[rank - 1].key, found, n);
+	}
+	fill_model(figures, by_margin, v->fetch != NULL, nrows / nlists, layout, nprobes);
+}
+
+/*
+ * Measure with rows of the table as queries; `rows` may be a sample of nrows.  Lists are
  * those of the rows, NULL if there is but one.  By cosine, lists are read as far as a margin
  * says (see BqMetaPageData); by inner product, where long vectors are near from far away,
  * and by L2 distance, a fixed number of them.  Without a heap, or in an index on codes, codes
@@ -460,108 +641,35 @@ void
 bq_measure(Relation heap, Relation index, const BqCentroids *centroids, const BqRows *rows,
 		   const uint32 *lists, double nrows, BqLayout *layout)
 {
-	const BqSource *source = bq_get_source(index);
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "bq measure",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
-	int			dim = layout->dim;
-	uint32		nlists = layout->nlists;
-	uint32		wanted = (uint32) Min(rows->n, QUERIES);
+	const BqSource *source = bq_get_source(index);
 	int			metric = source != NULL ? bq_index_metric(index) : BQ_STRATEGY_COSINE;
-	uint8	   *groups = nlists > 1 ? bq_pack_directions(centroids) : NULL;
-	float	   *scores = (float *) palloc0(nlists * sizeof(float));
-	float	   *q = (float *) palloc(dim * sizeof(float));
-	Datum	   *operands = (Datum *) palloc(wanted * sizeof(Datum));
-	Search		s = {.rows = rows,.lists = lists,.dim = dim};
+	uint32		wanted = (uint32) Min(rows->n, QUERIES);
+	Datum	   *operands = (Datum *) palloc(Max(wanted, 1) * sizeof(Datum));
+	uint8	   *groups = layout->nlists > 1 ? bq_pack_directions(centroids) : NULL;
 	Vectors		v = {0};
-	Neighbour  *nearest;
-	Neighbour  *by_product = NULL;
-	Figures		figures = new_figures(wanted, nlists);
-	Figures		product_figures = {0};
-	float	   *slacks = (float *) palloc(wanted * NEIGHBOURS * sizeof(float));
-	size_t		nslacks = 0;
-	int			rank = (int) Max(1, rint(BQ_MARGIN_RANK * (rows->n / nrows)));
+	Search		s = {
+		.rows = rows,
+		.lists = lists,
+		.dim = layout->dim,
+		.inverse_unit = source != NULL ? BQ_VECTOR_INVERSE_UNIT : BQ_INVERSE_UNIT
+	};
 
-	s.inverse_unit = source != NULL ? BQ_VECTOR_INVERSE_UNIT : BQ_INVERSE_UNIT;
-	s.self = (size_t *) palloc(wanted * sizeof(size_t));
-	s.tables = (BqTable *) palloc(wanted * sizeof(BqTable));
-	s.lengths = (float *) palloc(wanted * sizeof(float));
 	if (heap != NULL && source != NULL)
 	{
 		v.fetch = bq_begin_fetching(heap, index, GetActiveSnapshot());
-		v.form = bq_begin_forming(index, dim, layout->transform);
+		v.form = bq_begin_forming(index, layout->dim, layout->transform);
 		bq_distance_function(index, metric, &v.distance, &v.collation);
 		v.row_context = AllocSetContextCreate(context, "bq row", ALLOCSET_DEFAULT_SIZES);
 	}
-	for (uint32 k = 0; k < wanted; k++)
-	{
-		size_t		row = rows->n * k / wanted;
-		float		length = 1;
-
-		if (v.fetch == NULL)
-		{
-			bq_set_to_code(q, rows->planes + row * bq_planes_nbytes(dim), dim);
-			length = rows->norms[row];
-		}
-		else if (!fetch_query(&v, &rows->tids[row], &operands[s.nqueries], q, &length))
-			continue;
-		s.self[s.nqueries] = row;
-		s.lengths[s.nqueries] = length;
-		s.tables[s.nqueries++] = bq_make_table(q, dim);
-	}
-	nearest = find_neighbours(&s, metric);
+	prepare_queries(&s, &v, wanted, operands);
+	/* inner products first: what they share with cosines is the cosines' */
 	if (source == NULL)
-	{
-		by_product = find_neighbours(&s, BQ_STRATEGY_IP);
-		product_figures = new_figures(wanted, nlists);
-	}
-
-	for (uint32 k = 0; k < s.nqueries; k++)
-	{
-		const Neighbour *candidates = nearest + (size_t) k * CANDIDATES;
-		const Neighbour *found[NEIGHBOURS];
-		int			n = 0;
-		/* with few rows there is none of that rank */
-		float		reached = -candidates[Min((size_t) rank, Max(rows->n, 2) - 1) - 1].key;
-
-		CHECK_FOR_INTERRUPTS();
-		if (nlists > 1)
-			bq_score_groups(groups, nlists, dim, &s.tables[k], scores);
-		if (v.fetch != NULL)
-		{
-			n = find_true_ones(&v, &s, k, candidates, operands[k], found, slacks + nslacks);
-			nslacks += n;
-		}
-		else
-			while (n < NEIGHBOURS && candidates[n].row != SIZE_MAX)
-			{
-				found[n] = &candidates[n];
-				n++;
-			}
-		add_figures(&figures, scores, nlists, reached, found, n);
-		if (by_product != NULL)
-		{
-			candidates = by_product + (size_t) k * CANDIDATES;
-			for (n = 0; n < NEIGHBOURS && candidates[n].row != SIZE_MAX; n++)
-				found[n] = &candidates[n];
-			add_figures(&product_figures, scores, nlists, 0, found, n);
-		}
-	}
-	if (figures.n > 0 && nlists > 1)
-	{
-		if (metric == BQ_STRATEGY_COSINE)
-			finish_margins(&figures, s.nqueries, layout);
-		else
-			finish_ranks(&figures, nlists, layout->model.nprobes);
-		if (by_product != NULL)
-			finish_ranks(&product_figures, nlists, layout->model.product_nprobes);
-	}
-	if (nslacks > 0)
-	{
-		qsort(slacks, nslacks, sizeof(float), compare_floats);
-		for (int i = 0; i < BQ_COVERAGES; i++)
-			layout->model.slack[i] = quantile(slacks, nslacks, bq_coverage[i]);
-	}
+		measure(&s, &v, operands, BQ_STRATEGY_IP, groups, nrows, layout,
+				layout->model.product_nprobes);
+	measure(&s, &v, operands, metric, groups, nrows, layout, layout->model.nprobes);
 	if (v.fetch != NULL)
 		bq_end_fetching(v.fetch);
 	MemoryContextSwitchTo(old_context);

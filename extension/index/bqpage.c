@@ -150,10 +150,10 @@ bq_read_page(Relation index, BlockNumber blkno, BqPageKind kind, int lockmode)
 static bool
 is_possible_model(const BqModel *model)
 {
-	for (int i = 0; i < BQ_COVERAGES; i++)
+	for (int i = 0; i < BQ_RECALLS; i++)
 		if (model->nprobes[i] < 1 || model->product_nprobes[i] < 1 || !isfinite(model->slack[i]))
 			return false;
-	return true;
+	return isfinite(model->gap);
 }
 
 /* Check a metapage and take from it what readers need. */

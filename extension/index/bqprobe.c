@@ -26,6 +26,9 @@
  */
 #define SEEN_PER_ROW 8
 
+/* By cosine, and from so many rows on, also while a further list is that near. */
+#define MARGIN_ROWS 10
+
 /* Relative rounding errors of a few floats. */
 #define FLOAT_ERROR 4e-7f
 
@@ -361,6 +364,7 @@ bq_plan_segment(BqScan *so, uint32 probes)
 
 		so->margin = margins[i] + (place - i) * (margins[i + 1] - margins[i]);
 		so->margin *= so->length;
+		so->row_margin = so->margin + so->layout.model.gap * so->length;
 		so->least = (uint32) Max(1, probes * LEAST_PROBES);
 		so->most = (uint32) Min((uint64) probes * MOST_PROBES, nlists);
 	}
@@ -431,6 +435,12 @@ bq_read_lists(Relation index, BqScan *so, uint32 from)
 bool
 bq_wants_more_lists(const BqScan *so, const BqCandidate *candidate)
 {
-	(void) candidate;
+	if (so->strategy == BQ_STRATEGY_COSINE && so->nreturned >= MARGIN_ROWS && so->row_margin > 0)
+	{
+		double		cosine = so->source != NULL ? (1 - candidate->key) * so->length : -candidate->key;
+
+		if (ranked_score(so->ranked[0]) >= cosine - so->row_margin)
+			return true;
+	}
 	return so->nseen < SEEN_PER_ROW * (so->nreturned + 1);
 }

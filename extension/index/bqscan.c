@@ -33,6 +33,10 @@
  */
 #define BOUND_DEVIATIONS 6
 
+/* How many more lists a scan in strict order reads at a time: a part of those so far. */
+#define GROWTH 4
+#define MIN_GROWTH 4
+
 /* BqBlockData.inverse of most vectors, see bqform.c. */
 #define USUAL_INVERSE 1.07
 
@@ -95,19 +99,18 @@ scale_query(BqScan *so)
 
 /* A query for vectors: the operand, turned as the codes were. */
 static void
-prepare_vector(BqScan *so, Relation index, Datum operand)
+prepare_vector(BqScan *so, Datum operand)
 {
 	int			dim = so->layout.dim;
 	float	   *q = (float *) palloc(dim * sizeof(float));
 	float		norm;
-	double		slack = bq_wanted_slack(index, &so->layout);
 
 	bq_check_status(bq_prepare_query(bq_read_vector(so->source, operand, dim, q), dim,
 									 bq_get_rotation(dim, so->layout.transform), q, &norm));
 	so->q = q;
 	scale_query(so);
-	so->slack = (float) (slack * sqrt(dim) * so->length);
-	so->shift = slack * USUAL_INVERSE * so->length;
+	so->slack = (float) (so->reach.slack * sqrt(dim) * so->length);
+	so->shift = so->reach.slack * USUAL_INVERSE * so->length;
 }
 
 /* Prepare table, rounding bound and order of lists for the operand. */
@@ -125,6 +128,8 @@ start_query(IndexScanDesc scan)
 	so->layout = bq_get_layout(index);
 	so->slack = 0;
 	so->shift = 0;
+	so->row_margin = 0;
+	so->reach = bq_wanted_reach(index, &so->layout, so->strategy);
 	so->unit = 1;
 	so->length = 1;
 	so->inverse_unit = so->source != NULL ? BQ_VECTOR_INVERSE_UNIT : BQ_INVERSE_UNIT;
@@ -138,7 +143,7 @@ start_query(IndexScanDesc scan)
 		scale_query(so);
 	}
 	else if (so->source != NULL)
-		prepare_vector(so, index, key->sk_argument);
+		prepare_vector(so, key->sk_argument);
 	else if (so->strategy == BQ_STRATEGY_HAMMING)
 	{
 		BqVecView	code = bqvec_view(PG_DETOAST_DATUM_PACKED(key->sk_argument));
@@ -166,7 +171,7 @@ start_query(IndexScanDesc scan)
 
 	so->have_floor = false;
 	so->keep = BQ_FIRST_KEEP;
-	bq_plan_segment(so, bq_wanted_probes(index, &so->layout, so->strategy));
+	bq_plan_segment(so, so->reach.nprobes);
 	bq_clear_candidates(so);
 	bq_read_lists(index, so, 0);
 }
@@ -194,7 +199,7 @@ read_more_lists(IndexScanDesc scan)
 		bq_clear_candidates(so);
 	}
 	else
-		bq_plan_segment(so, so->nchosen);
+		bq_plan_segment(so, Max(so->nchosen / GROWTH, MIN_GROWTH));
 	bq_read_lists(scan->indexRelation, so, so->segment_start);
 }
 
@@ -206,7 +211,7 @@ read_lists_again(IndexScanDesc scan)
 	bool		relaxed = so->mode == BQ_ITERATIVE_RELAXED;
 
 	if (bq_can_keep_more(so) || !so->progress)
-		so->keep *= 4;
+		so->keep *= so->keep == BQ_FIRST_KEEP ? 4 : 16;
 	else
 	{
 		/* a query that wants so many rows wants them all: sort them once */

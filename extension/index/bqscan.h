@@ -62,12 +62,13 @@ typedef struct BqScan
 	double		unit;			/* keys are those of q times this power of two */
 	BqTable		table;			/* of q * unit: smaller sums are nearer */
 	double		length;			/* |q * unit| */
-	float		slack;			/* of a sum: a bound of its rounding errors, or see bq_wanted_slack() */
+	float		slack;			/* of a sum: a bound of its rounding errors, or see BqReach */
 	double		inverse_unit;	/* of BqBlockData.inverse */
 
 	/* of an index on vectors */
 	const BqSource *source;		/* NULL: on codes */
 	double		shift;			/* by how much slack raises cosines, about */
+	BqReach		reach;			/* how far to go for the wanted recall */
 	BqFetch    *fetch;			/* lives as long as the scan */
 	int			batch;			/* rows fetched together */
 	MemoryContext row_context;	/* emptied after each row */
@@ -84,6 +85,7 @@ typedef struct BqScan
 	uint32		least;			/* of `chosen` in this segment; from there on ... */
 	uint32		most;
 	double		margin;			/* ... lists as far below the worst candidate as this */
+	double		row_margin;		/* later, so far below the row that is given out */
 
 	/* candidates: a heap once lists have been read */
 	BqCandidate *candidates;
