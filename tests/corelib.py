@@ -62,6 +62,7 @@ _KERNEL_FIELDS: dict[str, Any] = {
     "mix": ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int),
     "lut_block": ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int, c_void_p),
     "scale_sums": ctypes.CFUNCTYPE(None, c_void_p, c_float, c_float, c_void_p, c_void_p),
+    "unstage": ctypes.CFUNCTYPE(None, c_void_p, c_int, c_void_p),
 }
 
 
@@ -119,6 +120,9 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bq_block_get": (None, [c_void_p, c_int, c_int, c_void_p]),
     "bq_block_put_rows": (None, [c_void_p, c_int, c_int, c_int, c_int, c_void_p]),
     "bq_block_get_rows": (None, [c_void_p, c_int, c_int, c_int, c_int, c_void_p]),
+    "bq_stage": (None, [c_void_p, c_int, c_void_p]),
+    "bq_stage_put": (None, [c_void_p, c_int, c_int, c_int, c_int, c_void_p]),
+    "bq_stage_get": (None, [c_void_p, c_int, c_int, c_int, c_int, c_void_p]),
     "bq_lut_query": (None, [c_void_p, c_int, c_void_p, POINTER(c_float), POINTER(c_float)]),
     "bq_lut_hamming": (None, [c_void_p, c_int, c_void_p]),
 }

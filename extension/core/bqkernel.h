@@ -81,6 +81,9 @@ typedef struct BqKernel
 	/* Sums turned into floats: out[c] = (scale * sums[c] - bias) * factor[c]. */
 	void		(*scale_sums) (const uint16_t sums[BQ_BLOCK], float scale, float bias,
 							   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK]);
+
+	/* Staged rows into packed ones, 16 * nrows bytes each, not the same.  Layouts: bqlut.h. */
+	void		(*unstage) (const uint8_t *staged, int nrows, uint8_t *rows);
 } BqKernel;
 
 extern const BqKernel bq_kernel_portable;
@@ -88,6 +91,8 @@ extern const BqKernel bq_kernel_portable;
 #define BQ_HAVE_X86 1
 extern const BqKernel bq_kernel_avx2;
 extern const BqKernel bq_kernel_avx512;
+/* wider registers have no unpacking across their halves: 16 bytes are what both use */
+extern void bq_unstage_sse2(const uint8_t *staged, int nrows, uint8_t *rows);
 #endif
 #ifdef __aarch64__
 #define BQ_HAVE_NEON 1

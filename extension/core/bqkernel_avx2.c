@@ -626,6 +626,69 @@ bq_scale_sums_avx2(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 	}
 }
 
+/*
+ * Transpose 16 x 16 bytes: four rounds, each of which interleaves the registers of the
+ * first half with those of the second.
+ */
+static inline __attribute__((always_inline)) void
+transpose(__m128i v[16])
+{
+	for (int round = 0; round < 4; round++)
+	{
+		__m128i		w[16];
+
+		for (int i = 0; i < 8; i++)
+		{
+			w[2 * i] = _mm_unpacklo_epi8(v[i], v[i + 8]);
+			w[2 * i + 1] = _mm_unpackhi_epi8(v[i], v[i + 8]);
+		}
+		for (int i = 0; i < 16; i++)
+			v[i] = w[i];
+	}
+}
+
+/*
+ * 16 bytes of each code are 32 rows; with an even number of rows codes begin at whole
+ * bytes.  The last rows are worked out together with some that were done before.
+ */
+void
+bq_unstage_sse2(const uint8_t *staged, int nrows, uint8_t *rows)
+{
+	const __m128i low = _mm_set1_epi8(15);
+	int			stride = nrows / 2;
+
+	if (nrows % 2 != 0 || stride < 16)
+	{
+		bq_kernel_portable.unstage(staged, nrows, rows);
+		return;
+	}
+	for (int from = 0; from < stride; from += 16)
+	{
+		int			at = from + 16 <= stride ? from : stride - 16;
+		uint8_t    *out = rows + 32 * at;
+		__m128i		a[16];
+		__m128i		b[16];
+
+		for (int c = 0; c < 16; c++)
+		{
+			a[c] = _mm_loadu_si128((const __m128i *) (staged + c * stride + at));
+			b[c] = _mm_loadu_si128((const __m128i *) (staged + (c + 16) * stride + at));
+		}
+		transpose(a);
+		transpose(b);
+		for (int k = 0; k < 16; k++)
+		{
+			__m128i		even = _mm_or_si128(_mm_and_si128(a[k], low),
+											_mm_slli_epi16(_mm_and_si128(b[k], low), 4));
+			__m128i		odd = _mm_or_si128(_mm_and_si128(_mm_srli_epi16(a[k], 4), low),
+										   _mm_andnot_si128(low, b[k]));
+
+			_mm_storeu_si128((__m128i *) (out + 32 * k), even);
+			_mm_storeu_si128((__m128i *) (out + 32 * k + 16), odd);
+		}
+	}
+}
+
 const BqKernel bq_kernel_avx2 = {
 	.name = "avx2",
 	.hamming = bq_hamming_avx2,
@@ -643,6 +706,7 @@ const BqKernel bq_kernel_avx2 = {
 	.mix = bq_mix_avx2,
 	.lut_block = bq_lut_block_avx2,
 	.scale_sums = bq_scale_sums_avx2,
+	.unstage = bq_unstage_sse2,
 };
 
 #endif							/* BQ_HAVE_X86 */

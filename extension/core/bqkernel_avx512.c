@@ -746,6 +746,7 @@ const BqKernel bq_kernel_avx512 = {
 	.mix = bq_mix_avx512,
 	.lut_block = bq_lut_block_avx512,
 	.scale_sums = bq_scale_sums_avx512,
+	.unstage = bq_unstage_sse2,
 };
 
 #endif							/* BQ_HAVE_X86 */

@@ -571,6 +571,57 @@ bq_scale_sums_neon(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 		out[c] = (scale * sums[c] - bias) * factor[c];
 }
 
+/* Transpose 16 x 16 bytes, as the kernels of x86 do. */
+static inline void
+transpose(uint8x16_t v[16])
+{
+	for (int round = 0; round < 4; round++)
+	{
+		uint8x16_t	w[16];
+
+		for (int i = 0; i < 8; i++)
+		{
+			w[2 * i] = vzip1q_u8(v[i], v[i + 8]);
+			w[2 * i + 1] = vzip2q_u8(v[i], v[i + 8]);
+		}
+		for (int i = 0; i < 16; i++)
+			v[i] = w[i];
+	}
+}
+
+static void
+bq_unstage_neon(const uint8_t *staged, int nrows, uint8_t *rows)
+{
+	const uint8x16_t low = vdupq_n_u8(15);
+	int			stride = nrows / 2;
+
+	if (nrows % 2 != 0 || stride < 16)
+	{
+		bq_kernel_portable.unstage(staged, nrows, rows);
+		return;
+	}
+	for (int from = 0; from < stride; from += 16)
+	{
+		int			at = from + 16 <= stride ? from : stride - 16;
+		uint8_t    *out = rows + 32 * at;
+		uint8x16_t	a[16];
+		uint8x16_t	b[16];
+
+		for (int c = 0; c < 16; c++)
+		{
+			a[c] = vld1q_u8(staged + c * stride + at);
+			b[c] = vld1q_u8(staged + (c + 16) * stride + at);
+		}
+		transpose(a);
+		transpose(b);
+		for (int k = 0; k < 16; k++)
+		{
+			vst1q_u8(out + 32 * k, vorrq_u8(vandq_u8(a[k], low), vshlq_n_u8(b[k], 4)));
+			vst1q_u8(out + 32 * k + 16, vorrq_u8(vshrq_n_u8(a[k], 4), vbicq_u8(b[k], low)));
+		}
+	}
+}
+
 const BqKernel bq_kernel_neon = {
 	.name = "neon",
 	.hamming = bq_hamming_neon,
@@ -588,6 +639,7 @@ const BqKernel bq_kernel_neon = {
 	.mix = bq_mix_neon,
 	.lut_block = bq_lut_block_neon,
 	.scale_sums = bq_scale_sums_neon,
+	.unstage = bq_unstage_neon,
 };
 
 #endif							/* BQ_HAVE_NEON */

@@ -241,6 +241,21 @@ bq_scale_sums_portable(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 		out[c] = (scale * sums[c] - bias) * factor[c];
 }
 
+static inline uint8_t
+nibble_of(const uint8_t *staged, int n)
+{
+	return (uint8_t) (staged[n / 2] >> (n % 2 * 4) & 15);
+}
+
+static void
+bq_unstage_portable(const uint8_t *staged, int nrows, uint8_t *rows)
+{
+	for (int j = 0; j < nrows; j++)
+		for (int b = 0; b < 16; b++)
+			rows[16 * j + b] = (uint8_t) (nibble_of(staged, b * nrows + j) |
+										  nibble_of(staged, (b + 16) * nrows + j) << 4);
+}
+
 const BqKernel bq_kernel_portable = {
 	.name = "portable",
 	.hamming = bq_hamming_portable,
@@ -258,4 +273,5 @@ const BqKernel bq_kernel_portable = {
 	.mix = bq_mix_portable,
 	.lut_block = bq_lut_block_portable,
 	.scale_sums = bq_scale_sums_portable,
+	.unstage = bq_unstage_portable,
 };

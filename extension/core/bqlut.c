@@ -102,6 +102,72 @@ bq_block_get(const uint8_t *block, int dim, int c, uint8_t *planes)
 	bq_block_get_rows(block, 0, bq_block_nrows(dim), dim, c, planes);
 }
 
+static inline uint8_t
+get_nibble(const uint8_t *bytes, int n)
+{
+	return (uint8_t) (bytes[n / 2] >> (n % 2 * 4) & 15);
+}
+
+static inline void
+set_nibble(uint8_t *bytes, int n, uint8_t nibble)
+{
+	int			shift = n % 2 * 4;
+
+	bytes[n / 2] = (uint8_t) ((bytes[n / 2] & 0xf0 >> shift) | nibble << shift);
+}
+
+void
+bq_stage(const uint8_t *rows, int nrows, uint8_t *staged)
+{
+	for (int c = 0; c < BQ_BLOCK; c++)
+		for (int j = 0; j < nrows; j++)
+			set_nibble(staged, c * nrows + j,
+					   (uint8_t) (rows[16 * j + c % 16] >> (c < 16 ? 0 : 4) & 15));
+}
+
+/* Four rows are a byte of each plane, and two of the run. */
+void
+bq_stage_put(uint8_t *run, int half, int first, int end, int dim, const uint8_t *planes)
+{
+	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
+	int			j = first;
+
+	for (; half == 0 && j + 4 <= end; j += 4)
+	{
+		uint32_t	nibbles = spread_pairs(planes[j / 4]) | spread_pairs(magnitude[j / 4]) << 2;
+		uint8_t    *bytes = run + (j - first) / 2;
+
+		bytes[0] = (uint8_t) (nibbles | nibbles >> 4);
+		bytes[1] = (uint8_t) (nibbles >> 16 | nibbles >> 20);
+	}
+	for (; j < end; j++)
+		set_nibble(run, half + j - first, nibble_at(planes, magnitude, j));
+}
+
+void
+bq_stage_get(const uint8_t *run, int half, int first, int end, int dim, uint8_t *planes)
+{
+	uint8_t    *magnitude = planes + bq_plane_nbytes(dim);
+	int			j = first;
+
+	for (; half == 0 && j + 4 <= end; j += 4)
+	{
+		const uint8_t *bytes = run + (j - first) / 2;
+		uint32_t	nibbles = bytes[0] | (uint32_t) bytes[0] << 4 | (uint32_t) bytes[1] << 16 |
+			(uint32_t) bytes[1] << 20;
+
+		planes[j / 4] = join_pairs(nibbles);
+		magnitude[j / 4] = join_pairs(nibbles >> 2);
+	}
+	for (; j < end; j++)
+	{
+		int			nibble = get_nibble(run, half + j - first);
+
+		planes[j / 4] |= (uint8_t) ((nibble & 3) << (j % 4 * 2));
+		magnitude[j / 4] |= (uint8_t) (((nibble >> 2) & 3) << (j % 4 * 2));
+	}
+}
+
 /* Level of a nibble's first (0) or second (1) dimension. */
 static inline int
 nibble_level(int nibble, int which)

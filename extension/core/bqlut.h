@@ -45,6 +45,24 @@ extern void bq_block_get_rows(const uint8_t *rows, int first, int end, int dim, 
 							  uint8_t *planes);
 
 /*
+ * *Staged*, codes lie one after the other instead of row by row: of a run of n rows,
+ * nibble c * n + j is that of code c in row j, two nibbles to a byte, the low one first.
+ * So one code is one run of bytes.  bq_kernel->unstage() makes packed rows of them;
+ * bq_stage() is the way back.
+ */
+extern void bq_stage(const uint8_t *rows, int nrows, uint8_t *staged);
+
+/*
+ * Put, take the nibbles of rows `first`, a multiple of 4, to `end` - 1 of one code.  They
+ * begin with nibble `half`, 0 or 1, of `run`; other nibbles of its bytes stay.  What
+ * bq_stage_get() fills must have been zeroed.
+ */
+extern void bq_stage_put(uint8_t *run, int half, int first, int end, int dim,
+						 const uint8_t *planes);
+extern void bq_stage_get(const uint8_t *run, int half, int first, int end, int dim,
+						 uint8_t *planes);
+
+/*
  * Table of a float query: a sum s of entries stands for the inner product of q
  * with the level values, bias - scale * s (so a smaller sum is nearer).  The error
  * is at most scale / 2 for each row; of queries near BQ_MAX_NORM in thousands of

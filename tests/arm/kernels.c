@@ -170,6 +170,14 @@ check_block(const BqKernel *kernel, int nrows, size_t offset)
 	kernel->lut_block(table, block, nrows, out[0]);
 	bq_kernel_portable.lut_block(table, block, nrows, out[1]);
 	check(memcmp(out[0], out[1], sizeof(out[0])) == 0, kernel->name, "lut_block", nrows, offset);
+
+	uint8_t    *rows[2] = {malloc(16 * (size_t) nrows + 1), malloc(16 * (size_t) nrows + 1)};
+
+	kernel->unstage(block, nrows, rows[0]);
+	bq_kernel_portable.unstage(block, nrows, rows[1]);
+	check(memcmp(rows[0], rows[1], 16 * (size_t) nrows) == 0, kernel->name, "unstage", nrows, offset);
+	free(rows[0]);
+	free(rows[1]);
 }
 
 int

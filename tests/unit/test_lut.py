@@ -67,6 +67,69 @@ def test_block_get_returns_what_was_put(rng):
             assert np.array_equal(found, planes), (dim, c)
 
 
+def stage_codes(codes, dim):
+    """One code after the other, as `bq_stage_put` writes them."""
+    nrows = (dim + 1) // 2
+    staged = np.full(nrows * 16, 0xA5, np.uint8)
+    for c in np.random.default_rng(dim).permutation(len(codes)):
+        run = staged[c * nrows // 2 :]
+        corelib.load().bq_stage_put(address(run), c * nrows % 2, 0, nrows, dim, address(codes[c]))
+    return staged
+
+
+def test_staged_block_equals_reference(rng):
+    """Nibble c * nrows + j is that of code c in row j, whatever lay there before."""
+    for dim in DIMS:
+        codes = random_codes(rng, dim)
+        block = reference.make_block(codes, dim)
+        nibbles = np.concatenate([block & 15, block >> 4], axis=1).T.reshape(-1, 2)
+        assert np.array_equal(stage_codes(codes, dim), nibbles[:, 0] | nibbles[:, 1] << 4), dim
+        staged = np.full(block.size, 0xA5, np.uint8)
+        corelib.load().bq_stage(address(block), len(block), address(staged))
+        assert np.array_equal(staged, stage_codes(codes, dim)), dim
+
+
+def test_stage_get_returns_what_was_put(rng):
+    for dim in DIMS:
+        nrows = (dim + 1) // 2
+        codes = random_codes(rng, dim)
+        staged = stage_codes(codes, dim)
+        for c, planes in enumerate(codes):
+            found = np.zeros(planes.size, np.uint8)
+            run = staged[c * nrows // 2 :]
+            corelib.load().bq_stage_get(address(run), c * nrows % 2, 0, nrows, dim, address(found))
+            assert np.array_equal(found, planes), (dim, c)
+
+
+def test_code_staged_in_parts_equals_whole(rng):
+    """A large block is staged in several parts."""
+    for dim in (9, 64, 130):
+        nrows = (dim + 1) // 2
+        (planes,) = random_codes(rng, dim, n=1)
+        for split in range(0, nrows, 4):
+            found = np.zeros_like(planes)
+            for first, end in ((0, split), (split, nrows)):
+                run = np.full(nrows, 0xA5, np.uint8)
+                corelib.load().bq_stage_put(address(run), 1, first, end, dim, address(planes))
+                assert run[0] & 15 == 5
+                corelib.load().bq_stage_get(address(run), 1, first, end, dim, address(found))
+            assert np.array_equal(found, planes), (dim, split)
+
+
+@pytest.mark.parametrize("name", corelib.available_kernels())
+def test_unstaged_block_is_packed(name, rng):
+    for dim in DIMS:
+        codes = random_codes(rng, dim)
+        block = put_codes(codes, dim)
+        memory = corelib.Guarded(block.size + 7)
+        for offset in (0, 7):
+            staged = memory.at_end(stage_codes(codes, dim), offset)
+            found = np.full(block.size + 1, 0xEE, np.uint8)
+            corelib.kernel(name).unstage(address(staged), len(block), address(found))
+            assert np.array_equal(found[:-1], block.ravel()), dim
+            assert found[-1] == 0xEE
+
+
 def test_hamming_table_equals_reference(rng):
     for dim in DIMS:
         (planes,) = random_codes(rng, dim, n=1)
