@@ -50,7 +50,7 @@ typedef struct BuildState
 } BuildState;
 
 /*
- * Rows in memory, for builds and for vacuum's regrouping
+ * Rows in memory, for builds and for vacuum's splitting of lists
  */
 
 /*
@@ -523,7 +523,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	if (state->sampled)
 		nlists = Min(nlists, (uint32) (state->rows.n / 2));
 	transform = state->layout.transform;
-	state->layout = bq_plan_layout(dim, nlists, BQ_METAPAGE_BLKNO + 1);
+	state->layout = bq_plan_layout(dim, nlists);
 	state->layout.transform = transform;
 
 	UnlockReleaseBuffer(bq_new_page(index, MAIN_FORKNUM, BQ_METAPAGE_BLKNO, BQ_PAGE_META));
@@ -553,12 +553,12 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 void
 bqbuildempty(Relation index)
 {
-	BqLayout	layout = bq_plan_layout(column_dim(index), 1, BQ_METAPAGE_BLKNO + 1);
+	BqLayout	layout = bq_plan_layout(column_dim(index), 1);
 	Buffer		buffer = bq_new_page(index, INIT_FORKNUM, BQ_METAPAGE_BLKNO, BQ_PAGE_META);
 
 	layout.transform = bq_transform_without_rows(index);
-	bq_fill_metapage(BufferGetPage(buffer), &layout, 0, 0);
+	bq_fill_metapage(BufferGetPage(buffer), &layout, layout.nblocks, 0);
 	UnlockReleaseBuffer(buffer);
 	bq_create_lists(index, INIT_FORKNUM, &layout);
-	log_newpage_range(index, INIT_FORKNUM, 0, layout.data_start, true);
+	log_newpage_range(index, INIT_FORKNUM, 0, bq_data_end(&layout, layout.nblocks), true);
 }

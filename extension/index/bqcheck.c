@@ -6,10 +6,9 @@
  * two pages agree.  On a standby, where such a lock cannot be had, replay can change
  * pages between two looks: pause it first.
  *
- * Pages before the first centroid, and after the last block, belong to nobody: lists
- * from before a regrouping, and what a crash left.  They are not looked at.
+ * Pages after the last block belong to nobody yet: they are not looked at.
  *
- * Memory: 20 bytes per block and 16 per row.
+ * Memory: 28 bytes per block and 16 per row.
  */
 #include "postgres.h"
 
@@ -28,22 +27,34 @@
 #include "miscadmin.h"
 #include "type/bqvec.h"
 #include "utils/acl.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+/* What a block was found to be part of. */
+typedef enum BlockUse
+{
+	BLOCK_LOST,					/* of nothing: left by a crash */
+	BLOCK_DIRECTORY,
+	BLOCK_LIST,
+	BLOCK_OLD_CHAIN,
+	BLOCK_FREE
+} BlockUse;
+
 /* What the chains are checked by, of each block. */
 typedef struct BlockLinks
 {
 	uint32		list;
+	uint32		epoch;
 	uint32		next;
 	uint32		next_free;
 	bool		in_free_chain;
 	bool		full;
-	bool		in_list;		/* met by walking the list ... */
-	bool		in_free_list;	/* ... and its free chain */
+	bool		in_free_list;	/* met by walking the list's free chain */
+	uint8		use;			/* BlockUse */
 } BlockLinks;
 
 /* A row of the index, found by its position in the table. */
@@ -60,7 +71,9 @@ typedef struct CheckState
 	Relation	heap;
 	Relation	index;
 	BqLayout	layout;
+	BqListData *lists;
 	uint32		nblocks;
+	uint32		nlost;
 	BlockLinks *links;
 	IndexedRow *rows;			/* by tid, once sorted */
 	size_t		nrows;
@@ -119,9 +132,13 @@ bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privilege, Relation *hea
 		index->rd_indam->ambuild != bqbuild)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 index->rd_rel->relkind == RELKIND_PARTITIONED_INDEX ?
+				 errmsg("index \"%s\" is partitioned", RelationGetRelationName(index)) :
 				 errmsg("\"%s\" is not a bq index", RelationGetRelationName(index)),
 				 index->rd_rel->relkind == RELKIND_PARTITIONED_INDEX ?
-				 errhint("Name the index of one partition.") : 0));
+				 errhint("Name the index of one partition; SELECT relid FROM pg_partition_tree('%s') WHERE isleaf lists them.",
+						 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(index)),
+													RelationGetRelationName(index))) : 0));
 	/* The oid may have come to mean another index before it was locked. */
 	if (heap_oid != IndexGetRelation(index_oid, false))
 		ereport(ERROR,
@@ -149,21 +166,15 @@ bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privilege, Relation *hea
  * Pages
  */
 
-/* Is the metapage possible, and do the parts follow each other without gaps? */
+/* Is the metapage possible? */
 static void
 check_metapage(CheckState *state)
 {
 	const BqLayout *layout = &state->layout;
 	int			column_dim = TupleDescAttr(RelationGetDescr(state->index), 0)->atttypmod;
-	BqLayout	planned;
 
-	state->layout = bq_read_layout(state->index, &state->nblocks);
-	planned = bq_plan_layout(layout->dim, layout->nlists, layout->centroid_start);
-	if (layout->centroid_start <= BQ_METAPAGE_BLKNO ||
-		layout->list_start != planned.list_start || layout->data_start != planned.data_start)
-		damaged(state, "pages of %u lists of %d dimensions begin at %u, %u and %u",
-				layout->nlists, layout->dim, layout->centroid_start, layout->list_start,
-				layout->data_start);
+	state->layout = bq_read_layout(state->index);
+	state->nblocks = layout->nblocks;
 	for (int i = 0; i < BQ_RECALLS; i++)
 		if (Max(layout->model.nprobes[i], layout->model.product_nprobes[i]) > layout->nlists)
 			damaged(state, "metapage has %u probes for %u lists",
@@ -181,17 +192,19 @@ check_pages(CheckState *state)
 	const BqLayout *layout = &state->layout;
 	BlockNumber end;
 
-	bq_check_size(state->index, layout, state->nblocks);
+	bq_check_size(state->index, layout);
 	end = bq_data_end(layout, state->nblocks);
-	for (BlockNumber blkno = layout->centroid_start; blkno < end; blkno++)
+	for (BlockNumber blkno = BQ_METAPAGE_BLKNO + 1; blkno < end; blkno++)
 	{
-		BqPageKind	kind = blkno < layout->list_start ? BQ_PAGE_CENTROIDS :
-			blkno < layout->data_start ? BQ_PAGE_LISTS : BQ_PAGE_DATA;
+		BqPageKind	kind = blkno < layout->data_start ? BQ_PAGE_STATISTICS :
+			bq_page_kind(layout, blkno);
 		Buffer		buffer = bq_read_page(state->index, blkno, kind, BUFFER_LOCK_SHARE);
-		PageHeader	page = (PageHeader) BufferGetPage(buffer);
+		Page		page = BufferGetPage(buffer);
 
-		if (page->pd_lower != page->pd_upper)
+		if (((PageHeader) page)->pd_lower != ((PageHeader) page)->pd_upper)
 			damaged(state, "page %u has a hole, which WAL would not keep", blkno);
+		if (BqPageGetOpaque(page)->page_id != BQ_PAGE_ID || BqPageGetOpaque(page)->kind != kind)
+			damaged(state, "page %u is of one kind at its start, of another at its end", blkno);
 		UnlockReleaseBuffer(buffer);
 		CHECK_FOR_INTERRUPTS();
 	}
@@ -250,7 +263,6 @@ check_rows(CheckState *state, uint32 b, const BqBlockData *block, BlockNumber he
 		.transform = (uint16) state->layout.transform
 	};
 
-	bq_read_block(state->index, &state->layout, b, state->block_rows);
 	for (int slot = 0; slot < BQ_BLOCK; slot++)
 	{
 		ItemPointerData tid = block->tid[slot];
@@ -294,25 +306,28 @@ check_blocks(CheckState *state)
 														 sizeof(BlockLinks));
 	for (uint32 b = 0; b < state->nblocks; b++)
 	{
-		Buffer		buffer = bq_read_page(state->index, bq_header_page(&state->layout, b),
-										  BQ_PAGE_DATA, BUFFER_LOCK_SHARE);
-		BqBlockData block = *BqPageGetBlock(BufferGetPage(buffer), b);
 		BlockLinks *links = &state->links[b];
+		BqBlockData block;
 
-		UnlockReleaseBuffer(buffer);
+		memset(links, 0, sizeof(BlockLinks));
+		if (bq_is_directory(&state->layout, b))
+		{
+			links->use = BLOCK_DIRECTORY;
+			continue;
+		}
+		bq_read_block(state->index, &state->layout, b, &block, state->block_rows);
 		CHECK_FOR_INTERRUPTS();
-		if (block.list >= state->layout.nlists)
-			damaged(state, "block %u belongs to list %u of %u", b, block.list,
-					state->layout.nlists);
+		links->list = block.list;
+		links->epoch = block.epoch;
+		links->next = block.next;
+		if (block.list >= state->layout.nlists ||
+			block.epoch != state->lists[block.list].epoch)
+			continue;
 		if (block.in_free_chain > 1)
 			damaged(state, "block %u has free chain flag %u", b, block.in_free_chain);
-		links->list = block.list;
-		links->next = block.next;
 		links->next_free = block.next_free;
 		links->in_free_chain = block.in_free_chain;
 		links->full = block.live == UINT32_MAX;
-		links->in_list = false;
-		links->in_free_list = false;
 		check_rows(state, b, &block, heap_pages);
 	}
 }
@@ -321,39 +336,47 @@ check_blocks(CheckState *state)
  * Chains
  */
 
-static BlockLinks *
-follow(const CheckState *state, uint32 b, uint32 list, const char *chain)
-{
-	if (b >= state->nblocks)
-		damaged(state, "%s of list %u leads to block %u of %u", chain, list, b, state->nblocks);
-	if (state->links[b].list != list)
-		damaged(state, "%s of list %u leads to block %u of list %u", chain, list, b,
-				state->links[b].list);
-	return &state->links[b];
-}
-
+/* Walk a chain of blocks that belong to one list in one epoch, or to none. */
 static void
-check_list(CheckState *state, uint32 list, const BqListData *entry)
+check_chain(CheckState *state, const char *chain, uint32 list, uint32 epoch, BlockUse use,
+			uint32 head, uint32 nblocks)
 {
 	uint32		length = 0;
 
-	for (uint32 b = entry->head; b != BQ_NO_BLOCK; length++)
+	for (uint32 b = head; b != BQ_NO_BLOCK; length++)
 	{
-		BlockLinks *links = follow(state, b, list, "chain");
+		BlockLinks *links;
 
-		if (links->in_list)
-			damaged(state, "chain of list %u comes to block %u twice", list, b);
-		links->in_list = true;
+		if (b >= state->nblocks)
+			damaged(state, "%s of list %u leads to block %u of %u", chain, list, b,
+					state->nblocks);
+		links = &state->links[b];
+		if (links->use == use)
+			damaged(state, "%s of list %u comes to block %u twice", chain, list, b);
+		if (links->use != BLOCK_LOST)
+			damaged(state, "%s of list %u leads to block %u of another use", chain, list, b);
+		if (use == BLOCK_FREE ?
+			links->list < state->layout.nlists && links->epoch == state->lists[links->list].epoch :
+			links->list != list || links->epoch != epoch)
+			damaged(state, "%s of list %u leads to block %u of list %u, epoch %u", chain, list, b,
+					links->list, links->epoch);
+		links->use = use;
 		b = links->next;
 	}
-	if (length != entry->nblocks)
-		damaged(state, "chain of list %u has %u blocks, expected %u", list, length,
-				entry->nblocks);
+	if (length != nblocks)
+		damaged(state, "%s of list %u has %u blocks, expected %u", chain, list, length, nblocks);
+}
 
-	for (uint32 b = entry->free; b != BQ_NO_BLOCK;)
+/* The blocks of a list that have free slots. */
+static void
+check_free_chain(CheckState *state, uint32 list)
+{
+	for (uint32 b = state->lists[list].free; b != BQ_NO_BLOCK;)
 	{
-		BlockLinks *links = follow(state, b, list, "free chain");
+		BlockLinks *links = b < state->nblocks ? &state->links[b] : NULL;
 
+		if (links == NULL || links->use != BLOCK_LIST || links->list != list)
+			damaged(state, "free chain of list %u leads to block %u of another list", list, b);
 		if (links->in_free_list)
 			damaged(state, "free chain of list %u comes to block %u twice", list, b);
 		if (!links->in_free_chain)
@@ -367,23 +390,39 @@ static void
 check_lists(CheckState *state)
 {
 	uint32		nunreachable = 0;
+	BqMetaPageData meta = bq_read_metapage(state->index);
 
 	for (uint32 list = 0; list < state->layout.nlists; list++)
 	{
-		Buffer		buffer = bq_read_page(state->index, bq_list_page(&state->layout, list),
-										  BQ_PAGE_LISTS, BUFFER_LOCK_SHARE);
-		BqListData	entry = *BqPageGetList(BufferGetPage(buffer), list);
+		const BqListData *entry = &state->lists[list];
 
-		UnlockReleaseBuffer(buffer);
 		CHECK_FOR_INTERRUPTS();
-		check_list(state, list, &entry);
+		check_chain(state, "chain", list, entry->epoch, BLOCK_LIST, entry->head, entry->nblocks);
+		check_free_chain(state, list);
+		if (entry->changed > state->layout.generation)
+			damaged(state, "list %u was changed in generation " UINT64_FORMAT " of " UINT64_FORMAT,
+					list, entry->changed, state->layout.generation);
+		if (entry->old_head != BQ_NO_BLOCK && entry->old_epoch == entry->epoch)
+			damaged(state, "list %u has two chains of epoch %u", list, entry->epoch);
+		if (entry->old_head != BQ_NO_BLOCK)
+			check_chain(state, "old chain", list, entry->old_epoch, BLOCK_OLD_CHAIN,
+						entry->old_head, entry->old_nblocks);
 	}
+	check_chain(state, "free chain of the index, not", 0, 0, BLOCK_FREE, meta.free_head, meta.nfree);
+
 	for (uint32 b = 0; b < state->nblocks; b++)
 	{
 		const BlockLinks *links = &state->links[b];
 
-		if (!links->in_list)
-			damaged(state, "block %u is not in the chain of its list %u", b, links->list);
+		if (links->use == BLOCK_LOST)
+		{
+			if (links->list < state->layout.nlists &&
+				links->epoch == state->lists[links->list].epoch)
+				damaged(state, "block %u is not in the chain of its list %u", b, links->list);
+			state->nlost++;
+		}
+		if (links->use != BLOCK_LIST)
+			continue;
 		if (links->in_free_chain && !links->in_free_list)
 			damaged(state, "block %u is not in the free chain of its list %u", b, links->list);
 		nunreachable += !links->full && !links->in_free_chain;
@@ -393,6 +432,12 @@ check_lists(CheckState *state)
 		ereport(WARNING,
 				(errmsg("index \"%s\" has %u blocks whose free slots cannot be found",
 						RelationGetRelationName(state->index), nunreachable),
+				 errhint("VACUUM the table.")));
+	/* a crash while a list is split */
+	if (state->nlost > 0)
+		ereport(WARNING,
+				(errmsg("index \"%s\" has %u blocks that belong to nothing",
+						RelationGetRelationName(state->index), state->nlost),
 				 errhint("VACUUM the table.")));
 }
 
@@ -501,6 +546,7 @@ bq_index_check(PG_FUNCTION_ARGS)
 	state.planes = (uint8 *) palloc(bq_planes_nbytes(state.layout.dim));
 	check_pages(&state);
 	check_centroids(&state);
+	state.lists = bq_read_entries(state.index, &state.layout);
 	check_blocks(&state);
 	check_lists(&state);
 	check_positions(&state);

@@ -139,8 +139,9 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 		share = Min(1, share * 3);
 
 	get_tablespace_page_costs(info->reltablespace, NULL, &page_cost);
-	front_pages = layout.list_start - layout.centroid_start;
-	data_pages = Max(0.0, (double) info->pages - layout.data_start);
+	front_pages = layout.nlists > 1 ?
+		(double) bq_count_directory_blocks(&layout) * layout.nrows / BQ_ROWS_PER_PAGE : 0;
+	data_pages = Max(0.0, (double) info->pages - layout.data_start - front_pages);
 	code_cost = cpu_operator_cost * layout.dim * COST_PER_CODE_DIM * rows + page_cost * data_pages;
 
 	*startup = page_cost * front_pages + first * code_cost;

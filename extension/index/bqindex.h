@@ -3,10 +3,9 @@
  *
  * An index is an inverted file over packed codes.  Its pages, in order:
  *
- *	metapage		block 0
- *	centroid pages	the direction of each list as a 2-bit code, see bqrank.c
- *	list pages		one entry per list: the head of its chain of blocks
- *	data pages		two interleaved arrays, see below
+ *	metapage			block 0
+ *	statistics pages	up to data_start; none so far
+ *	data pages			two interleaved arrays, see below
  *
  * A *block* is 32 codes of one list.  Block number b owns entry b of the array of
  * block headers (heap positions, norms: 20 entries to a header page), and rows
@@ -15,7 +14,11 @@
  * Header pages lie among the code pages in the order of need: where each page lies
  * follows from the block number by arithmetic alone, so the data area grows at its
  * end and needs no map.
- */
+ *
+ * The *directory*, what is known of each list, lies in code rows as well: a run of
+ * blocks for the lists that the index was made with and some more, then, each time
+ * these are used up, a run for as many lists as there are.  See bqrank.c.
+  */
 #ifndef BQINDEX_H
 #define BQINDEX_H
 
@@ -24,6 +27,7 @@
 #include "access/amapi.h"
 #include "access/generic_xlog.h"
 #include "access/genam.h"
+#include "access/transam.h"
 #include "nodes/execnodes.h"
 #include "nodes/parsenodes.h"
 #include "nodes/pathnodes.h"
@@ -38,7 +42,7 @@
 #include "core/bqlut.h"
 
 #define BQ_MAGIC 0x62716978		/* "bqix" */
-#define BQ_VERSION 2			/* raised by every change of the format below */
+#define BQ_VERSION 3			/* raised by every change of the format below */
 #define BQ_PAGE_ID 0xBA51		/* last two bytes of each page, for pg_filedump */
 
 #define BQ_METAPAGE_BLKNO 0
@@ -69,10 +73,17 @@ enum
 typedef enum BqPageKind
 {
 	BQ_PAGE_META = 1,
-	BQ_PAGE_CENTROIDS,
-	BQ_PAGE_LISTS,
-	BQ_PAGE_DATA				/* headers or codes */
+	BQ_PAGE_STATISTICS,
+	BQ_PAGE_HEADERS,			/* of blocks */
+	BQ_PAGE_CODES				/* and the directory */
 } BqPageKind;
+
+/*
+ * Of what kind a page is says its header, too, in a field that indexes have no use for:
+ * scans read pages by the hundred, most of them in part, and looking at the far end of
+ * each would cost a cache miss and a TLB miss.
+ */
+#define BqPageGetKind(page) (((PageHeader) (page))->pd_prune_xid)
 
 typedef struct BqPageOpaqueData
 {
@@ -113,18 +124,31 @@ typedef struct BqReach
 	double		slack;
 } BqReach;
 
+/* A header that was never written has epoch 0, and so belongs to no list. */
+#define BQ_FIRST_GENERATION 1
+
+/* Runs of the directory: each doubles the lists that there is room for, up to BQ_MAX_LISTS. */
+#define BQ_SEGMENTS 12
+
 typedef struct BqMetaPageData
 {
 	uint32		magic;
 	uint32		version;
 	uint32		dim;
 	int32		transform;		/* of every code in the index; -1 until the first one */
-	uint32		nlists;			/* 1: flat, no centroids */
-	BlockNumber centroid_start;
-	BlockNumber list_start;
-	BlockNumber data_start;
-	uint32		nblocks;		/* blocks given to lists so far */
-	double		build_rows;		/* rows indexed when the index was built */
+	uint32		nlists;			/* 1: flat, no directions */
+	uint32		nkeys;			/* filter columns, 0 so far: 132 bytes each of a header */
+	BlockNumber data_start;		/* pages before it, but the metapage, keep statistics */
+	BlockNumber npages;			/* initialised so far; blocks take them as they are */
+	uint32		nblocks;		/* of lists, of the directory, and free ones */
+	uint32		free_head;		/* first block of the chain of free ones, or BQ_NO_BLOCK */
+	uint32		nfree;			/* length of that chain */
+	uint32		capacity;		/* lists in the directory's first run, a multiple of BQ_BLOCK */
+	uint32		segments[BQ_SEGMENTS];	/* first block of each run, or BQ_NO_BLOCK */
+	uint64		generation;		/* raised by every change of the set of lists */
+	double		build_rows;		/* rows indexed when probes were measured */
+	uint32		nchanged;		/* lists made or changed since then */
+	uint32		closed;			/* vacuum looks whether rows are left: none may be added */
 
 	/*
 	 * Queries in the middle of many rows find their neighbours in few lists, others in
@@ -146,32 +170,59 @@ typedef BqMetaPageData *BqMetaPage;
 
 #define BqPageGetMeta(page) ((BqMetaPage) PageGetContents(page))
 
-/* A list. */
+/*
+ * A list.  A list that is split keeps what it was until nobody can be on its way there: a
+ * scan that began before `changed` reads the old chain.
+ */
 typedef struct BqListData
 {
 	uint32		head;			/* first block of the chain, BQ_NO_BLOCK if empty */
 	uint32		free;			/* first block that may have a free slot, or BQ_NO_BLOCK */
 	uint32		nblocks;		/* length of the chain */
-	uint32		unused;
+	uint32		epoch;			/* of the blocks in the chain, see BqBlockData */
+	uint32		old_head;		/* the chain before the last split, BQ_NO_BLOCK if it is free */
+	uint32		old_nblocks;
+	uint32		old_epoch;
+	uint16		closed;			/* being split: no row may be added */
+	uint16		tried;			/* blocks it had when vacuum could not split it */
+	uint64		changed;		/* generation that the last split made; 0: none */
+	uint64		freed;			/* full transaction id that snapshots must have passed ... */
+								/* ... before the blocks of the old chain are free */
 } BqListData;
 
-#define BQ_LISTS_PER_PAGE ((int) (BQ_PAGE_NBYTES / sizeof(BqListData)))
+#define BQ_LIST_ROWS ((int) (sizeof(BqListData) / BQ_ROW_NBYTES))
+#define BQ_LISTS_PER_PAGE (BQ_ROWS_PER_PAGE / BQ_LIST_ROWS)
 
-/* All of a block but the codes.  A slot is in use when its bit in `live` is set. */
+/*
+ * All of a block but the codes.  A slot is in use when its bit in `live` is set.  After
+ * this follow, for each filter column, 32 values of 4 bytes and a word of null bits.
+ *
+ * A block belongs to a list if it names it and its present epoch; if not, it is free, or
+ * of a chain from before a split, or was meant for a split that was not completed.
+ */
 typedef struct BqBlockData
 {
 	uint32		list;
-	uint32		next;			/* next block of the list, or BQ_NO_BLOCK */
+	uint32		epoch;
+	uint32		next;			/* next block of the list, or of the free ones, or BQ_NO_BLOCK */
 	uint32		next_free;		/* next block of the list's free chain, or BQ_NO_BLOCK */
 	uint16		in_free_chain;	/* reachable from BqListData.free */
-	uint16		unused;
+	uint16		packed;			/* rows before this one are packed, from it on staged (core/bqlut.h) */
 	uint32		live;			/* bit c: slot c holds a row */
 	ItemPointerData tid[BQ_BLOCK];
 	uint16		inverse[BQ_BLOCK];	/* 1 / length of the level values, see bq_inverse_pack() */
 	float		norm[BQ_BLOCK];
 } BqBlockData;
 
-#define BQ_HEADERS_PER_PAGE ((int) (BQ_PAGE_NBYTES / sizeof(BqBlockData)))
+#define BQ_KEY_NBYTES (BQ_BLOCK * sizeof(uint32) + sizeof(uint32))
+#define BQ_MAX_KEYS 8
+
+/*
+ * Rows are staged in parts of so many (the last one has fewer): a part lies on at most
+ * three pages, so that packing it is one record of WAL.  A multiple of 4.
+ */
+#define BQ_STAGE_ROWS 1020
+
 #define BQ_ROW_NBYTES 16
 #define BQ_ROWS_PER_PAGE ((int) (BQ_PAGE_NBYTES / BQ_ROW_NBYTES))
 
@@ -190,11 +241,16 @@ typedef struct BqLayout
 {
 	int			dim;
 	int			nrows;			/* rows of 16 bytes in a block */
+	int			nkeys;
+	int			header_nbytes;	/* of a block */
+	int			headers_per_page;
 	int			transform;
 	uint32		nlists;
-	BlockNumber centroid_start;
-	BlockNumber list_start;
 	BlockNumber data_start;
+	uint32		nblocks;
+	uint32		capacity;
+	uint32		segments[BQ_SEGMENTS];
+	uint64		generation;
 	float		margins[BQ_MARGINS];
 	BqModel		model;
 } BqLayout;
@@ -212,14 +268,25 @@ typedef struct BqCache
 	Buffer		recent[FLEXIBLE_ARRAY_MEMBER];	/* by block number, InvalidBuffer: never seen */
 } BqCache;
 
+/* Set what follows from the dimensions and the number of filter columns. */
+static inline void
+bq_set_layout(BqLayout *layout, int dim, int nkeys)
+{
+	layout->dim = dim;
+	layout->nrows = bq_block_nrows(dim);
+	layout->nkeys = nkeys;
+	layout->header_nbytes = sizeof(BqBlockData) + nkeys * BQ_KEY_NBYTES;
+	layout->headers_per_page = BQ_PAGE_NBYTES / layout->header_nbytes;
+}
+
 /* Header page holding block b, and b's place on it. */
 static inline BlockNumber
 bq_header_page(const BqLayout *layout, uint32 b)
 {
-	uint64		m = b / BQ_HEADERS_PER_PAGE;
+	uint64		m = b / layout->headers_per_page;
 
 	return (BlockNumber) (layout->data_start + m +
-						  m * BQ_HEADERS_PER_PAGE * layout->nrows / BQ_ROWS_PER_PAGE);
+						  m * layout->headers_per_page * layout->nrows / BQ_ROWS_PER_PAGE);
 }
 
 /* Code page holding a row of the whole array; the row's place is row % BQ_ROWS_PER_PAGE. */
@@ -227,7 +294,7 @@ static inline BlockNumber
 bq_code_page(const BqLayout *layout, uint64 row)
 {
 	uint64		c = row / BQ_ROWS_PER_PAGE;
-	uint64		rows_per_header = (uint64) BQ_HEADERS_PER_PAGE * layout->nrows;
+	uint64		rows_per_header = (uint64) layout->headers_per_page * layout->nrows;
 
 	/* c code pages and the header pages whose first block begins on or before page c */
 	return (BlockNumber) (layout->data_start + c + 1 +
@@ -241,28 +308,24 @@ bq_first_row(const BqLayout *layout, uint32 b)
 	return (uint64) b * layout->nrows;
 }
 
-static inline BqBlockData *
-BqPageGetBlock(Page page, uint32 b)
+/* Of rows from `row` to `end`, those on the page of the first. */
+static inline int
+bq_rows_on_page(uint64 row, uint64 end)
 {
-	return (BqBlockData *) PageGetContents(page) + b % BQ_HEADERS_PER_PAGE;
+	return (int) Min(end - row, BQ_ROWS_PER_PAGE - row % BQ_ROWS_PER_PAGE);
+}
+
+static inline BqBlockData *
+BqPageGetBlock(const BqLayout *layout, Page page, uint32 b)
+{
+	return (BqBlockData *) (PageGetContents(page) +
+							b % layout->headers_per_page * layout->header_nbytes);
 }
 
 static inline uint8 *
 BqPageGetRow(Page page, uint64 row)
 {
 	return (uint8 *) PageGetContents(page) + row % BQ_ROWS_PER_PAGE * BQ_ROW_NBYTES;
-}
-
-static inline BqListData *
-BqPageGetList(Page page, uint32 list)
-{
-	return (BqListData *) PageGetContents(page) + list % BQ_LISTS_PER_PAGE;
-}
-
-static inline BlockNumber
-bq_list_page(const BqLayout *layout, uint32 list)
-{
-	return layout->list_start + list / BQ_LISTS_PER_PAGE;
 }
 
 /*
@@ -336,16 +399,34 @@ extern void bq_init_page(Page page, BqPageKind kind);
 extern void bq_check_page(Relation index, Buffer buffer, BqPageKind kind);
 extern Buffer bq_read_page(Relation index, BlockNumber blkno, BqPageKind kind, int lockmode);
 extern BqLayout bq_get_layout(Relation index);
-extern BqLayout bq_read_layout(Relation index, uint32 *nblocks);
+extern BqLayout bq_read_layout(Relation index);
+extern BqMetaPageData bq_read_metapage(Relation index);
 extern void bq_prefetch(Relation index, BlockNumber blkno, size_t offset);
 extern Buffer bq_new_page(Relation index, ForkNumber fork, BlockNumber blkno,
 						  BqPageKind kind);
-extern void bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log);
+extern BqPageKind bq_page_kind(const BqLayout *layout, BlockNumber blkno);
+extern void bq_extend(Relation index, const BqLayout *layout, BlockNumber from,
+					  BlockNumber npages);
+extern void bq_provide_pages(Relation index, const BqLayout *layout, uint32 nblocks);
 extern BlockNumber bq_data_end(const BqLayout *layout, uint32 nblocks);
-extern void bq_check_size(Relation index, const BqLayout *layout, uint32 nblocks);
-extern void bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot,
-						   uint8 *planes);
-extern void bq_read_block(Relation index, const BqLayout *layout, uint32 block, uint8 *codes);
+extern void bq_check_size(Relation index, const BqLayout *layout);
+extern void bq_report_damage(Relation index, BlockNumber blkno, const char *what);
+
+/* bqlog.c: changes of up to four pages, made and logged as one */
+#define BQ_LOG_PAGES MAX_GENERIC_XLOG_PAGES
+extern void bq_begin_log(Relation index);
+extern int	bq_log_page(Buffer buffer);
+extern void bq_log_change(int page, void *place, const void *value, size_t nbytes);
+extern void bq_finish_log(void);
+extern void bq_log_new_pages(Relation index, Buffer *buffers, int n);
+
+/* Change a field of a page that is part of the log that was begun. */
+#define bq_log_set(page, place, type, value) \
+	do { \
+		type		value_ = (value); \
+		StaticAssertStmt(sizeof(*(place)) == sizeof(type), "another type"); \
+		bq_log_change((page), (place), &value_, sizeof(type)); \
+	} while (0)
 
 /* bqform.c */
 extern uint16 bq_inverse_pack(const uint8 *planes, int dim, float norm);
@@ -361,27 +442,44 @@ typedef struct BqHeldPage
 	BlockNumber blkno;
 } BqHeldPage;
 
+/* What a reader must know of a list. */
+typedef struct BqChain
+{
+	uint32		list;
+	uint32		head;
+	uint32		nblocks;
+	uint32		epoch;
+} BqChain;
+
 typedef struct BqListReader
 {
 	Relation	index;
 	const BqLayout *layout;
-	uint32		list;
+	BqChain		chain;
 	uint32		block;			/* the one read last */
 	uint32		next;
 	uint32		left;			/* blocks not read yet */
+	int			nheld;			/* blocks read since interrupts were looked for */
+	int			packed;			/* rows of the block that are */
 	BqHeldPage	headers;
 	BqHeldPage	codes;
 } BqListReader;
 
+extern BqChain bq_read_chain(Relation index, const BqLayout *layout, uint32 list);
 extern void bq_begin_list(BqListReader *reader, Relation index, const BqLayout *layout,
-						  uint32 list, const BqListData *entry);
+						  const BqChain *chain);
 extern const BqBlockData *bq_next_block(BqListReader *reader);
 extern void bq_sum_block(BqListReader *reader, const uint8 *table, uint16 *sums);
 extern void bq_end_list(BqListReader *reader);
+extern void bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot,
+						   uint8 *planes);
+extern void bq_read_block(Relation index, const BqLayout *layout, uint32 block,
+						  BqBlockData *header, uint8 *codes);
+extern void bq_read_rows(Relation index, const BqLayout *layout, uint64 row, int n, uint8 *rows);
 
 /* bqwrite.c */
 extern uint32 bq_choose_lists(Relation index, double nrows);
-extern BqLayout bq_plan_layout(int dim, uint32 nlists, BlockNumber start);
+extern BqLayout bq_plan_layout(int dim, uint32 nlists);
 extern void bq_create_lists(Relation index, ForkNumber fork, const BqLayout *layout);
 extern void bq_fill_metapage(Page page, const BqLayout *layout, uint32 nblocks, double nrows);
 extern BqWriter *bq_begin_writing(Relation index, const BqLayout *layout);
@@ -389,15 +487,20 @@ extern void bq_write_row(BqWriter *writer, uint32 list, const BqRow *row);
 extern void bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *lists);
 extern uint32 bq_end_writing(BqWriter *writer);
 
+/* bqinsert.c */
+extern bool bq_insert_into_block(Relation index, const BqLayout *layout, uint32 list,
+								 uint32 epoch, uint32 b, const BqRow *row);
+extern void bq_write_block(Relation index, const BqLayout *layout, uint32 b,
+						   const BqBlockData *header, const uint8 *rows);
+
 /* bqbuild.c */
 extern size_t bq_rows_limit(int dim, int work_mem_kb, bool shared);
 extern void bq_grow_rows(BqRows *rows, int dim, size_t limit);
 extern void bq_put_row(BqRows *rows, size_t i, int dim, const BqRow *row);
 extern BqRow bq_get_row(const BqRows *rows, size_t i, int dim);
 
-/* bqregroup.c */
-extern bool bq_wants_regrouping(Relation index, double nrows);
-extern void bq_regroup(Relation index);
+/* bqsplit.c */
+extern void bq_split_lists(IndexVacuumInfo *info, double nrows);
 
 /* bqassign.c: codes to directions, alone or with parallel workers */
 typedef struct BqAssigner
@@ -467,7 +570,19 @@ typedef struct BqTable
 } BqTable;
 
 extern BqTable bq_make_table(const float *q, int dim);
-extern BlockNumber bq_count_centroid_pages(int dim, uint32 nlists);
+extern uint32 bq_count_segment_blocks(const BqLayout *layout, uint32 capacity);
+extern uint32 bq_segment_capacity(const BqLayout *layout, int segment);
+extern uint32 bq_directory_capacity(const BqLayout *layout);
+extern bool bq_is_directory(const BqLayout *layout, uint32 block);
+extern uint32 bq_count_directory_blocks(const BqLayout *layout);
+extern uint64 bq_list_row(const BqLayout *layout, uint32 list);
+extern BlockNumber bq_list_page(const BqLayout *layout, uint32 list);
+extern Buffer bq_read_entry(Relation index, const BqLayout *layout, uint32 list, int lockmode,
+							BqListData **entry);
+extern BqListData *bq_read_entries(Relation index, const BqLayout *layout);
+extern BqCentroids bq_read_directions(Relation index, const BqLayout *layout);
+extern void bq_set_directions(Relation index, const BqLayout *layout,
+							  const BqCentroids *centroids, uint32 first, uint32 list, uint32 n);
 extern uint8 *bq_pack_directions(const BqCentroids *centroids);
 extern void bq_write_centroids(Relation index, const BqLayout *layout,
 							   const BqCentroids *centroids);

@@ -24,17 +24,6 @@
 /* Pages (1 MB) below which nobody minds a few that are not used. */
 #define SMALL_INDEX 128
 
-static double
-read_build_rows(Relation index)
-{
-	Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
-									  BUFFER_LOCK_SHARE);
-	double		build_rows = BqPageGetMeta(BufferGetPage(buffer))->build_rows;
-
-	UnlockReleaseBuffer(buffer);
-	return build_rows;
-}
-
 static int
 compare_counts(const void *a, const void *b)
 {
@@ -44,35 +33,41 @@ compare_counts(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* Count the live rows of each list. */
+/* Count the live rows of each list, and the blocks of all of them. */
 static uint32 *
-count_rows(Relation index, const BqLayout *layout, uint32 nblocks, int64 *total)
+count_rows(Relation index, const BqLayout *layout, int64 *total, uint32 *nblocks)
 {
+	BqListData *lists = bq_read_entries(index, layout);
 	uint32	   *counts = (uint32 *) palloc0(layout->nlists * sizeof(uint32));
 
 	*total = 0;
-	for (uint32 first = 0; first < nblocks; first += BQ_HEADERS_PER_PAGE)
+	*nblocks = 0;
+	for (uint32 first = 0; first < layout->nblocks; first += layout->headers_per_page)
 	{
-		uint32		end = Min(nblocks, first + BQ_HEADERS_PER_PAGE);
-		Buffer		buffer = bq_read_page(index, bq_header_page(layout, first), BQ_PAGE_DATA,
+		uint32		end = Min(layout->nblocks, first + layout->headers_per_page);
+		Buffer		buffer = bq_read_page(index, bq_header_page(layout, first), BQ_PAGE_HEADERS,
 										  BUFFER_LOCK_SHARE);
 
 		for (uint32 b = first; b < end; b++)
 		{
-			const BqBlockData *block = BqPageGetBlock(BufferGetPage(buffer), b);
+			const BqBlockData *block = BqPageGetBlock(layout, BufferGetPage(buffer), b);
 			int			live = pg_popcount32(block->live);
 
-			if (block->list < layout->nlists)
-				counts[block->list] += live;
+			if (bq_is_directory(layout, b) || block->list >= layout->nlists ||
+				block->epoch != lists[block->list].epoch)
+				continue;
+			counts[block->list] += live;
 			*total += live;
+			*nblocks += 1;
 		}
 		UnlockReleaseBuffer(buffer);
 		CHECK_FOR_INTERRUPTS();
 	}
+	pfree(lists);
 	return counts;
 }
 
-/* When REINDEX would help, in words; NULL if it would not. */
+/* When VACUUM or REINDEX would help, in words; NULL if neither would. */
 static const char *
 advise(Relation index, const BqLayout *layout, double build_rows, int64 nrows, int64 nslots,
 	   BlockNumber nunused, BlockNumber npages)
@@ -80,7 +75,7 @@ advise(Relation index, const BqLayout *layout, double build_rows, int64 nrows, i
 	uint32		wanted = bq_choose_lists(index, (double) nrows);
 
 	if (wanted >= (uint64) layout->nlists * LISTS_OFF_BY)
-		return psprintf("REINDEX: the index has %u lists, made for %.0f rows; for "
+		return psprintf("VACUUM: the index has %u lists, made for %.0f rows; for "
 						INT64_FORMAT " rows %u are good",
 						layout->nlists, build_rows, nrows, wanted);
 	if (npages < SMALL_INDEX)
@@ -88,7 +83,7 @@ advise(Relation index, const BqLayout *layout, double build_rows, int64 nrows, i
 	/* a list keeps half a block free on average, and one more that it is filling */
 	if (layout->nlists >= (uint64) wanted * LISTS_OFF_BY ||
 		nslots - nrows > nrows + (int64) layout->nlists * BQ_BLOCK ||
-		nunused > npages / 4)
+		nunused > npages / 4 + npages / 8)
 		return psprintf("REINDEX: the index would become smaller; it has room for " INT64_FORMAT
 						" rows in %u lists, and %u pages that are not used",
 						nslots, layout->nlists, nunused);
@@ -101,31 +96,35 @@ bq_index_info(PG_FUNCTION_ARGS)
 {
 	Relation	heap;
 	Relation	index = bq_open_index(PG_GETARG_OID(0), AccessShareLock, ACL_SELECT, &heap);
-	uint32		nblocks;
-	BqLayout	layout = bq_read_layout(index, &nblocks);
-	double		build_rows = read_build_rows(index);
+	BqMetaPageData meta = bq_read_metapage(index);
+	BqLayout	layout = bq_read_layout(index);
 	BlockNumber npages = RelationGetNumberOfBlocks(index);
-	BlockNumber header_pages = (nblocks + BQ_HEADERS_PER_PAGE - 1) / BQ_HEADERS_PER_PAGE;
-	BlockNumber end = bq_data_end(&layout, nblocks);
-	int64		nslots = (int64) nblocks * BQ_BLOCK;
-	BlockNumber nunused;
+	BlockNumber header_pages = (layout.nblocks + layout.headers_per_page - 1) /
+		layout.headers_per_page;
+	BlockNumber end = bq_data_end(&layout, layout.nblocks);
+	uint32		ndirectory = bq_count_directory_blocks(&layout);
+	int64		nslots;
+	uint32		nblocks;
+	int64		nunused;
 	int64		nrows;
 	uint32	   *counts;
 	uint32		half = layout.nlists / 2;
 	const char *hint;
 	TupleDesc	desc;
-	Datum		values[18];
-	bool		nulls[18] = {false};
+	Datum		values[19];
+	bool		nulls[19] = {false};
 	int			i = 0;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
 		desc->natts != lengthof(values))
 		elog(ERROR, "bq_index_info() is declared with another result");
-	counts = count_rows(index, &layout, nblocks, &nrows);
+	counts = count_rows(index, &layout, &nrows, &nblocks);
 	qsort(counts, layout.nlists, sizeof(uint32), compare_counts);
-	/* lists from before a regrouping, and what crashes left; npages may have grown since */
-	nunused = layout.centroid_start - 1 + (npages > end ? npages - end : 0);
-	hint = advise(index, &layout, build_rows, nrows, nslots, nunused, npages);
+	nslots = (int64) nblocks * BQ_BLOCK;
+	/* free blocks, chains from before a split, and pages ahead; npages may have grown since */
+	nunused = Max((int64) layout.nblocks - nblocks - ndirectory, 0);
+	hint = advise(index, &layout, meta.build_rows, nrows, nslots,
+				  (BlockNumber) (nunused * layout.nrows / BQ_ROWS_PER_PAGE), npages);
 
 	values[i++] = Int32GetDatum(BQ_VERSION);
 	values[i++] = Int32GetDatum(layout.dim);
@@ -134,18 +133,20 @@ bq_index_info(PG_FUNCTION_ARGS)
 	values[i++] = Int32GetDatum((int32) layout.nlists);
 	values[i++] = Int32GetDatum((int32) bq_wanted_reach(index, &layout, BQ_STRATEGY_COSINE).nprobes);
 	values[i++] = Int64GetDatum(nblocks);
+	values[i++] = Int64GetDatum(nunused);
 	values[i++] = Int64GetDatum(nrows);
 	values[i++] = Int64GetDatum(nslots - nrows);
 	values[i++] = Int64GetDatum(counts[0]);
 	values[i++] = Float8GetDatum(layout.nlists % 2 == 1 ? counts[half] :
 								 (counts[half - 1] + (double) counts[half]) / 2);
 	values[i++] = Int64GetDatum(counts[layout.nlists - 1]);
-	values[i++] = Int64GetDatum((int64) (layout.list_start - layout.centroid_start) * BLCKSZ);
+	values[i++] = Int64GetDatum((int64) ndirectory * layout.nrows * BQ_ROW_NBYTES);
 	values[i++] = Int64GetDatum((int64) header_pages * BLCKSZ);
-	values[i++] = Int64GetDatum((int64) (end - layout.data_start - header_pages) * BLCKSZ);
-	values[i++] = Int64GetDatum((int64) nunused * BLCKSZ);
+	values[i++] = Int64GetDatum((int64) nblocks * layout.nrows * BQ_ROW_NBYTES);
+	values[i++] = Int64GetDatum(nunused * layout.nrows * BQ_ROW_NBYTES +
+								(npages > end ? (int64) (npages - end) * BLCKSZ : 0));
 	values[i++] = Int64GetDatum((int64) npages * BLCKSZ);
-	values[i++] = Int64GetDatum((int64) build_rows);
+	values[i++] = Int64GetDatum((int64) meta.build_rows);
 	values[i] = hint != NULL ? CStringGetTextDatum(hint) : (Datum) 0;
 	nulls[i++] = hint == NULL;
 	Assert(i == lengthof(values));
@@ -161,18 +162,20 @@ bq_index_info(PG_FUNCTION_ARGS)
 
 /* Take a random row out of the index; false if none was met in many attempts. */
 static bool
-pick_row(Relation index, const BqLayout *layout, uint32 nblocks, pg_prng_state *random,
+pick_row(Relation index, const BqLayout *layout, const BqListData *lists, pg_prng_state *random,
 		 uint32 *block, int *slot)
 {
 	for (int attempt = 0; attempt < 1000; attempt++)
 	{
-		uint32		b = (uint32) pg_prng_uint64_range(random, 0, nblocks - 1);
+		uint32		b = (uint32) pg_prng_uint64_range(random, 0, layout->nblocks - 1);
 		int			c = (int) pg_prng_uint64_range(random, 0, BQ_BLOCK - 1);
-		Buffer		buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
+		Buffer		buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
 										  BUFFER_LOCK_SHARE);
-		const BqBlockData *header = BqPageGetBlock(BufferGetPage(buffer), b);
+		const BqBlockData *header = BqPageGetBlock(layout, BufferGetPage(buffer), b);
 		/* a zero vector is as far from everything as from itself */
-		bool		usable = (header->live & ((uint32) 1 << c)) && header->norm[c] > 0;
+		bool		usable = !bq_is_directory(layout, b) && header->list < layout->nlists &&
+			header->epoch == lists[header->list].epoch &&
+			(header->live & ((uint32) 1 << c)) && header->norm[c] > 0;
 
 		UnlockReleaseBuffer(buffer);
 		if (usable)
@@ -261,7 +264,7 @@ bq_recall(PG_FUNCTION_ARGS)
 	Relation	heap;
 	Relation	index;
 	BqLayout	layout;
-	uint32		nblocks;
+	BqListData *lists;
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
 	pg_prng_state random;
@@ -276,7 +279,8 @@ bq_recall(PG_FUNCTION_ARGS)
 				 errmsg("sample and k must be positive, not %d and %d", sample, k)));
 
 	index = bq_open_index(PG_GETARG_OID(0), AccessShareLock, ACL_SELECT, &heap);
-	layout = bq_read_layout(index, &nblocks);
+	layout = bq_read_layout(index);
+	lists = bq_read_entries(index, &layout);
 	exact = (double *) MemoryContextAllocHuge(CurrentMemoryContext, (size_t) k * sizeof(double));
 	found = (double *) MemoryContextAllocHuge(CurrentMemoryContext, (size_t) k * sizeof(double));
 	slot = table_slot_create(heap, NULL);
@@ -288,7 +292,7 @@ bq_recall(PG_FUNCTION_ARGS)
 
 	/* the same rows each time, so that settings can be compared */
 	pg_prng_seed(&random, 0x6271);
-	for (int i = 0; i < sample && nblocks > 0; i++)
+	for (int i = 0; i < sample; i++)
 	{
 		uint32		block;
 		int			place;
@@ -296,7 +300,7 @@ bq_recall(PG_FUNCTION_ARGS)
 		int			nexact;
 		int			nfound;
 
-		if (!pick_row(index, &layout, nblocks, &random, &block, &place))
+		if (!pick_row(index, &layout, lists, &random, &block, &place))
 			break;
 		query = make_query(index, &layout, block, place);
 		nfound = run_query(scan, slot, query, k, block, place, found);

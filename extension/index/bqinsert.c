@@ -1,159 +1,351 @@
 /*
  * bqinsert.c: one new row.
  *
- * A row goes into a free slot of a block of its list, in place: its nibbles into the
- * block's code rows, then position and norm into the header, and last the slot's bit
- * in `live`.  Blocks with free slots form a chain that starts in the list's entry.
+ * A row goes into a free slot of a block of its list, in place: its code first, then
+ * position and lengths into the header, and last the slot's bit in `live`.  Blocks with
+ * free slots form a chain that starts in the list's entry.  While a block fills, codes are
+ * staged (core/bqlut.h), so that a row changes one run of bytes; when it is full, it is
+ * packed.
  *
- * Order of locks, here and everywhere: list page, metapage, header page, code pages.
- * A block's header page stays locked while its code pages are written, so two writers
- * never work on one block, and a reader that saw a slot live finds its code in place.
- * Replay locks the pages of a record in the order they were registered in, and keeps
- * them: register pages in the order of locks, or readers of a standby deadlock with it.
+ * Order of locks, here and everywhere: page of the list's entry, metapage, header page,
+ * code pages.  A block's header page stays locked while its code pages are written, so
+ * two writers never work on one block, and a reader that saw a slot live finds its code
+ * in place.  Replay locks the pages of a record in the order they were registered in, and
+ * keeps them: register pages in the order of locks, or readers of a standby deadlock with
+ * it.
+ *
+ * The page of the entry stays locked, for reading, until the row is in.  So vacuum, having
+ * locked it once for writing to close a list (bqsplit.c), knows that no row is on its way.
  */
 #include "postgres.h"
 
-#include "access/generic_xlog.h"
 #include "index/bqsource.h"
+#include "miscadmin.h"
+#include "port/pg_bitutils.h"
 #include "storage/lmgr.h"
 #include "type/bqvec.h"
 #include "utils/memutils.h"
 
-/* Code pages that fit one WAL record beside the header page. */
-#define CODE_PAGES_PER_RECORD (MAX_GENERIC_XLOG_PAGES - 1)
+/*
+ * A packed block with so many free slots is staged again: filling them in packed form
+ * would log 5 bytes for each row of 16, staging and packing log the block twice.
+ */
+#define RESTAGE_SLOTS 8
 
-/* On how many pages `n` code rows lie. */
-static int
-code_page_count(uint64 first_row, int n)
+/*
+ * Changes of code rows of one block
+ */
+
+/* Code pages that fit one record beside the header page. */
+#define MAX_CODE_PAGES (BQ_LOG_PAGES - 1)
+
+typedef struct BlockWriter
 {
-	return (int) ((first_row + n - 1) / BQ_ROWS_PER_PAGE - first_row / BQ_ROWS_PER_PAGE) + 1;
+	Relation	index;
+	const BqLayout *layout;
+	Buffer		header_buffer;	/* locked exclusively */
+	Buffer		codes[MAX_CODE_PAGES];	/* pages of this record, locked exclusively */
+	int			ncodes;
+} BlockWriter;
+
+static void
+begin_record(BlockWriter *writer)
+{
+	bq_begin_log(writer->index);
+	bq_log_page(writer->header_buffer);
+	writer->ncodes = 0;
+}
+
+static void
+finish_record(BlockWriter *writer)
+{
+	bq_finish_log();
+	while (writer->ncodes > 0)
+		UnlockReleaseBuffer(writer->codes[--writer->ncodes]);
 }
 
 /*
- * Put a row into block b if it has a free slot.  For large dims the code pages take
- * more than one WAL record; until the last one, with the header, the slot stays free.
+ * Change bytes from byte `offset` of code row `row` on.  If that needs another page than
+ * fits the record, what was collected is written as a record of its own.
  */
-static bool
-insert_into_block(Relation index, const BqLayout *layout, uint32 list, uint32 b,
-				  const BqRow *row)
+static void
+change_codes(BlockWriter *writer, uint64 row, size_t offset, const uint8 *bytes, size_t nbytes)
 {
-	uint64		first_row = bq_first_row(layout, b);
-	Buffer		header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
-											 BUFFER_LOCK_EXCLUSIVE);
-	BqBlockData *block = BqPageGetBlock(BufferGetPage(header_buffer), b);
-	GenericXLogState *state;
-	int			slot = 0;
-	int			j = 0;
-	bool		last;
-
-	if (block->list != list || block->live == UINT32_MAX)
+	while (nbytes > 0)
 	{
-		UnlockReleaseBuffer(header_buffer);
+		uint64		first = row + offset / BQ_ROW_NBYTES;
+		int			within = (int) (offset % BQ_ROW_NBYTES);
+		BlockNumber blkno = bq_code_page(writer->layout, first);
+		size_t		n = Min(nbytes, (size_t) (BQ_ROWS_PER_PAGE - first % BQ_ROWS_PER_PAGE) *
+							BQ_ROW_NBYTES - within);
+		Buffer		buffer = writer->ncodes > 0 ? writer->codes[writer->ncodes - 1] : InvalidBuffer;
+
+		if (!BufferIsValid(buffer) || BufferGetBlockNumber(buffer) != blkno)
+		{
+			if (writer->ncodes == MAX_CODE_PAGES)
+			{
+				finish_record(writer);
+				begin_record(writer);
+			}
+			buffer = bq_read_page(writer->index, blkno, BQ_PAGE_CODES, BUFFER_LOCK_EXCLUSIVE);
+			writer->codes[writer->ncodes++] = buffer;
+		}
+		bq_log_change(bq_log_page(buffer), BqPageGetRow(BufferGetPage(buffer), first) + within,
+					  bytes, n);
+		bytes += n;
+		offset += n;
+		nbytes -= n;
+	}
+}
+
+/* Rows of a part of the block that begins with row j. */
+static inline int
+part_nrows(const BqLayout *layout, int j)
+{
+	return Min(layout->nrows - j, BQ_STAGE_ROWS);
+}
+
+/* Write a code into a slot that is not live, staged from row `packed` on. */
+static void
+put_code(BlockWriter *writer, uint64 first_row, int packed, int slot, const uint8 *planes)
+{
+	const BqLayout *layout = writer->layout;
+	int			j = 0;
+
+	while (j < packed)
+	{
+		/* every 16th byte of the rows on a page: one byte of each row */
+		uint8		rows[BQ_STAGE_ROWS * BQ_ROW_NBYTES];
+		int			n = Min(packed - j, BQ_STAGE_ROWS);
+
+		/* the other code of a byte is read, and stays */
+		bq_read_rows(writer->index, layout, first_row + j, n, rows);
+		bq_block_put_rows(rows, j, j + n, layout->dim, slot, planes);
+		for (int i = 0; i < n; i++)
+			change_codes(writer, first_row + j + i, slot % 16,
+						 rows + i * BQ_ROW_NBYTES + slot % 16, 1);
+		j += n;
+	}
+	while (j < layout->nrows)
+	{
+		uint8		run[BQ_STAGE_ROWS / 2 + 1];
+		int			n = part_nrows(layout, j);
+		int			first = slot * n;	/* nibble of the part */
+		size_t		nbytes = (first % 2 + n + 1) / 2;
+
+		/* where codes share a byte, the other's half stays */
+		if (n % 2 != 0)
+		{
+			uint8		rows[BQ_STAGE_ROWS / 2 + 2 * BQ_ROW_NBYTES];
+			int			row = first / 2 / BQ_ROW_NBYTES;
+			int			end = (int) ((first / 2 + nbytes + BQ_ROW_NBYTES - 1) / BQ_ROW_NBYTES);
+
+			bq_read_rows(writer->index, layout, first_row + j + row, end - row, rows);
+			memcpy(run, rows + first / 2 - row * BQ_ROW_NBYTES, nbytes);
+		}
+		bq_stage_put(run, first % 2, j, j + n, layout->dim, planes);
+		change_codes(writer, first_row + j, first / 2, run, nbytes);
+		j += n;
+	}
+}
+
+/*
+ * Write the rows of a part of a block in its other form, and say so in the header, in one
+ * record: a part lies on no more pages than fit it.
+ */
+static void
+rewrite_part(BlockWriter *writer, uint32 b, int j, const uint8 *rows, int packed)
+{
+	BqBlockData *block = BqPageGetBlock(writer->layout, BufferGetPage(writer->header_buffer), b);
+
+	begin_record(writer);
+	change_codes(writer, bq_first_row(writer->layout, b) + j, 0, rows,
+				 (size_t) part_nrows(writer->layout, j) * BQ_ROW_NBYTES);
+	bq_log_set(0, &block->packed, uint16, (uint16) packed);
+	finish_record(writer);
+}
+
+/* Turn a block from staged to packed, or back. */
+static void
+change_form(BlockWriter *writer, uint32 b, bool pack)
+{
+	const BqLayout *layout = writer->layout;
+	const BqBlockData *block = BqPageGetBlock(layout, BufferGetPage(writer->header_buffer), b);
+	size_t		nbytes = (size_t) Min(layout->nrows, BQ_STAGE_ROWS) * BQ_ROW_NBYTES;
+	uint8	   *from = (uint8 *) palloc(nbytes);
+	uint8	   *to = (uint8 *) palloc(nbytes);
+
+	/* packed parts come first, staged ones last: parts are packed in order, staged from the end */
+	while (pack ? block->packed < layout->nrows : block->packed > 0)
+	{
+		int			j = pack ? block->packed : (block->packed - 1) / BQ_STAGE_ROWS * BQ_STAGE_ROWS;
+		int			n = part_nrows(layout, j);
+
+		bq_read_rows(writer->index, layout, bq_first_row(layout, b) + j, n, from);
+		if (pack)
+			bq_kernel->unstage(from, n, to);
+		else
+			bq_stage(from, n, to);
+		rewrite_part(writer, b, j, to, pack ? j + n : j);
+	}
+	pfree(to);
+	pfree(from);
+}
+
+/*
+ * Put a row into block b of a list if it has a free slot.  For large dims the code pages
+ * take more than one WAL record; until the last one the slot stays free.
+ */
+bool
+bq_insert_into_block(Relation index, const BqLayout *layout, uint32 list, uint32 epoch,
+					 uint32 b, const BqRow *row)
+{
+	BlockWriter writer = {.index = index, .layout = layout};
+	BqBlockData *block;
+	uint32		live;
+	int			packed;
+	int			slot;
+
+	writer.header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
+										BUFFER_LOCK_EXCLUSIVE);
+	block = BqPageGetBlock(layout, BufferGetPage(writer.header_buffer), b);
+	if (block->list != list || block->epoch != epoch || block->live == UINT32_MAX)
+	{
+		UnlockReleaseBuffer(writer.header_buffer);
 		return false;
 	}
-	while (block->live & ((uint32) 1 << slot))
-		slot++;
+	if (block->packed > layout->nrows)
+		bq_report_damage(index, BufferGetBlockNumber(writer.header_buffer),
+						 "block has an impossible number of packed rows");
+	/* what is in an empty block need not be read */
+	if (block->packed > 0 && block->live != 0 &&
+		BQ_BLOCK - pg_popcount32(block->live) >= RESTAGE_SLOTS)
+		change_form(&writer, b, false);
 
-	do
-	{
-		Buffer		buffers[CODE_PAGES_PER_RECORD];
-		int			nbuffers = 0;
+	packed = block->live != 0 ? block->packed : 0;
+	slot = pg_rightmost_one_pos32(~block->live);
+	live = block->live | (uint32) 1 << slot;
+	begin_record(&writer);
+	put_code(&writer, bq_first_row(layout, b), packed, slot, row->planes);
+	if (packed != block->packed)
+		bq_log_set(0, &block->packed, uint16, (uint16) packed);
+	bq_log_set(0, &block->live, uint32, live);
+	bq_log_set(0, &block->tid[slot], ItemPointerData, row->tid);
+	bq_log_set(0, &block->inverse[slot], uint16, row->inverse);
+	bq_log_set(0, &block->norm[slot], float, row->norm);
+	finish_record(&writer);
 
-		last = code_page_count(first_row + j, layout->nrows - j) <= CODE_PAGES_PER_RECORD;
-		state = GenericXLogStart(index);
-		if (last)
-		{
-			block = BqPageGetBlock(GenericXLogRegisterBuffer(state, header_buffer, 0), b);
-			block->tid[slot] = row->tid;
-			block->norm[slot] = row->norm;
-			block->inverse[slot] = row->inverse;
-			block->live |= (uint32) 1 << slot;
-		}
-		while (j < layout->nrows && nbuffers < CODE_PAGES_PER_RECORD)
-		{
-			int			n = Min(layout->nrows - j,
-								BQ_ROWS_PER_PAGE - (int) ((first_row + j) % BQ_ROWS_PER_PAGE));
-			Buffer		buffer = bq_read_page(index, bq_code_page(layout, first_row + j),
-											  BQ_PAGE_DATA, BUFFER_LOCK_EXCLUSIVE);
-
-			bq_block_put_rows(BqPageGetRow(GenericXLogRegisterBuffer(state, buffer, 0),
-										   first_row + j),
-							  j, j + n, layout->dim, slot, row->planes);
-			buffers[nbuffers++] = buffer;
-			j += n;
-		}
-		GenericXLogFinish(state);
-		while (nbuffers > 0)
-			UnlockReleaseBuffer(buffers[--nbuffers]);
-	} while (!last);
-	UnlockReleaseBuffer(header_buffer);
+	if (live == UINT32_MAX)
+		change_form(&writer, b, true);
+	UnlockReleaseBuffer(writer.header_buffer);
 	return true;
 }
 
+/* Write a block that nobody knows yet: its packed rows, then its header. */
+void
+bq_write_block(Relation index, const BqLayout *layout, uint32 b, const BqBlockData *header,
+			   const uint8 *rows)
+{
+	BlockWriter writer = {.index = index, .layout = layout};
+
+	writer.header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
+										BUFFER_LOCK_EXCLUSIVE);
+	begin_record(&writer);
+	change_codes(&writer, bq_first_row(layout, b), 0, rows, bq_block_nbytes(layout->dim));
+	bq_log_change(0, BqPageGetBlock(layout, BufferGetPage(writer.header_buffer), b), header,
+				  sizeof(BqBlockData));
+	finish_record(&writer);
+	UnlockReleaseBuffer(writer.header_buffer);
+}
+
 /*
- * Give a list, whose page is locked exclusively, a new block at the head of its chain.
- * Pages are extended and initialised in WAL records of their own; until the last record
- * they belong to nobody, and a later call finds and uses them.
+ * Lists and their blocks
  */
-static void
-add_block(Relation index, const BqLayout *layout, uint32 list, Buffer list_buffer)
+
+/*
+ * Give a list, whose entry is locked exclusively, a new block at the head of its chain: a
+ * free one, or one of the pages behind the last.  False if there is neither.
+ */
+static bool
+add_block(Relation index, const BqLayout *layout, uint32 list, Buffer list_buffer,
+		  BqListData *entry)
 {
 	Buffer		meta_buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
 										   BUFFER_LOCK_EXCLUSIVE);
-	uint32		b = BqPageGetMeta(BufferGetPage(meta_buffer))->nblocks;
+	BqMetaPage	meta = BqPageGetMeta(BufferGetPage(meta_buffer));
+	bool		reuse = meta->free_head != BQ_NO_BLOCK;
+	uint32		b = reuse ? meta->free_head : meta->nblocks;
+	BqBlockData fresh = {0};
 	Buffer		header_buffer;
-	GenericXLogState *state;
-	BqListData *entry;
 	BqBlockData *block;
+	int			page;
 
 	if (b == BQ_NO_BLOCK - 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("bq index cannot have more than %u blocks", BQ_NO_BLOCK - 1),
 				 errhint("Partition the table.")));
-	bq_extend(index, bq_data_end(layout, b), bq_data_end(layout, b + 1),
-			  RelationNeedsWAL(index));
-	header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
+	if (!reuse && bq_data_end(layout, b + 1) > meta->npages)
+	{
+		UnlockReleaseBuffer(meta_buffer);
+		return false;
+	}
+	if (reuse && (b >= meta->nblocks || meta->nfree == 0 || bq_is_directory(layout, b)))
+		bq_report_damage(index, BQ_METAPAGE_BLKNO, "chain of free blocks leads astray");
+	header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
 								 BUFFER_LOCK_EXCLUSIVE);
+	block = BqPageGetBlock(layout, BufferGetPage(header_buffer), b);
 
-	state = GenericXLogStart(index);
-	entry = BqPageGetList(GenericXLogRegisterBuffer(state, list_buffer, 0), list);
-	BqPageGetMeta(GenericXLogRegisterBuffer(state, meta_buffer, 0))->nblocks = b + 1;
-	block = BqPageGetBlock(GenericXLogRegisterBuffer(state, header_buffer, 0), b);
-	memset(block, 0, sizeof(BqBlockData));
-	block->list = list;
-	block->next = entry->head;
-	block->next_free = entry->free;
-	block->in_free_chain = true;
-	entry->head = b;
-	entry->free = b;
-	entry->nblocks++;
-	GenericXLogFinish(state);
+	fresh.list = list;
+	fresh.epoch = entry->epoch;
+	fresh.next = entry->head;
+	fresh.next_free = entry->free;
+	fresh.in_free_chain = true;
+	bq_begin_log(index);
+	page = bq_log_page(list_buffer);
+	bq_log_set(page, &entry->head, uint32, b);
+	bq_log_set(page, &entry->free, uint32, b);
+	bq_log_set(page, &entry->nblocks, uint32, entry->nblocks + 1);
+	page = bq_log_page(meta_buffer);
+	if (reuse)
+	{
+		bq_log_set(page, &meta->free_head, uint32, block->next);
+		bq_log_set(page, &meta->nfree, uint32, meta->nfree - 1);
+	}
+	else
+		bq_log_set(page, &meta->nblocks, uint32, b + 1);
+	/* all but what belongs to slots */
+	bq_log_change(bq_log_page(header_buffer), block, &fresh, offsetof(BqBlockData, tid));
+	bq_finish_log();
 	UnlockReleaseBuffer(header_buffer);
 	UnlockReleaseBuffer(meta_buffer);
+	return true;
 }
 
 /*
  * Block b, first of the list's free chain (BQ_NO_BLOCK: none), had no slot.  Take it
  * out of the chain, and add a new block if the chain is empty then.  Does nothing if
- * somebody else has already done it.
+ * somebody else has already done it, or if the list is closed.  False if the index has to
+ * be extended first.
  */
-static void
+static bool
 provide_block(Relation index, const BqLayout *layout, uint32 list, uint32 b)
 {
-	Buffer		list_buffer = bq_read_page(index, bq_list_page(layout, list), BQ_PAGE_LISTS,
-										   BUFFER_LOCK_EXCLUSIVE);
-	BqListData *entry = BqPageGetList(BufferGetPage(list_buffer), list);
+	BqListData *entry;
+	Buffer		list_buffer = bq_read_entry(index, layout, list, BUFFER_LOCK_EXCLUSIVE, &entry);
+	bool		done = true;
 
-	if (entry->free == b && b == BQ_NO_BLOCK)
-		add_block(index, layout, list, list_buffer);
+	if (entry->closed || entry->changed > layout->generation)
+		;
+	else if (entry->free == b && b == BQ_NO_BLOCK)
+		done = add_block(index, layout, list, list_buffer, entry);
 	else if (entry->free == b)
 	{
-		Buffer		header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
+		Buffer		header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
 												 BUFFER_LOCK_EXCLUSIVE);
-		BqBlockData *block = BqPageGetBlock(BufferGetPage(header_buffer), b);
+		BqBlockData *block = BqPageGetBlock(layout, BufferGetPage(header_buffer), b);
 
-		if (block->list != list || !block->in_free_chain)
+		if (block->list != list || block->epoch != entry->epoch || !block->in_free_chain)
 			ereport(ERROR,
 					(errcode(ERRCODE_INDEX_CORRUPTED),
 					 errmsg("block %u of index \"%s\" is wrongly in the free chain of list %u", b,
@@ -162,19 +354,25 @@ provide_block(Relation index, const BqLayout *layout, uint32 list, uint32 b)
 		/* vacuum may have made room since */
 		if (block->live == UINT32_MAX)
 		{
-			GenericXLogState *state = GenericXLogStart(index);
+			int			page;
 
-			entry = BqPageGetList(GenericXLogRegisterBuffer(state, list_buffer, 0), list);
-			block = BqPageGetBlock(GenericXLogRegisterBuffer(state, header_buffer, 0), b);
-			entry->free = block->next_free;
-			block->next_free = BQ_NO_BLOCK;
-			block->in_free_chain = false;
-			GenericXLogFinish(state);
+			bq_begin_log(index);
+			page = bq_log_page(list_buffer);
+			bq_log_set(page, &entry->free, uint32, block->next_free);
+			page = bq_log_page(header_buffer);
+			bq_log_set(page, &block->next_free, uint32, BQ_NO_BLOCK);
+			bq_log_set(page, &block->in_free_chain, uint16, false);
+			bq_finish_log();
 		}
 		UnlockReleaseBuffer(header_buffer);
 	}
 	UnlockReleaseBuffer(list_buffer);
+	return done;
 }
+
+/*
+ * The index as a whole
+ */
 
 /* The first row ever decides the transform of the index. */
 static void
@@ -182,13 +380,13 @@ set_transform(Relation index, int transform)
 {
 	Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
 									  BUFFER_LOCK_EXCLUSIVE);
+	BqMetaPage	meta = BqPageGetMeta(BufferGetPage(buffer));
 
-	if (BqPageGetMeta(BufferGetPage(buffer))->transform < 0)
+	if (meta->transform < 0)
 	{
-		GenericXLogState *state = GenericXLogStart(index);
-
-		BqPageGetMeta(GenericXLogRegisterBuffer(state, buffer, 0))->transform = transform;
-		GenericXLogFinish(state);
+		bq_begin_log(index);
+		bq_log_set(bq_log_page(buffer), &meta->transform, int32, transform);
+		bq_finish_log();
 	}
 	UnlockReleaseBuffer(buffer);
 }
@@ -214,16 +412,81 @@ form_row(Relation index, BqLayout *layout, Datum value, ItemPointer tid, BqRow *
 	return true;
 }
 
+/* May rows of this layout's transform be added?  Called with the entry of a list locked. */
+static bool
+is_open(Relation index, const BqLayout *layout)
+{
+	BqMetaPageData meta = bq_read_metapage(index);
+
+	return !meta.closed && meta.transform == layout->transform;
+}
+
+/*
+ * Wait until vacuum has opened a list, or the index, again.  It holds the lock as long as
+ * one is closed; one that is found closed then was left so by an error or a crash.
+ */
+static void
+wait_until_open(Relation index, const BqLayout *layout, uint32 list)
+{
+	BqListData *entry;
+	BqMetaPage	meta;
+	Buffer		buffer;
+
+	LockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
+	buffer = bq_read_entry(index, layout, list, BUFFER_LOCK_EXCLUSIVE, &entry);
+	if (entry->closed)
+	{
+		bq_begin_log(index);
+		bq_log_set(bq_log_page(buffer), &entry->closed, uint16, false);
+		bq_finish_log();
+	}
+	UnlockReleaseBuffer(buffer);
+	buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_EXCLUSIVE);
+	meta = BqPageGetMeta(BufferGetPage(buffer));
+	if (meta->closed)
+	{
+		bq_begin_log(index);
+		bq_log_set(bq_log_page(buffer), &meta->closed, uint32, false);
+		bq_finish_log();
+	}
+	UnlockReleaseBuffer(buffer);
+	UnlockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
+}
+
+/* Add a row to a list; false if vacuum closed or changed it, or the index. */
+static bool
+insert_into_list(Relation index, const BqLayout *layout, uint32 list, const BqRow *row)
+{
+	for (;;)
+	{
+		BqListData *entry;
+		Buffer		buffer = bq_read_entry(index, layout, list, BUFFER_LOCK_SHARE, &entry);
+		uint32		b = entry->free;
+		bool		closed = entry->closed || entry->changed > layout->generation;
+		bool		done;
+
+		if (!closed && !is_open(index, layout))
+			closed = true;
+		done = !closed && b != BQ_NO_BLOCK &&
+			bq_insert_into_block(index, layout, list, entry->epoch, b, row);
+		UnlockReleaseBuffer(buffer);
+		if (done || closed)
+			return done;
+		CHECK_FOR_INTERRUPTS();
+		if (!provide_block(index, layout, list, b))
+			bq_provide_pages(index, layout, bq_read_layout(index).nblocks + 1);
+	}
+}
+
 bool
 bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation heap,
 		 IndexUniqueCheck check_unique, bool index_unchanged, IndexInfo *info)
 {
 	MemoryContext context;
 	MemoryContext old_context;
-	BqLayout	layout;
+	int			transform = -1;
 	BqRow		row;
-	float	   *direction;
-	uint32		list = 0;
+	float	   *direction = NULL;
 
 	if (isnull[0])
 		return false;
@@ -231,35 +494,31 @@ bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation 
 	context = AllocSetContextCreate(CurrentMemoryContext, "bq insert", ALLOCSET_DEFAULT_SIZES);
 	old_context = MemoryContextSwitchTo(context);
 
-	/* The layout must not change under us: bqregroup.c. */
-	LockPage(index, BQ_METAPAGE_BLKNO, ShareLock);
-	layout = bq_get_layout(index);
-	if (!form_row(index, &layout, values[0], tid, &row))
-	{
-		UnlockPage(index, BQ_METAPAGE_BLKNO, ShareLock);
-		MemoryContextSwitchTo(old_context);
-		MemoryContextDelete(context);
-		return false;
-	}
-	if (layout.nlists > 1)
-	{
-		direction = (float *) palloc(layout.dim * sizeof(float));
-		bq_decode(row.planes, layout.dim, 1, NULL, direction);
-		list = bq_nearest_list(index, &layout, direction);
-	}
-
 	for (;;)
 	{
-		Buffer		buffer = bq_read_page(index, bq_list_page(&layout, list), BQ_PAGE_LISTS,
-										  BUFFER_LOCK_SHARE);
-		uint32		b = BqPageGetList(BufferGetPage(buffer), list)->free;
+		BqLayout	layout = bq_get_layout(index);
+		uint32		list = 0;
 
-		UnlockReleaseBuffer(buffer);
-		if (b != BQ_NO_BLOCK && insert_into_block(index, &layout, list, b, &row))
+		/* once, but for the transform, which vacuum may have forgotten since */
+		if (layout.transform != transform || transform < 0)
+		{
+			if (!form_row(index, &layout, values[0], tid, &row))
+				break;
+			transform = layout.transform;
+		}
+		if (layout.nlists > 1)
+		{
+			if (direction == NULL)
+			{
+				direction = (float *) palloc(layout.dim * sizeof(float));
+				bq_decode(row.planes, layout.dim, 1, NULL, direction);
+			}
+			list = bq_nearest_list(index, &layout, direction);
+		}
+		if (insert_into_list(index, &layout, list, &row))
 			break;
-		provide_block(index, &layout, list, b);
+		wait_until_open(index, &layout, list);
 	}
-	UnlockPage(index, BQ_METAPAGE_BLKNO, ShareLock);
 
 	MemoryContextSwitchTo(old_context);
 	MemoryContextDelete(context);

@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-#include "access/generic_xlog.h"
 #include "index/bqindex.h"
+#include "miscadmin.h"
 #include "storage/buf_internals.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
@@ -15,12 +15,13 @@ bq_init_page(Page page, BqPageKind kind)
 	PageInit(page, BLCKSZ, sizeof(BqPageOpaqueData));
 	BqPageGetOpaque(page)->kind = kind;
 	BqPageGetOpaque(page)->page_id = BQ_PAGE_ID;
-	/* Generic WAL drops what lies between lower and upper: leave no such hole. */
+	BqPageGetKind(page) = kind;
+	/* Replay clears what lies between lower and upper (bqlog.c): leave no such hole. */
 	((PageHeader) page)->pd_lower = ((PageHeader) page)->pd_upper;
 }
 
-static void
-report_damage(Relation index, BlockNumber blkno, const char *what)
+void
+bq_report_damage(Relation index, BlockNumber blkno, const char *what)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INDEX_CORRUPTED),
@@ -36,21 +37,19 @@ bq_check_page(Relation index, Buffer buffer, BqPageKind kind)
 	Page		page = BufferGetPage(buffer);
 
 	if (PageIsNew(page))
-		report_damage(index, BufferGetBlockNumber(buffer), "page is empty");
+		bq_report_damage(index, BufferGetBlockNumber(buffer), "page is empty");
 	if (PageGetSpecialSize(page) != MAXALIGN(sizeof(BqPageOpaqueData)))
-		report_damage(index, BufferGetBlockNumber(buffer), "page is not of a bq index");
+		bq_report_damage(index, BufferGetBlockNumber(buffer), "page is not of a bq index");
 
-	/*
-	 * Scans read data pages by the hundred, most of them in part: looking at the far
-	 * end of each would cost a cache miss and a TLB miss.  Their header tells enough
-	 * to stay within the page; bq_index_check() looks at the rest.
-	 */
-	if (kind == BQ_PAGE_DATA && ((PageHeader) page)->pd_lower == ((PageHeader) page)->pd_special)
+	if (BqPageGetKind(page) != (TransactionId) kind)
+		bq_report_damage(index, BufferGetBlockNumber(buffer), "page is of an unexpected kind");
+	/* bq_index_check() looks at the far end of the others */
+	if (kind != BQ_PAGE_META)
 		return;
 	if (BqPageGetOpaque(page)->page_id != BQ_PAGE_ID)
-		report_damage(index, BufferGetBlockNumber(buffer), "page is not of a bq index");
+		bq_report_damage(index, BufferGetBlockNumber(buffer), "page is not of a bq index");
 	if (BqPageGetOpaque(page)->kind != kind)
-		report_damage(index, BufferGetBlockNumber(buffer), "page is of an unexpected kind");
+		bq_report_damage(index, BufferGetBlockNumber(buffer), "page is of an unexpected kind");
 }
 
 /*
@@ -75,7 +74,7 @@ check_exists(Relation index, BlockNumber blkno)
 
 	if ((known == InvalidBlockNumber || blkno >= known) &&
 		blkno >= RelationGetNumberOfBlocks(index))
-		report_damage(index, blkno, "page does not exist");
+		bq_report_damage(index, blkno, "page does not exist");
 }
 
 static Buffer
@@ -156,12 +155,34 @@ is_possible_model(const BqModel *model)
 	return isfinite(model->gap);
 }
 
+/*
+ * The runs of the directory must lie within the blocks, each once: nobody may find its
+ * lists where blocks are, and lock a page as both.
+ */
+static void
+check_directory(Relation index, const BqLayout *layout)
+{
+	uint32		end = 0;
+
+	for (int i = 0; i < BQ_SEGMENTS && layout->segments[i] != BQ_NO_BLOCK; i++)
+	{
+		uint32		n = bq_count_segment_blocks(layout, bq_segment_capacity(layout, i));
+
+		if (layout->segments[i] < end || n > layout->nblocks ||
+			layout->segments[i] > layout->nblocks - n)
+			bq_report_damage(index, BQ_METAPAGE_BLKNO, "directory is where it cannot be");
+		end = layout->segments[i] + n;
+	}
+	if (layout->nlists > bq_directory_capacity(layout))
+		bq_report_damage(index, BQ_METAPAGE_BLKNO, "directory has no room for all lists");
+}
+
 /* Check a metapage and take from it what readers need. */
 static void
 fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
 {
 	if (meta->magic != BQ_MAGIC)
-		report_damage(index, BQ_METAPAGE_BLKNO, "metapage has no bq signature");
+		bq_report_damage(index, BQ_METAPAGE_BLKNO, "metapage has no bq signature");
 	if (meta->version != BQ_VERSION)
 		ereport(ERROR,
 				(errcode(ERRCODE_INDEX_CORRUPTED),
@@ -171,26 +192,30 @@ fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
 	if (meta->dim < 1 || meta->dim > BQ_INDEX_MAX_DIM || meta->nlists < 1 ||
 		meta->nlists > BQ_MAX_LISTS || meta->transform < -1 ||
 		meta->transform > BQ_MAX_TRANSFORM || !is_possible_model(&meta->model) ||
-		meta->centroid_start > meta->list_start || meta->list_start >= meta->data_start)
-		report_damage(index, BQ_METAPAGE_BLKNO, "metapage has impossible values");
+		meta->nkeys > BQ_MAX_KEYS || meta->data_start <= BQ_METAPAGE_BLKNO ||
+		meta->capacity < BQ_BLOCK || meta->capacity > BQ_MAX_LISTS ||
+		meta->capacity % BQ_BLOCK != 0 || meta->nfree > meta->nblocks)
+		bq_report_damage(index, BQ_METAPAGE_BLKNO, "metapage has impossible values");
 
-	layout->dim = meta->dim;
-	layout->nrows = bq_block_nrows(meta->dim);
+	bq_set_layout(layout, meta->dim, meta->nkeys);
 	layout->transform = meta->transform;
 	layout->nlists = meta->nlists;
-	layout->centroid_start = meta->centroid_start;
-	layout->list_start = meta->list_start;
 	layout->data_start = meta->data_start;
+	layout->nblocks = meta->nblocks;
+	layout->capacity = meta->capacity;
+	memcpy(layout->segments, meta->segments, sizeof(layout->segments));
+	layout->generation = meta->generation;
 	memcpy(layout->margins, meta->margins, sizeof(layout->margins));
 	layout->model = meta->model;
+	check_directory(index, layout);
 }
 
 /* How many buffers to remember at most: 64 MB of memory for a 128 GB index. */
 #define MAX_RECENT (16 * 1024 * 1024)
 
-/* Read the layout, and the number of blocks unless NULL, from the metapage. */
+/* Read the layout from the metapage. */
 BqLayout
-bq_read_layout(Relation index, uint32 *nblocks)
+bq_read_layout(Relation index)
 {
 	Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
 									  BUFFER_LOCK_SHARE);
@@ -198,15 +223,25 @@ bq_read_layout(Relation index, uint32 *nblocks)
 	BqLayout	layout;
 
 	fill_layout(index, meta, &layout);
-	if (nblocks != NULL)
-		*nblocks = meta->nblocks;
 	UnlockReleaseBuffer(buffer);
 	return layout;
 }
 
+/* Copy the metapage, as it is. */
+BqMetaPageData
+bq_read_metapage(Relation index)
+{
+	Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+									  BUFFER_LOCK_SHARE);
+	BqMetaPageData meta = *BqPageGetMeta(BufferGetPage(buffer));
+
+	UnlockReleaseBuffer(buffer);
+	return meta;
+}
+
 /*
  * The layout, for a scan that begins now; also prepares the memory of buffers.  A scan
- * works with the layout it began with, even if vacuum regroups the index meanwhile.
+ * works with the layout it began with, even if vacuum splits lists meanwhile.
  */
 BqLayout
 bq_get_layout(Relation index)
@@ -226,7 +261,7 @@ bq_get_layout(Relation index)
 			cache->recent[blkno] = InvalidBuffer;
 		index->rd_amcache = cache;
 	}
-	return bq_read_layout(index, NULL);
+	return bq_read_layout(index);
 }
 
 /* Number of pages that an index of so many blocks has. */
@@ -240,7 +275,7 @@ bq_data_end(const BqLayout *layout, uint32 nblocks)
 	last_row = bq_first_row(layout, nblocks) - 1;
 	/* A block's header page comes before the page of its last row. */
 	if ((uint64) layout->data_start + last_row / BQ_ROWS_PER_PAGE + 2 +
-		nblocks / BQ_HEADERS_PER_PAGE >= MaxBlockNumber)
+		nblocks / layout->headers_per_page >= MaxBlockNumber)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("bq index cannot have more than %u pages", MaxBlockNumber),
@@ -248,22 +283,23 @@ bq_data_end(const BqLayout *layout, uint32 nblocks)
 	return bq_code_page(layout, last_row) + 1;
 }
 
-/* Are the pages of so many blocks there? */
+/* Are the pages of all blocks there? */
 void
-bq_check_size(Relation index, const BqLayout *layout, uint32 nblocks)
+bq_check_size(Relation index, const BqLayout *layout)
 {
 	BlockNumber npages = RelationGetNumberOfBlocks(index);
 
 	/* a number of blocks that no index can have is damage, too */
-	if (nblocks / BQ_HEADERS_PER_PAGE >= npages || bq_data_end(layout, nblocks) > npages)
-		report_damage(index, npages, "page does not exist");
+	if (layout->nblocks / layout->headers_per_page >= npages ||
+		bq_data_end(layout, layout->nblocks) > npages)
+		bq_report_damage(index, npages, "page does not exist");
 }
 
 /*
  * Page `blkno`, initialised and locked exclusively, not yet WAL-logged.  It follows the
- * last page, or it exists already, left by an extension or a regrouping that a crash or
- * an error interrupted, with anything on it.  The caller prevents others from doing the
- * same: by a lock on the metapage, or because nobody else knows the page yet.
+ * last page, or it exists already, left by an extension that a crash or an error
+ * interrupted, with anything on it.  The caller prevents others from doing the same: by
+ * the lock for extension, or because nobody else knows the index yet.
  */
 Buffer
 bq_new_page(Relation index, ForkNumber fork, BlockNumber blkno, BqPageKind kind)
@@ -275,75 +311,82 @@ bq_new_page(Relation index, ForkNumber fork, BlockNumber blkno, BqPageKind kind)
 		buffer = ReadBufferExtended(index, fork, blkno, RBM_ZERO_AND_LOCK, NULL);
 	else
 	{
-		LockRelationForExtension(index, ExclusiveLock);
 		buffer = ReadBufferExtended(index, fork, P_NEW, RBM_NORMAL, NULL);
 		LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
-		UnlockRelationForExtension(index, ExclusiveLock);
 		if (BufferGetBlockNumber(buffer) != blkno)
-			report_damage(index, BufferGetBlockNumber(buffer), "relation grew unexpectedly");
+			bq_report_damage(index, BufferGetBlockNumber(buffer), "relation grew unexpectedly");
 	}
 	bq_init_page(BufferGetPage(buffer), kind);
 	MarkBufferDirty(buffer);
 	return buffer;
 }
 
-/* Make data pages from `from` to `npages` (bq_new_page()), WAL-logged if `log`. */
+/* What a page of the data area is for. */
+BqPageKind
+bq_page_kind(const BqLayout *layout, BlockNumber blkno)
+{
+	uint64		rows_per_header = (uint64) layout->headers_per_page * layout->nrows;
+	uint64		place = blkno - layout->data_start;
+	uint64		m = place * BQ_ROWS_PER_PAGE / (BQ_ROWS_PER_PAGE + rows_per_header);
+
+	/* header page m lies before the codes of its blocks, see bq_header_page() */
+	for (uint64 end = m + 2; m < end; m++)
+		if (m + m * rows_per_header / BQ_ROWS_PER_PAGE == place)
+			return BQ_PAGE_HEADERS;
+	return BQ_PAGE_CODES;
+}
+
+/* Make data pages from `from` to `npages`, for a build: they are logged at its end. */
 void
-bq_extend(Relation index, BlockNumber from, BlockNumber npages, bool log)
+bq_extend(Relation index, const BqLayout *layout, BlockNumber from, BlockNumber npages)
 {
 	for (BlockNumber blkno = from; blkno < npages; blkno++)
 	{
-		Buffer		buffer = bq_new_page(index, MAIN_FORKNUM, blkno, BQ_PAGE_DATA);
+		CHECK_FOR_INTERRUPTS();
+		UnlockReleaseBuffer(bq_new_page(index, MAIN_FORKNUM, blkno, bq_page_kind(layout, blkno)));
+	}
+}
 
-		if (log)
+/* An index that is full grows by this part of itself, so that few insertions wait for that. */
+#define GROWTH 64
+
+/*
+ * Make sure that the pages of so many blocks exist and are initialised.  Called without
+ * any page locked: writers go on meanwhile, but those that need pages as well.
+ */
+void
+bq_provide_pages(Relation index, const BqLayout *layout, uint32 nblocks)
+{
+	BlockNumber end = bq_data_end(layout, nblocks);
+	BlockNumber from;
+	Buffer		meta_buffer;
+	BqMetaPage	meta;
+
+	LockRelationForExtension(index, ExclusiveLock);
+	from = bq_read_metapage(index).npages;
+	if (from < end)
+	{
+		end = Max(end, from + Min(from / GROWTH, MaxBlockNumber - from));
+		for (BlockNumber blkno = from; blkno < end;)
 		{
-			GenericXLogState *state = GenericXLogStart(index);
+			Buffer		buffers[BQ_LOG_PAGES];
+			int			n = 0;
 
-			GenericXLogRegisterBuffer(state, buffer, GENERIC_XLOG_FULL_IMAGE);
-			GenericXLogFinish(state);
+			for (; n < BQ_LOG_PAGES && blkno < end; blkno++)
+				buffers[n++] = bq_new_page(index, MAIN_FORKNUM, blkno,
+										   bq_page_kind(layout, blkno));
+			bq_log_new_pages(index, buffers, n);
+			while (n > 0)
+				UnlockReleaseBuffer(buffers[--n]);
+			CHECK_FOR_INTERRUPTS();
 		}
-		UnlockReleaseBuffer(buffer);
+		meta_buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+								   BUFFER_LOCK_EXCLUSIVE);
+		meta = BqPageGetMeta(BufferGetPage(meta_buffer));
+		bq_begin_log(index);
+		bq_log_set(bq_log_page(meta_buffer), &meta->npages, BlockNumber, end);
+		bq_finish_log();
+		UnlockReleaseBuffer(meta_buffer);
 	}
-}
-
-/* Take the code in one slot out of its block. */
-void
-bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot, uint8 *planes)
-{
-	uint64		row = bq_first_row(layout, block);
-	int			j = 0;
-
-	memset(planes, 0, bq_planes_nbytes(layout->dim));
-	while (j < layout->nrows)
-	{
-		Buffer		buffer = bq_read_page(index, bq_code_page(layout, row + j), BQ_PAGE_DATA,
-										  BUFFER_LOCK_SHARE);
-		int			end = Min(layout->nrows,
-							  j + BQ_ROWS_PER_PAGE - (int) ((row + j) % BQ_ROWS_PER_PAGE));
-
-		bq_block_get_rows(BqPageGetRow(BufferGetPage(buffer), row + j), j, end, layout->dim, slot,
-						  planes);
-		UnlockReleaseBuffer(buffer);
-		j = end;
-	}
-}
-
-/* Copy the code rows of a block: bq_block_nbytes(dim) bytes. */
-void
-bq_read_block(Relation index, const BqLayout *layout, uint32 block, uint8 *codes)
-{
-	uint64		row = bq_first_row(layout, block);
-
-	for (int j = 0; j < layout->nrows;)
-	{
-		int			n = Min(layout->nrows - j,
-							BQ_ROWS_PER_PAGE - (int) ((row + j) % BQ_ROWS_PER_PAGE));
-		Buffer		buffer = bq_read_page(index, bq_code_page(layout, row + j), BQ_PAGE_DATA,
-										  BUFFER_LOCK_SHARE);
-
-		memcpy(codes + j * BQ_ROW_NBYTES, BqPageGetRow(BufferGetPage(buffer), row + j),
-			   n * BQ_ROW_NBYTES);
-		UnlockReleaseBuffer(buffer);
-		j += n;
-	}
+	UnlockRelationForExtension(index, ExclusiveLock);
 }

@@ -204,13 +204,13 @@ read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, const 
 
 /* Read all blocks of a list; returns how many rows it has. */
 static int64
-read_list(Relation index, BqScan *so, uint8 segment, uint32 list)
+read_list(Relation index, BqScan *so, uint8 segment, const BqChain *chain)
 {
 	BqListReader reader;
 	const BqBlockData *block;
 	int64		nrows = 0;
 
-	bq_begin_list(&reader, index, &so->layout, list, &so->lists[list]);
+	bq_begin_list(&reader, index, &so->layout, chain);
 	while ((block = bq_next_block(&reader)) != NULL)
 	{
 		uint16		sums[BQ_BLOCK];
@@ -224,44 +224,24 @@ read_list(Relation index, BqScan *so, uint8 segment, uint32 list)
 	return nrows;
 }
 
-/* Copy the entries of all lists. */
-static void
-read_entries(Relation index, BqScan *so)
-{
-	uint32		list = 0;
-
-	so->lists = (BqListData *) palloc(so->layout.nlists * sizeof(BqListData));
-	while (list < so->layout.nlists)
-	{
-		uint32		n = Min(so->layout.nlists - list, (uint32) BQ_LISTS_PER_PAGE);
-		Buffer		buffer = bq_read_page(index, bq_list_page(&so->layout, list), BQ_PAGE_LISTS,
-										  BUFFER_LOCK_SHARE);
-
-		memcpy(so->lists + list, BqPageGetList(BufferGetPage(buffer), list),
-			   n * sizeof(BqListData));
-		UnlockReleaseBuffer(buffer);
-		list += n;
-	}
-}
-
 /*
  * Ask for a list that will be read next: its headers and its code pages.  A guess:
  * blocks lie in a row if the build wrote them.
  */
 static void
-prefetch_list(Relation index, const BqScan *so, uint32 list)
+prefetch_list(Relation index, const BqLayout *layout, const BqChain *chain)
 {
-	const BqListData *entry = &so->lists[list];
-	uint64		row = bq_first_row(&so->layout, entry->head);
-	uint64		end = row + (uint64) entry->nblocks * so->layout.nrows;
+	uint64		row = bq_first_row(layout, chain->head);
+	uint64		end = row + (uint64) chain->nblocks * layout->nrows;
 
-	if (entry->head == BQ_NO_BLOCK)
+	if (chain->head == BQ_NO_BLOCK)
 		return;
-	bq_prefetch(index, bq_header_page(&so->layout, entry->head),
-				SizeOfPageHeaderData + entry->head % BQ_HEADERS_PER_PAGE * sizeof(BqBlockData));
+	bq_prefetch(index, bq_header_page(layout, chain->head),
+				SizeOfPageHeaderData + chain->head % layout->headers_per_page *
+				layout->header_nbytes);
 	for (int i = 0; row < end && i < PREFETCH_PAGES; i++)
 	{
-		bq_prefetch(index, bq_code_page(&so->layout, row),
+		bq_prefetch(index, bq_code_page(layout, row),
 					SizeOfPageHeaderData + row % BQ_ROWS_PER_PAGE * BQ_ROW_NBYTES);
 		row += BQ_ROWS_PER_PAGE - row % BQ_ROWS_PER_PAGE;
 	}
@@ -343,7 +323,6 @@ bq_rank_lists(Relation index, BqScan *so)
 	for (uint32 i = nlists / 2; i-- > 0;)
 		sink_list(so, i);
 	pfree(scores);
-	read_entries(index, so);
 }
 
 /* Begin a segment of about `probes` lists, or as many as there are. */
@@ -407,15 +386,22 @@ choose_list(BqScan *so, uint32 i)
 void
 bq_read_lists(Relation index, BqScan *so, uint32 from)
 {
+	BqChain		next = {.list = UINT32_MAX};
+
 	for (uint32 i = from; choose_list(so, i); i++)
 	{
+		BqChain		chain = next;
 		int64		nrows;
 
-		if (i + 1 < so->nchosen)
-			prefetch_list(index, so, so->chosen[i + 1]);
-		else if (so->nranked > 0)
-			prefetch_list(index, so, ranked_list(so->ranked[0]));
-		nrows = read_list(index, so, so->segment_of[i], so->chosen[i]);
+		if (chain.list != so->chosen[i])
+			chain = bq_read_chain(index, &so->layout, so->chosen[i]);
+		if (i + 1 < so->nchosen || so->nranked > 0)
+		{
+			next = bq_read_chain(index, &so->layout, i + 1 < so->nchosen ?
+								 so->chosen[i + 1] : ranked_list(so->ranked[0]));
+			prefetch_list(index, &so->layout, &next);
+		}
+		nrows = read_list(index, so, so->segment_of[i], &chain);
 		so->nlists++;
 		if (i >= so->ncounted)
 		{

@@ -1,14 +1,16 @@
 /*
- * bqrank.c: which lists are near a query or a new row.
+ * bqrank.c: the directory: where lists are, and which are near a query or a new row.
  *
  * The direction of a list is kept as a 2-bit code and a factor, and is ranked by the
  * table of the query like any code.  That costs no recall: a code's error is small
  * beside the differences between directions, and a list that comes a little early or
  * late is read all the same.
  *
- * 32 lists are a *group*: FACTOR_ROWS rows with their factors, then a block of codes
- * (core/bqlut.h).  Groups follow one another in rows of 16 bytes over the centroid
- * pages, without regard to where pages end.
+ * A run of the directory has first the entries of its lists (BqListData), from the
+ * beginning of a code page to the end of one: who holds the page of an entry may lock any
+ * page of a block.  Then follow the directions.  32 lists are a *group*: FACTOR_ROWS rows
+ * with their factors, then a block of codes (core/bqlut.h), without regard to where pages
+ * end.
  */
 #include "postgres.h"
 
@@ -29,14 +31,166 @@ count_groups(uint32 nlists)
 	return (nlists + BQ_BLOCK - 1) / BQ_BLOCK;
 }
 
-/* Pages that the directions of so many lists need. */
-BlockNumber
-bq_count_centroid_pages(int dim, uint32 nlists)
+/*
+ * Where things lie in the directory
+ */
+
+/* Rows of the entries of so many lists, to the end of a page. */
+static inline uint64
+entry_nrows(uint32 capacity)
 {
-	if (nlists <= 1)
-		return 0;
-	return (BlockNumber) (((uint64) count_groups(nlists) * group_nrows(dim) + BQ_ROWS_PER_PAGE - 1) /
-						  BQ_ROWS_PER_PAGE);
+	return (uint64) (capacity + BQ_LISTS_PER_PAGE - 1) / BQ_LISTS_PER_PAGE * BQ_ROWS_PER_PAGE;
+}
+
+/* Lists that a run of the directory has room for. */
+uint32
+bq_segment_capacity(const BqLayout *layout, int segment)
+{
+	return segment == 0 ? layout->capacity : layout->capacity << (segment - 1);
+}
+
+/* Blocks of a run, wherever it begins. */
+uint32
+bq_count_segment_blocks(const BqLayout *layout, uint32 capacity)
+{
+	uint64		nrows = BQ_ROWS_PER_PAGE - 1 + entry_nrows(capacity) +
+		(uint64) capacity / BQ_BLOCK * group_nrows(layout->dim);
+
+	return (uint32) ((nrows + layout->nrows - 1) / layout->nrows);
+}
+
+/* Lists that there is room for. */
+uint32
+bq_directory_capacity(const BqLayout *layout)
+{
+	uint32		capacity = 0;
+
+	for (int i = 0; i < BQ_SEGMENTS && layout->segments[i] != BQ_NO_BLOCK; i++)
+		capacity += bq_segment_capacity(layout, i);
+	return capacity;
+}
+
+/* Is a block, so called, part of the directory? */
+bool
+bq_is_directory(const BqLayout *layout, uint32 block)
+{
+	for (int i = 0; i < BQ_SEGMENTS && layout->segments[i] != BQ_NO_BLOCK; i++)
+		if (block >= layout->segments[i] && block - layout->segments[i] <
+			bq_count_segment_blocks(layout, bq_segment_capacity(layout, i)))
+			return true;
+	return false;
+}
+
+uint32
+bq_count_directory_blocks(const BqLayout *layout)
+{
+	uint32		n = 0;
+
+	for (int i = 0; i < BQ_SEGMENTS && layout->segments[i] != BQ_NO_BLOCK; i++)
+		n += bq_count_segment_blocks(layout, bq_segment_capacity(layout, i));
+	return n;
+}
+
+/* First row of the entries of a run. */
+static inline uint64
+segment_row(const BqLayout *layout, int segment)
+{
+	uint64		row = bq_first_row(layout, layout->segments[segment]);
+
+	return (row + BQ_ROWS_PER_PAGE - 1) / BQ_ROWS_PER_PAGE * BQ_ROWS_PER_PAGE;
+}
+
+/* The run of a list, which becomes its number within the run. */
+static inline int
+find_segment(const BqLayout *layout, uint32 *list)
+{
+	int			segment = 0;
+
+	while (*list >= bq_segment_capacity(layout, segment))
+		*list -= bq_segment_capacity(layout, segment++);
+	return segment;
+}
+
+/* Row of the entry of a list. */
+uint64
+bq_list_row(const BqLayout *layout, uint32 list)
+{
+	int			segment = find_segment(layout, &list);
+
+	return segment_row(layout, segment) + (uint64) list * BQ_LIST_ROWS;
+}
+
+BlockNumber
+bq_list_page(const BqLayout *layout, uint32 list)
+{
+	return bq_code_page(layout, bq_list_row(layout, list));
+}
+
+/* First row of the group that a list belongs to. */
+static uint64
+group_row(const BqLayout *layout, uint32 list)
+{
+	int			segment = find_segment(layout, &list);
+
+	return segment_row(layout, segment) + entry_nrows(bq_segment_capacity(layout, segment)) +
+		(uint64) list / BQ_BLOCK * group_nrows(layout->dim);
+}
+
+/* Lock the page of a list's entry, and find it there. */
+Buffer
+bq_read_entry(Relation index, const BqLayout *layout, uint32 list, int lockmode,
+			  BqListData **entry)
+{
+	uint64		row = bq_list_row(layout, list);
+	Buffer		buffer = bq_read_page(index, bq_code_page(layout, row), BQ_PAGE_CODES, lockmode);
+
+	*entry = (BqListData *) BqPageGetRow(BufferGetPage(buffer), row);
+	return buffer;
+}
+
+/* Copy all entries. */
+BqListData *
+bq_read_entries(Relation index, const BqLayout *layout)
+{
+	BqListData *entries = (BqListData *) MemoryContextAllocHuge(CurrentMemoryContext,
+																layout->nlists * sizeof(BqListData));
+	uint32		list = 0;
+
+	while (list < layout->nlists)
+	{
+		BqListData *entry;
+		Buffer		buffer = bq_read_entry(index, layout, list, BUFFER_LOCK_SHARE, &entry);
+		BlockNumber blkno = BufferGetBlockNumber(buffer);
+
+		do
+			entries[list++] = *entry++;
+		while (list < layout->nlists && bq_list_page(layout, list) == blkno);
+		UnlockReleaseBuffer(buffer);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return entries;
+}
+
+/*
+ * Directions
+ */
+
+/* Put the direction of list `c` of a group. */
+static void
+pack_direction(uint8 *group, int dim, uint32 c, const float *direction)
+{
+	uint8		planes[2 * (BQ_INDEX_MAX_DIM / 8)] = {0};
+	float		factor = 0;
+	float		norm;
+
+	if (bq_encode(direction, dim, BQ_CUT_RMS, NULL, NULL, planes, &norm) == BQ_OK && norm > 0)
+	{
+		/* so that the direction's own score is 1, and others' are right on average */
+		factor = (float) (1 / (bq_inner_product(direction, planes, dim, 1) *
+							   bq_decoded_norm(planes, dim)));
+		bq_block_put(group + FACTOR_ROWS * BQ_ROW_NBYTES, dim, (int) c, planes);
+	}
+	memcpy(group + c * sizeof(float), &factor, sizeof(float));
 }
 
 /* Directions, of length 1, as groups: in memory as on the pages. */
@@ -45,50 +199,105 @@ bq_pack_directions(const BqCentroids *centroids)
 {
 	int			dim = centroids->dim;
 	size_t		nbytes = (size_t) group_nrows(dim) * BQ_ROW_NBYTES;
-	uint8	   *planes = (uint8 *) palloc(bq_planes_nbytes(dim));
 	uint8	   *groups = (uint8 *) MemoryContextAllocExtended(CurrentMemoryContext,
 															  count_groups(centroids->nlists) * nbytes,
 															  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 
 	for (uint32 list = 0; list < centroids->nlists; list++)
-	{
-		const float *direction = centroids->values + (size_t) list * dim;
-		uint8	   *group = groups + list / BQ_BLOCK * nbytes;
-		float		factor = 0;
-		float		norm;
-
-		if (bq_encode(direction, dim, BQ_CUT_RMS, NULL, NULL, planes, &norm) == BQ_OK && norm > 0)
-		{
-			/* so that the direction's own score is 1, and others' are right on average */
-			factor = (float) (1 / (bq_inner_product(direction, planes, dim, 1) *
-								   bq_decoded_norm(planes, dim)));
-			bq_block_put(group + FACTOR_ROWS * BQ_ROW_NBYTES, dim, list % BQ_BLOCK, planes);
-		}
-		memcpy(group + list % BQ_BLOCK * sizeof(float), &factor, sizeof(float));
-	}
-	pfree(planes);
+		pack_direction(groups + list / BQ_BLOCK * nbytes, dim, list % BQ_BLOCK,
+					   centroids->values + (size_t) list * dim);
 	return groups;
 }
 
-/* Write them; the pages exist. */
+/* Write rows where nobody else knows them or reads anything else in them; `log` them. */
+static void
+write_rows(Relation index, const BqLayout *layout, uint64 row, uint64 nrows, const uint8 *rows,
+		   bool log)
+{
+	for (uint64 end = row + nrows; row < end;)
+	{
+		Buffer		buffer = bq_read_page(index, bq_code_page(layout, row), BQ_PAGE_CODES,
+										  BUFFER_LOCK_EXCLUSIVE);
+		uint8	   *place = BqPageGetRow(BufferGetPage(buffer), row);
+		int			n = bq_rows_on_page(row, end);
+
+		if (log)
+		{
+			bq_begin_log(index);
+			bq_log_change(bq_log_page(buffer), place, rows, n * BQ_ROW_NBYTES);
+			bq_finish_log();
+		}
+		else
+		{
+			memcpy(place, rows, n * BQ_ROW_NBYTES);
+			MarkBufferDirty(buffer);
+		}
+		UnlockReleaseBuffer(buffer);
+		rows += n * BQ_ROW_NBYTES;
+		row += n;
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* Write those of a new index: all are in the first run of the directory. */
 void
 bq_write_centroids(Relation index, const BqLayout *layout, const BqCentroids *centroids)
 {
 	uint8	   *groups = bq_pack_directions(centroids);
-	uint64		nrows = (uint64) count_groups(layout->nlists) * group_nrows(layout->dim);
 
-	for (uint64 row = 0; row < nrows; row += BQ_ROWS_PER_PAGE)
-	{
-		Buffer		buffer = bq_read_page(index, layout->centroid_start + row / BQ_ROWS_PER_PAGE,
-										  BQ_PAGE_CENTROIDS, BUFFER_LOCK_EXCLUSIVE);
-
-		memcpy(BqPageGetRow(BufferGetPage(buffer), row), groups + row * BQ_ROW_NBYTES,
-			   Min(nrows - row, (uint64) BQ_ROWS_PER_PAGE) * BQ_ROW_NBYTES);
-		MarkBufferDirty(buffer);
-		UnlockReleaseBuffer(buffer);
-		CHECK_FOR_INTERRUPTS();
-	}
+	write_rows(index, layout, group_row(layout, 0),
+			   (uint64) count_groups(layout->nlists) * group_nrows(layout->dim), groups, false);
 	pfree(groups);
+}
+
+/*
+ * Let `n` directions from `first` on be those of as many lists from `list` on.  Groups
+ * are written whole: what is known of other lists in them stays the same.  One caller at a
+ * time (vacuum).
+ */
+void
+bq_set_directions(Relation index, const BqLayout *layout, const BqCentroids *centroids,
+				  uint32 first, uint32 list, uint32 n)
+{
+	int			nrows = group_nrows(layout->dim);
+	uint8	   *group = (uint8 *) palloc((size_t) nrows * BQ_ROW_NBYTES);
+
+	for (uint32 end = list + n; list < end;)
+	{
+		uint64		row = group_row(layout, list);
+
+		bq_read_rows(index, layout, row, nrows, group);
+		do
+			pack_direction(group, layout->dim, list % BQ_BLOCK,
+						   centroids->values + (size_t) first++ * layout->dim);
+		while (++list < end && list % BQ_BLOCK != 0);
+		write_rows(index, layout, row, nrows, group, true);
+	}
+	pfree(group);
+}
+
+/* The directions of all lists, as far as their codes tell. */
+BqCentroids
+bq_read_directions(Relation index, const BqLayout *layout)
+{
+	int			dim = layout->dim;
+	int			nrows = group_nrows(dim);
+	BqCentroids centroids = {.nlists = layout->nlists, .dim = dim};
+	uint8	   *group = (uint8 *) palloc((size_t) nrows * BQ_ROW_NBYTES);
+	uint8	   *planes = (uint8 *) palloc(bq_planes_nbytes(dim));
+
+	centroids.values = (float *) MemoryContextAllocHuge(CurrentMemoryContext,
+														(size_t) layout->nlists * dim * sizeof(float));
+	for (uint32 list = 0; list < layout->nlists; list++)
+	{
+		if (list % BQ_BLOCK == 0)
+			bq_read_rows(index, layout, group_row(layout, list), nrows, group);
+		bq_block_get(group + FACTOR_ROWS * BQ_ROW_NBYTES, dim, list % BQ_BLOCK, planes);
+		bq_set_to_code(centroids.values + (size_t) list * dim, planes, dim);
+	}
+	pfree(planes);
+	pfree(group);
+	return centroids;
 }
 
 /* A group being scored, in one or several runs of rows. */
@@ -149,35 +358,33 @@ void
 bq_score_lists(Relation index, const BqLayout *layout, const BqTable *table, float *scores)
 {
 	int			nrows = group_nrows(layout->dim);
-	uint64		row = 0;
-	Buffer		buffer = InvalidBuffer;
+	BqHeldPage	held = {InvalidBuffer, 0};
 	GroupScore	group;
 
 	for (uint32 list = 0; list < layout->nlists; list += BQ_BLOCK)
 	{
+		uint64		row = group_row(layout, list);
+
 		for (int j = 0; j < nrows;)
 		{
-			int			on_page = (int) (row % BQ_ROWS_PER_PAGE);
-			int			n = Min(nrows - j, BQ_ROWS_PER_PAGE - on_page);
+			BlockNumber blkno = bq_code_page(layout, row + j);
+			int			n = bq_rows_on_page(row + j, row + nrows);
 
-			if (on_page == 0 || !BufferIsValid(buffer))
+			if (!BufferIsValid(held.buffer) || held.blkno != blkno)
 			{
-				BlockNumber blkno = layout->centroid_start + (BlockNumber) (row / BQ_ROWS_PER_PAGE);
-
-				if (BufferIsValid(buffer))
-					UnlockReleaseBuffer(buffer);
+				if (BufferIsValid(held.buffer))
+					UnlockReleaseBuffer(held.buffer);
 				CHECK_FOR_INTERRUPTS();
-				buffer = bq_read_page(index, blkno, BQ_PAGE_CENTROIDS, BUFFER_LOCK_SHARE);
-				if (blkno + 1 < layout->list_start)
-					bq_prefetch(index, blkno + 1, 0);
+				held.buffer = bq_read_page(index, blkno, BQ_PAGE_CODES, BUFFER_LOCK_SHARE);
+				held.blkno = blkno;
+				bq_prefetch(index, blkno + 1, 0);
 			}
-			add_rows(&group, table, BqPageGetRow(BufferGetPage(buffer), row), j, n);
-			row += n;
+			add_rows(&group, table, BqPageGetRow(BufferGetPage(held.buffer), row + j), j, n);
 			j += n;
 		}
 		finish_group(&group, table, Min(layout->nlists - list, (uint32) BQ_BLOCK), scores + list);
 	}
-	UnlockReleaseBuffer(buffer);
+	UnlockReleaseBuffer(held.buffer);
 }
 
 /* The table of a float query, in memory of its own. */

@@ -6,6 +6,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "index/bqindex.h"
 #include "miscadmin.h"
 
@@ -18,32 +19,87 @@ release_page(BqHeldPage *held)
 }
 
 static Page
-hold_page(Relation index, BqHeldPage *held, BlockNumber blkno)
+hold_page(Relation index, BqHeldPage *held, BlockNumber blkno, BqPageKind kind)
 {
 	if (!BufferIsValid(held->buffer) || held->blkno != blkno)
 	{
 		release_page(held);
-		held->buffer = bq_read_page(index, blkno, BQ_PAGE_DATA, BUFFER_LOCK_SHARE);
+		held->buffer = bq_read_page(index, blkno, kind, BUFFER_LOCK_SHARE);
 		held->blkno = blkno;
 	}
 	return BufferGetPage(held->buffer);
 }
 
-/* Begin to read a list, as of its entry. */
+/*
+ * Something that a reader looked for is not there.  On a standby that can be the work of a
+ * vacuum on the primary, whose snapshots do not wait for ours (bqsplit.c); else it is damage.
+ */
+static void
+report_change(Relation index, const char *what)
+{
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("canceling statement due to conflict with recovery"),
+				 errdetail("Index \"%s\" was changed by vacuum: %s.",
+						   RelationGetRelationName(index), what),
+				 errhint("In a moment you should be able to repeat your command.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_INDEX_CORRUPTED),
+			 errmsg("index \"%s\" is damaged: %s", RelationGetRelationName(index), what),
+			 errhint("Rebuild the index with REINDEX.")));
+}
+
+/* The chain of a list, as those must read it who began with this layout. */
+BqChain
+bq_read_chain(Relation index, const BqLayout *layout, uint32 list)
+{
+	BqListData *entry;
+	Buffer		buffer = bq_read_entry(index, layout, list, BUFFER_LOCK_SHARE, &entry);
+	BqChain		chain = {.list = list};
+	bool		old = entry->changed > layout->generation;
+
+	chain.head = old ? entry->old_head : entry->head;
+	chain.nblocks = old ? entry->old_nblocks : entry->nblocks;
+	chain.epoch = old ? entry->old_epoch : entry->epoch;
+	UnlockReleaseBuffer(buffer);
+	if (old && chain.head == BQ_NO_BLOCK)
+		report_change(index, psprintf("the blocks of list %u before it was split are gone", list));
+	/* the index may have grown since; if it has not, a chain that long is a circle */
+	if (chain.nblocks > layout->nblocks && chain.nblocks > bq_read_layout(index).nblocks)
+		report_change(index, psprintf("list %u has %u blocks of %u", list, chain.nblocks,
+									  layout->nblocks));
+	return chain;
+}
+
+/* Begin to read a list. */
 void
-bq_begin_list(BqListReader *reader, Relation index, const BqLayout *layout, uint32 list,
-			  const BqListData *entry)
+bq_begin_list(BqListReader *reader, Relation index, const BqLayout *layout, const BqChain *chain)
 {
 	reader->index = index;
 	reader->layout = layout;
-	reader->list = list;
+	reader->chain = *chain;
 	reader->block = BQ_NO_BLOCK;
-	reader->next = entry->head;
+	reader->next = chain->head;
 	/* Blocks are only ever added at the head: from the head read, the chain has this length. */
-	reader->left = entry->nblocks;
+	reader->left = chain->nblocks;
+	reader->nheld = 0;
 	reader->headers.buffer = InvalidBuffer;
 	reader->codes.buffer = InvalidBuffer;
 }
+
+/* Is the number of packed rows of a block possible? */
+static void
+check_packed(Relation index, const BqLayout *layout, uint32 b, const BqBlockData *block)
+{
+	if (block->packed != layout->nrows &&
+		(block->packed > layout->nrows || block->packed % BQ_STAGE_ROWS != 0))
+		report_change(index, psprintf("block %u has %u packed rows of %d", b, block->packed,
+									  layout->nrows));
+}
+
+/* Blocks of one header page after which interrupts are looked for: a chain may be a circle. */
+#define MAX_HELD 64
 
 /*
  * The next block's header, NULL at the end.  It stays locked, for reading, until the next
@@ -61,21 +117,35 @@ bq_next_block(BqListReader *reader)
 	reader->block = reader->next;
 	header_page = bq_header_page(reader->layout, reader->block);
 	/* Header before codes, and interrupts only while nothing is locked. */
-	if (reader->headers.blkno != header_page || !BufferIsValid(reader->headers.buffer))
+	if (reader->headers.blkno != header_page || !BufferIsValid(reader->headers.buffer) ||
+		++reader->nheld == MAX_HELD)
 	{
 		bq_end_list(reader);
+		reader->nheld = 0;
 		CHECK_FOR_INTERRUPTS();
 	}
-	block = BqPageGetBlock(hold_page(reader->index, &reader->headers, header_page), reader->block);
-	if (block->list != reader->list)
-		ereport(ERROR,
-				(errcode(ERRCODE_INDEX_CORRUPTED),
-				 errmsg("block %u of index \"%s\" belongs to list %u, expected %u", reader->block,
-						RelationGetRelationName(reader->index), block->list, reader->list),
-				 errhint("Rebuild the index with REINDEX.")));
+	block = BqPageGetBlock(reader->layout, hold_page(reader->index, &reader->headers, header_page,
+													 BQ_PAGE_HEADERS),
+						   reader->block);
+	if (block->list != reader->chain.list || block->epoch != reader->chain.epoch)
+		report_change(reader->index,
+					  psprintf("block %u belongs to list %u of epoch %u, expected %u of %u",
+							   reader->block, block->list, block->epoch, reader->chain.list,
+							   reader->chain.epoch));
+	check_packed(reader->index, reader->layout, reader->block, block);
+	reader->packed = block->packed;
 	reader->next = block->next;
 	return block;
 }
+
+/*
+ * Rows of codes: one block after the other, and within a block by parts that are staged
+ * or packed
+ */
+
+/* Room for a part, staged and packed. */
+static uint8 staged_part[BQ_STAGE_ROWS * BQ_ROW_NBYTES];
+static uint8 packed_part[BQ_STAGE_ROWS * BQ_ROW_NBYTES];
 
 /* Sums of a table (core/bqlut.h) over the codes of the block whose header was read last. */
 void
@@ -87,13 +157,34 @@ bq_sum_block(BqListReader *reader, const uint8 *table, uint16 *sums)
 	memset(sums, 0, BQ_BLOCK * sizeof(uint16));
 	for (int j = 0; j < layout->nrows;)
 	{
-		int			n = Min(layout->nrows - j,
-							BQ_ROWS_PER_PAGE - (int) ((row + j) % BQ_ROWS_PER_PAGE));
-		Page		page = hold_page(reader->index, &reader->codes,
-									 bq_code_page(layout, row + j));
+		/* of a staged block, rows of one part that lie on one page, or a whole part */
+		int			end = j < reader->packed ? reader->packed :
+			Min(layout->nrows, j + BQ_STAGE_ROWS);
+		int			n = bq_rows_on_page(row + j, row + end);
+		const uint8 *rows = BqPageGetRow(hold_page(reader->index, &reader->codes,
+												   bq_code_page(layout, row + j),
+												   BQ_PAGE_CODES), row + j);
 		uint16		part[BQ_BLOCK];
 
-		bq_kernel->lut_block(table + j * BQ_ROW_NBYTES, BqPageGetRow(page, row + j), n, part);
+		if (j >= reader->packed)
+		{
+			if (n < end - j)
+			{
+				for (int i = 0; i < end - j; i += n)
+				{
+					n = bq_rows_on_page(row + j + i, row + end);
+					rows = BqPageGetRow(hold_page(reader->index, &reader->codes,
+												  bq_code_page(layout, row + j + i),
+												  BQ_PAGE_CODES), row + j + i);
+					memcpy(staged_part + i * BQ_ROW_NBYTES, rows, n * BQ_ROW_NBYTES);
+				}
+				rows = staged_part;
+				n = end - j;
+			}
+			bq_kernel->unstage(rows, n, packed_part);
+			rows = packed_part;
+		}
+		bq_kernel->lut_block(table + j * BQ_ROW_NBYTES, rows, n, part);
 		for (int c = 0; c < BQ_BLOCK; c++)
 			sums[c] += part[c];
 		j += n;
@@ -106,4 +197,96 @@ bq_end_list(BqListReader *reader)
 {
 	release_page(&reader->codes);
 	release_page(&reader->headers);
+}
+
+/* Copy rows of the whole array, wherever pages end. */
+void
+bq_read_rows(Relation index, const BqLayout *layout, uint64 row, int n, uint8 *rows)
+{
+	for (uint64 end = row + n; row < end;)
+	{
+		Buffer		buffer = bq_read_page(index, bq_code_page(layout, row), BQ_PAGE_CODES,
+										  BUFFER_LOCK_SHARE);
+
+		n = bq_rows_on_page(row, end);
+		memcpy(rows, BqPageGetRow(BufferGetPage(buffer), row), n * BQ_ROW_NBYTES);
+		UnlockReleaseBuffer(buffer);
+		rows += n * BQ_ROW_NBYTES;
+		row += n;
+	}
+}
+
+/*
+ * Lock a block's header page and find its header: who wants to read codes must know
+ * which of them are packed, and that this stays so.
+ */
+static Buffer
+read_header(Relation index, const BqLayout *layout, uint32 b, const BqBlockData **block)
+{
+	Buffer		buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
+									  BUFFER_LOCK_SHARE);
+
+	*block = BqPageGetBlock(layout, BufferGetPage(buffer), b);
+	check_packed(index, layout, b, *block);
+	return buffer;
+}
+
+/* Take the code in one slot out of its block. */
+void
+bq_read_planes(Relation index, const BqLayout *layout, uint32 b, int slot, uint8 *planes)
+{
+	const BqBlockData *block;
+	Buffer		header_buffer = read_header(index, layout, b, &block);
+	uint64		row = bq_first_row(layout, b);
+
+	memset(planes, 0, bq_planes_nbytes(layout->dim));
+	for (int j = 0; j < layout->nrows;)
+	{
+		int			end = j < block->packed ? block->packed :
+			Min(layout->nrows, j + BQ_STAGE_ROWS);
+
+		if (j < block->packed)
+		{
+			int			n = bq_rows_on_page(row + j, row + end);
+			Buffer		buffer = bq_read_page(index, bq_code_page(layout, row + j), BQ_PAGE_CODES,
+											  BUFFER_LOCK_SHARE);
+
+			bq_block_get_rows(BqPageGetRow(BufferGetPage(buffer), row + j), j, j + n,
+							  layout->dim, slot, planes);
+			UnlockReleaseBuffer(buffer);
+			j += n;
+		}
+		else
+		{
+			int			first = slot * (end - j);	/* nibble of the part */
+			int			first_row = first / 2 / BQ_ROW_NBYTES;
+			int			end_row = ((first + end - j + 1) / 2 + BQ_ROW_NBYTES - 1) / BQ_ROW_NBYTES;
+
+			bq_read_rows(index, layout, row + j + first_row, end_row - first_row, staged_part);
+			bq_stage_get(staged_part + first / 2 - first_row * BQ_ROW_NBYTES, first % 2, j, end,
+						 layout->dim, planes);
+			j = end;
+		}
+	}
+	UnlockReleaseBuffer(header_buffer);
+}
+
+/* Copy a block: its header, without keys, and bq_block_nbytes(dim) bytes of packed codes. */
+void
+bq_read_block(Relation index, const BqLayout *layout, uint32 b, BqBlockData *header, uint8 *codes)
+{
+	const BqBlockData *block;
+	Buffer		header_buffer = read_header(index, layout, b, &block);
+	uint64		row = bq_first_row(layout, b);
+
+	*header = *block;
+	bq_read_rows(index, layout, row, block->packed, codes);
+	for (int j = block->packed; j < layout->nrows; j += BQ_STAGE_ROWS)
+	{
+		int			n = Min(layout->nrows - j, BQ_STAGE_ROWS);
+
+		bq_read_rows(index, layout, row + j, n, staged_part);
+		bq_kernel->unstage(staged_part, n, codes + j * BQ_ROW_NBYTES);
+	}
+	UnlockReleaseBuffer(header_buffer);
 }

@@ -74,7 +74,6 @@ typedef struct BqScan
 	MemoryContext row_context;	/* emptied after each row */
 
 	/* lists */
-	BqListData *lists;			/* all entries, as of the start of the scan */
 	uint64	   *ranked;			/* a heap of lists not chosen yet, see rank_key() */
 	uint32		nranked;
 	uint32	   *chosen;			/* lists in the order they are read in */

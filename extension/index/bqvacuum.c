@@ -1,17 +1,28 @@
 /*
- * bqvacuum.c: removing dead rows.
+ * bqvacuum.c: removing dead rows, and giving back blocks.
  *
  * Only header pages are read, a tenth of the index: a dead row's bit in `live` is
  * cleared, its code stays behind as garbage.  Blocks that gained free slots are put
  * into their list's free chain, where the next rows of that list will find them.
+ *
+ * Blocks that belong to no list are left by splits (bqsplit.c): chains from before, until
+ * no scan can be on its way there, and what a split that was interrupted had written.
+ * They come into the chain of free blocks, from where any list takes them.
+ *
+ * Vacuum is alone with an index, but for readers and writers.
  */
 #include "postgres.h"
 
-#include "access/generic_xlog.h"
+#include "access/nbtxlog.h"
+#include "access/xlog.h"
+#include "access/xloginsert.h"
 #include "commands/vacuum.h"
 #include "index/bqsource.h"
+#include "miscadmin.h"
 #include "port/pg_bitutils.h"
 #include "storage/lmgr.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #if PG_VERSION_NUM >= 180000
 #define delay_point() vacuum_delay_point(false)
@@ -19,26 +30,58 @@
 #define delay_point() vacuum_delay_point()
 #endif
 
+#if PG_VERSION_NUM >= 160000
+#define vacuumed_heap(info) ((info)->heaprel)
+#else
+#define vacuumed_heap(info) NULL	/* the oldest snapshot of all databases will do */
+#endif
+
+typedef struct VacuumState
+{
+	IndexVacuumInfo *info;
+	Relation	index;
+	BqLayout	layout;
+	uint32		nfree;			/* when it began */
+	BqListData *entries;		/* the same */
+	IndexBulkDeleteCallback callback;	/* NULL: only look */
+	void	   *arg;
+	double		nremoved;
+	double		nrows;
+	uint32		nunowned;		/* blocks that belong to no list ... */
+	uint8	   *unowned;		/* ... which they are, as bits */
+} VacuumState;
+
+/* Does a block belong to a list, as lists are now? */
+static inline bool
+is_owned(const VacuumState *state, const BqBlockData *block)
+{
+	return block->list < state->layout.nlists &&
+		block->epoch == state->entries[block->list].epoch;
+}
+
 /* Let a list's inserts find the free slots of block b. */
 static void
-add_to_free_chain(Relation index, const BqLayout *layout, uint32 b, uint32 list)
+add_to_free_chain(const VacuumState *state, uint32 b, uint32 list)
 {
-	Buffer		list_buffer = bq_read_page(index, bq_list_page(layout, list), BQ_PAGE_LISTS,
-										   BUFFER_LOCK_EXCLUSIVE);
-	Buffer		header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA,
-											 BUFFER_LOCK_EXCLUSIVE);
-	BqBlockData *block = BqPageGetBlock(BufferGetPage(header_buffer), b);
+	Relation	index = state->index;
+	BqListData *entry;
+	Buffer		list_buffer = bq_read_entry(index, &state->layout, list, BUFFER_LOCK_EXCLUSIVE,
+											&entry);
+	Buffer		header_buffer = bq_read_page(index, bq_header_page(&state->layout, b),
+											 BQ_PAGE_HEADERS, BUFFER_LOCK_EXCLUSIVE);
+	BqBlockData *block = BqPageGetBlock(&state->layout, BufferGetPage(header_buffer), b);
 
 	if (!block->in_free_chain)
 	{
-		GenericXLogState *state = GenericXLogStart(index);
-		BqListData *entry = BqPageGetList(GenericXLogRegisterBuffer(state, list_buffer, 0), list);
+		int			page;
 
-		block = BqPageGetBlock(GenericXLogRegisterBuffer(state, header_buffer, 0), b);
-		block->next_free = entry->free;
-		block->in_free_chain = true;
-		entry->free = b;
-		GenericXLogFinish(state);
+		bq_begin_log(index);
+		page = bq_log_page(list_buffer);
+		bq_log_set(page, &entry->free, uint32, b);
+		page = bq_log_page(header_buffer);
+		bq_log_set(page, &block->next_free, uint32, entry->free);
+		bq_log_set(page, &block->in_free_chain, uint16, true);
+		bq_finish_log();
 	}
 	UnlockReleaseBuffer(header_buffer);
 	UnlockReleaseBuffer(list_buffer);
@@ -49,83 +92,342 @@ add_to_free_chain(Relation index, const BqLayout *layout, uint32 b, uint32 list)
  * only count, and find free slots that a crash kept from the free chain.
  */
 static void
-vacuum_header_page(IndexVacuumInfo *info, const BqLayout *layout, uint32 first, uint32 end,
-				   IndexBulkDeleteResult *stats, IndexBulkDeleteCallback callback, void *arg)
+vacuum_header_page(VacuumState *state, uint32 first, uint32 end)
 {
-	Relation	index = info->index;
-	Buffer		buffer = ReadBufferExtended(index, MAIN_FORKNUM, bq_header_page(layout, first),
-											RBM_NORMAL, info->strategy);
-	uint32		keep[BQ_HEADERS_PER_PAGE];
-	uint32		list[BQ_HEADERS_PER_PAGE];
-	bool		to_chain[BQ_HEADERS_PER_PAGE];
+	const BqLayout *layout = &state->layout;
+	Buffer		buffer = ReadBufferExtended(state->index, MAIN_FORKNUM,
+											bq_header_page(layout, first), RBM_NORMAL,
+											state->info->strategy);
+	uint32		keep[BQ_PAGE_NBYTES / sizeof(BqBlockData)];
+	uint32		list[lengthof(keep)];
+	bool		to_chain[lengthof(keep)];
 	bool		changed = false;
 
-	LockBuffer(buffer, callback != NULL ? BUFFER_LOCK_EXCLUSIVE : BUFFER_LOCK_SHARE);
-	bq_check_page(index, buffer, BQ_PAGE_DATA);
+	LockBuffer(buffer, state->callback != NULL ? BUFFER_LOCK_EXCLUSIVE : BUFFER_LOCK_SHARE);
+	bq_check_page(state->index, buffer, BQ_PAGE_HEADERS);
 	for (uint32 b = first; b < end; b++)
 	{
-		BqBlockData *block = BqPageGetBlock(BufferGetPage(buffer), b);
+		BqBlockData *block = BqPageGetBlock(layout, BufferGetPage(buffer), b);
 		uint32		live = block->live;
 
-		if (block->list >= layout->nlists)
-			ereport(ERROR,
-					(errcode(ERRCODE_INDEX_CORRUPTED),
-					 errmsg("block %u of index \"%s\" belongs to list %u of %u", b,
-							RelationGetRelationName(index), block->list, layout->nlists),
-					 errhint("Rebuild the index with REINDEX.")));
-		for (int c = 0; callback != NULL && c < BQ_BLOCK; c++)
-			if ((live & ((uint32) 1 << c)) && callback(&block->tid[c], arg))
+		to_chain[b - first] = false;
+		keep[b - first] = live;
+		if (bq_is_directory(layout, b))
+			continue;
+		if (!is_owned(state, block))
+		{
+			state->nunowned++;
+			if (state->unowned != NULL)
+				state->unowned[b / 8] |= 1 << b % 8;
+			continue;
+		}
+		for (int c = 0; state->callback != NULL && c < BQ_BLOCK; c++)
+			if ((live & ((uint32) 1 << c)) && state->callback(&block->tid[c], state->arg))
 				live &= ~((uint32) 1 << c);
 		keep[b - first] = live;
 		list[b - first] = block->list;
 		to_chain[b - first] = live != UINT32_MAX && !block->in_free_chain;
 		changed |= live != block->live;
-		stats->tuples_removed += pg_popcount32(block->live) - pg_popcount32(live);
-		stats->num_index_tuples += pg_popcount32(live);
+		state->nremoved += pg_popcount32(block->live) - pg_popcount32(live);
+		state->nrows += pg_popcount32(live);
 	}
 	if (changed)
 	{
-		GenericXLogState *state = GenericXLogStart(index);
-		Page		page = GenericXLogRegisterBuffer(state, buffer, 0);
+		int			page;
 
+		bq_begin_log(state->index);
+		page = bq_log_page(buffer);
 		for (uint32 b = first; b < end; b++)
-			BqPageGetBlock(page, b)->live = keep[b - first];
-		GenericXLogFinish(state);
+		{
+			BqBlockData *block = BqPageGetBlock(layout, BufferGetPage(buffer), b);
+
+			if (block->live != keep[b - first])
+				bq_log_set(page, &block->live, uint32, keep[b - first]);
+		}
+		bq_finish_log();
 	}
 	UnlockReleaseBuffer(buffer);
 
 	/* List pages are locked before header pages: only now. */
 	for (uint32 b = first; b < end; b++)
 		if (to_chain[b - first])
-			add_to_free_chain(index, layout, b, list[b - first]);
+			add_to_free_chain(state, b, list[b - first]);
 }
 
-static IndexBulkDeleteResult *
-vacuum_index(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
-			 IndexBulkDeleteCallback callback, void *arg)
+static VacuumState
+begin_vacuum(IndexVacuumInfo *info)
 {
-	uint32		nblocks;
-	BqLayout	layout = bq_read_layout(info->index, &nblocks);
+	VacuumState state = {.info = info, .index = info->index};
 
-	bq_check_size(info->index, &layout, nblocks);
-	if (stats == NULL)
-		stats = (IndexBulkDeleteResult *) palloc0(sizeof(IndexBulkDeleteResult));
-	stats->num_index_tuples = 0;
-	/* Blocks added from now on hold only rows that this vacuum does not know. */
-	for (uint32 b = 0; b < nblocks; b += BQ_HEADERS_PER_PAGE)
-	{
-		delay_point();
-		vacuum_header_page(info, &layout, b, Min(b + BQ_HEADERS_PER_PAGE, nblocks), stats,
-						   callback, arg);
-	}
-	return stats;
+	/* in this order: blocks that are taken meanwhile look owned, not the other way round */
+	state.nfree = bq_read_metapage(info->index).nfree;
+	state.layout = bq_read_layout(info->index);
+	bq_check_size(info->index, &state.layout);
+	state.entries = bq_read_entries(info->index, &state.layout);
+	return state;
 }
+
+/* Visit all blocks; `hurry`: others are waiting. */
+static void
+visit_blocks(VacuumState *state, bool hurry)
+{
+	uint32		per_page = state->layout.headers_per_page;
+
+	/* Blocks added from now on hold only rows that this vacuum does not know. */
+	for (uint32 b = 0; b < state->layout.nblocks; b += per_page)
+	{
+		if (hurry)
+			CHECK_FOR_INTERRUPTS();
+		else
+			delay_point();
+		vacuum_header_page(state, b, Min(b + per_page, state->layout.nblocks));
+	}
+}
+
+/*
+ * Blocks that nobody owns
+ */
+
+/*
+ * Follow a chain of unowned blocks, and take those it has out of the bits that are set;
+ * returns the last one.  False if it led to an owned block: somebody took it meanwhile.
+ */
+static bool
+follow_chain(VacuumState *state, uint32 head, uint32 nblocks, uint32 *last)
+{
+	*last = BQ_NO_BLOCK;
+	for (uint32 b = head; nblocks > 0 && b != BQ_NO_BLOCK; nblocks--)
+	{
+		Buffer		buffer;
+		const BqBlockData *block;
+		bool		owned;
+
+		CHECK_FOR_INTERRUPTS();
+		if (b >= state->layout.nblocks || bq_is_directory(&state->layout, b))
+			return false;
+		buffer = bq_read_page(state->index, bq_header_page(&state->layout, b), BQ_PAGE_HEADERS,
+							  BUFFER_LOCK_SHARE);
+		block = BqPageGetBlock(&state->layout, BufferGetPage(buffer), b);
+		owned = is_owned(state, block);
+		*last = b;
+		if (state->unowned != NULL)
+			state->unowned[b / 8] &= ~(1 << b % 8);
+		b = block->next;
+		UnlockReleaseBuffer(buffer);
+		if (owned)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Snapshots of standbys do not wait for ours: those that may still read the old chain must
+ * be waited for, or cancelled, before its blocks are used again.  The record that B-trees
+ * have for this does nothing else, and names no page that must be a B-tree's.
+ */
+static void
+log_conflict(IndexVacuumInfo *info, FullTransactionId horizon)
+{
+	xl_btree_reuse_page record;
+
+	if (!RelationNeedsWAL(info->index) || !XLogStandbyInfoActive())
+		return;
+	memset(&record, 0, sizeof(record));
+	record.block = BQ_METAPAGE_BLKNO;
+#if PG_VERSION_NUM >= 160000
+	record.locator = info->index->rd_locator;
+	record.snapshotConflictHorizon = horizon;
+	record.isCatalogRel = RelationIsAccessibleInLogicalDecoding(info->heaprel);
+#else
+	record.node = info->index->rd_node;
+	record.latestRemovedFullXid = horizon;
+#endif
+	XLogBeginInsert();
+	XLogRegisterData((char *) &record, SizeOfBtreeReusePage);
+	XLogInsert(RM_BTREE_ID, XLOG_BTREE_REUSE_PAGE);
+}
+
+/* Put a chain of unowned blocks, from `head` to `tail`, before the chain of free ones. */
+static void
+free_chain(VacuumState *state, Buffer list_buffer, BqListData *entry, uint32 head, uint32 tail,
+		   uint32 nblocks)
+{
+	Relation	index = state->index;
+	Buffer		meta_buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+										   BUFFER_LOCK_EXCLUSIVE);
+	BqMetaPage	meta = BqPageGetMeta(BufferGetPage(meta_buffer));
+	Buffer		header_buffer = bq_read_page(index, bq_header_page(&state->layout, tail),
+											 BQ_PAGE_HEADERS, BUFFER_LOCK_EXCLUSIVE);
+	BqBlockData *block = BqPageGetBlock(&state->layout, BufferGetPage(header_buffer), tail);
+	int			page;
+
+	bq_begin_log(index);
+	if (entry != NULL)
+	{
+		page = bq_log_page(list_buffer);
+		bq_log_set(page, &entry->old_head, uint32, BQ_NO_BLOCK);
+		bq_log_set(page, &entry->old_nblocks, uint32, 0);
+	}
+	page = bq_log_page(meta_buffer);
+	bq_log_set(page, &meta->free_head, uint32, head);
+	bq_log_set(page, &meta->nfree, uint32, meta->nfree + nblocks);
+	bq_log_set(bq_log_page(header_buffer), &block->next, uint32, meta->free_head);
+	bq_finish_log();
+	UnlockReleaseBuffer(header_buffer);
+	UnlockReleaseBuffer(meta_buffer);
+}
+
+/* Give back the chains that lists had before they were split, where nobody needs them. */
+static void
+free_old_chains(VacuumState *state)
+{
+	for (uint32 list = 0; list < state->layout.nlists; list++)
+	{
+		const BqListData *known = &state->entries[list];
+		FullTransactionId horizon = FullTransactionIdFromU64(known->freed);
+		BqListData *entry;
+		Buffer		buffer;
+		uint32		tail;
+
+		if (known->old_head == BQ_NO_BLOCK ||
+			!GlobalVisCheckRemovableFullXid(vacuumed_heap(state->info), horizon))
+			continue;
+		if (!follow_chain(state, known->old_head, known->old_nblocks, &tail))
+			ereport(ERROR,
+					(errcode(ERRCODE_INDEX_CORRUPTED),
+					 errmsg("index \"%s\" is damaged: old chain of list %u leads astray",
+							RelationGetRelationName(state->index), list),
+					 errhint("Rebuild the index with REINDEX.")));
+		log_conflict(state->info, horizon);
+		buffer = bq_read_entry(state->index, &state->layout, list, BUFFER_LOCK_EXCLUSIVE, &entry);
+		free_chain(state, buffer, entry, known->old_head, tail, known->old_nblocks);
+		UnlockReleaseBuffer(buffer);
+	}
+}
+
+/* How many blocks are known to be in old chains. */
+static uint64
+count_old_blocks(const VacuumState *state)
+{
+	uint64		n = 0;
+
+	for (uint32 list = 0; list < state->layout.nlists; list++)
+		if (state->entries[list].old_head != BQ_NO_BLOCK)
+			n += state->entries[list].old_nblocks;
+	return n;
+}
+
+/*
+ * Find the blocks that a split wrote which was not completed: they are in no list, old
+ * chain or chain of free blocks.  No scan ever knew them.
+ */
+static void
+free_lost_blocks(IndexVacuumInfo *info)
+{
+	VacuumState state = begin_vacuum(info);
+	uint32		nfound = 0;
+	uint32		last;
+	Buffer		buffer;
+	uint32		free_head;
+
+	state.unowned = (uint8 *) MemoryContextAllocExtended(CurrentMemoryContext,
+														 state.layout.nblocks / 8 + 1,
+														 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	visit_blocks(&state, false);
+	for (uint32 list = 0; list < state.layout.nlists; list++)
+		if (state.entries[list].old_head != BQ_NO_BLOCK &&
+			!follow_chain(&state, state.entries[list].old_head, state.entries[list].old_nblocks,
+						  &last))
+			return;
+	/* writers take free blocks meanwhile: then leave it to the next vacuum */
+	buffer = bq_read_page(info->index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_SHARE);
+	free_head = BqPageGetMeta(BufferGetPage(buffer))->free_head;
+	UnlockReleaseBuffer(buffer);
+	if (!follow_chain(&state, free_head, state.layout.nblocks, &last))
+		return;
+	for (uint32 b = 0; b < state.layout.nblocks; b++)
+	{
+		const BqBlockData *block;
+		bool		owned;
+
+		if (!(state.unowned[b / 8] & 1 << b % 8))
+			continue;
+		/* it may have been free, and taken since */
+		buffer = bq_read_page(info->index, bq_header_page(&state.layout, b), BQ_PAGE_HEADERS,
+							  BUFFER_LOCK_SHARE);
+		block = BqPageGetBlock(&state.layout, BufferGetPage(buffer), b);
+		owned = is_owned(&state, block);
+		UnlockReleaseBuffer(buffer);
+		if (!owned)
+		{
+			free_chain(&state, InvalidBuffer, NULL, b, b, 1);
+			nfound++;
+		}
+		CHECK_FOR_INTERRUPTS();
+	}
+	if (nfound > 0)
+		ereport(DEBUG1,
+				(errmsg_internal("index \"%s\": %u blocks of a split that was interrupted are free",
+								 RelationGetRelationName(info->index), nfound)));
+}
+
+/* Open the lists that a split left closed. */
+static void
+open_lists(VacuumState *state)
+{
+	for (uint32 list = 0; list < state->layout.nlists; list++)
+	{
+		BqListData *entry;
+		Buffer		buffer;
+
+		if (!state->entries[list].closed)
+			continue;
+		buffer = bq_read_entry(state->index, &state->layout, list, BUFFER_LOCK_EXCLUSIVE, &entry);
+		bq_begin_log(state->index);
+		bq_log_set(bq_log_page(buffer), &entry->closed, uint16, false);
+		bq_finish_log();
+		UnlockReleaseBuffer(buffer);
+	}
+}
+
+/*
+ * The callbacks
+ */
 
 IndexBulkDeleteResult *
 bqbulkdelete(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
 			 IndexBulkDeleteCallback callback, void *callback_state)
 {
-	return vacuum_index(info, stats, callback, callback_state);
+	VacuumState state = begin_vacuum(info);
+
+	state.callback = callback;
+	state.arg = callback_state;
+	visit_blocks(&state, false);
+	if (stats == NULL)
+		stats = (IndexBulkDeleteResult *) palloc0(sizeof(IndexBulkDeleteResult));
+	stats->estimated_count = false;
+	stats->num_index_tuples = state.nrows;
+	stats->tuples_removed += state.nremoved;
+	pfree(state.entries);
+	return stats;
+}
+
+/* Let rows be added, or not. */
+static void
+set_closed(Relation index, bool closed, bool forget)
+{
+	Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+									  BUFFER_LOCK_EXCLUSIVE);
+	BqMetaPage	meta = BqPageGetMeta(BufferGetPage(buffer));
+	int			page;
+
+	bq_begin_log(index);
+	page = bq_log_page(buffer);
+	bq_log_set(page, &meta->closed, uint32, closed);
+	if (forget)
+		bq_log_set(page, &meta->transform, int32, -1);
+	bq_finish_log();
+	UnlockReleaseBuffer(buffer);
 }
 
 /*
@@ -136,36 +438,77 @@ static void
 forget_transform(IndexVacuumInfo *info)
 {
 	Relation	index = info->index;
+	BqLayout	layout = bq_read_layout(index);
+	VacuumState state;
 
-	/* no insertion meanwhile, see bqregroup.c */
+	/* no insertion meanwhile, see bqinsert.c; those on their way hold the page of an entry */
 	LockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
-	if (vacuum_index(info, NULL, NULL, NULL)->num_index_tuples == 0)
+	set_closed(index, true, false);
+	for (uint32 list = 0; list < layout.nlists; list++)
 	{
-		Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
-										  BUFFER_LOCK_EXCLUSIVE);
-		GenericXLogState *state = GenericXLogStart(index);
+		BqListData *entry;
 
-		BqPageGetMeta(GenericXLogRegisterBuffer(state, buffer, 0))->transform = -1;
-		GenericXLogFinish(state);
-		UnlockReleaseBuffer(buffer);
+		if (list == 0 || bq_list_page(&layout, list) != bq_list_page(&layout, list - 1))
+			UnlockReleaseBuffer(bq_read_entry(index, &layout, list, BUFFER_LOCK_EXCLUSIVE,
+											  &entry));
 	}
+	state = begin_vacuum(info);
+	visit_blocks(&state, true);
+	set_closed(index, false, state.nrows == 0);
 	UnlockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
+}
+
+/* Rows in the index, as far as its entries and the table tell. */
+static double
+estimate_rows(const VacuumState *state)
+{
+	double		nslots = 0;
+
+	/* the block that a list is filling is half empty on average */
+	for (uint32 list = 0; list < state->layout.nlists; list++)
+		if (state->entries[list].nblocks > 0)
+			nslots += (state->entries[list].nblocks - 0.5) * BQ_BLOCK;
+	return state->info->num_heap_tuples >= 0 ? Min(nslots, state->info->num_heap_tuples) : nslots;
 }
 
 IndexBulkDeleteResult *
 bqvacuumcleanup(IndexVacuumInfo *info, IndexBulkDeleteResult *stats)
 {
+	MemoryContext context;
+	MemoryContext old_context;
+	VacuumState state;
+	uint64		nowned = 0;
+
 	if (info->analyze_only)
 		return stats;
-	/* no bqbulkdelete() before: nothing to remove, but the counts are wanted */
+	context = AllocSetContextCreate(CurrentMemoryContext, "bq vacuum", ALLOCSET_DEFAULT_SIZES);
+	/* no bqbulkdelete() before: nothing was removed, and nothing has to be read */
 	if (stats == NULL)
-		stats = vacuum_index(info, NULL, NULL, NULL);
-	if (stats->num_index_tuples == 0 && bq_read_layout(info->index, NULL).transform >= 0 &&
+	{
+		stats = (IndexBulkDeleteResult *) palloc0(sizeof(IndexBulkDeleteResult));
+		stats->estimated_count = true;
+	}
+	old_context = MemoryContextSwitchTo(context);
+
+	state = begin_vacuum(info);
+	if (stats->estimated_count)
+		stats->num_index_tuples = estimate_rows(&state);
+	if (stats->num_index_tuples == 0 && state.layout.transform >= 0 &&
 		bq_transform_without_rows(info->index) < 0)
 		forget_transform(info);
-	if (bq_wants_regrouping(info->index, stats->num_index_tuples))
-		bq_regroup(info->index);
+	open_lists(&state);
+	for (uint32 list = 0; list < state.layout.nlists; list++)
+		nowned += state.entries[list].nblocks;
+	if (nowned + count_old_blocks(&state) + state.nfree +
+		bq_count_directory_blocks(&state.layout) < state.layout.nblocks)
+		free_lost_blocks(info);
+	free_old_chains(&state);
+	bq_split_lists(info, stats->num_index_tuples);
+
 	stats->num_pages = RelationGetNumberOfBlocks(info->index);
-	stats->estimated_count = false;
+	stats->pages_free = (BlockNumber) ((uint64) bq_read_metapage(info->index).nfree * state.layout.nrows /
+									   BQ_ROWS_PER_PAGE);
+	MemoryContextSwitchTo(old_context);
+	MemoryContextDelete(context);
 	return stats;
 }

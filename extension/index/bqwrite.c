@@ -1,8 +1,8 @@
 /*
  * bqwrite.c: a whole new set of lists, rows arriving in list order.
  *
- * For CREATE INDEX and for vacuum's regrouping.  Nobody else knows the new pages until
- * they are complete, so they are written without WAL and logged whole at the end.
+ * For CREATE INDEX.  Nobody else knows the new pages until they are complete, so they are
+ * written without WAL and logged whole at the end.
  */
 #include "postgres.h"
 
@@ -34,39 +34,54 @@ bq_choose_lists(Relation index, double nrows)
 	return (uint32) Max(1, Min(Min(lists, nrows), BQ_MAX_LISTS));
 }
 
-/* Lay out `nlists` empty lists from page `start` on; transform and probes come later. */
+/* A part of the lists more that the directory has room for, so that it rarely grows at once. */
+#define SPARE_LISTS 4
+
+/* Lay out `nlists` empty lists, the directory first; transform and probes come later. */
 BqLayout
-bq_plan_layout(int dim, uint32 nlists, BlockNumber start)
+bq_plan_layout(int dim, uint32 nlists)
 {
 	BqLayout	layout = {0};
+	uint32		capacity = nlists + nlists / SPARE_LISTS;
 
-	layout.dim = dim;
-	layout.nrows = bq_block_nrows(dim);
+	bq_set_layout(&layout, dim, 0);
 	layout.transform = -1;
 	layout.nlists = nlists;
 	bq_clear_model(&layout);
-	layout.centroid_start = start;
-	layout.list_start = start + bq_count_centroid_pages(dim, nlists);
-	layout.data_start = layout.list_start + (nlists + BQ_LISTS_PER_PAGE - 1) / BQ_LISTS_PER_PAGE;
+	layout.data_start = BQ_METAPAGE_BLKNO + 1;
+	layout.capacity = Min((capacity + BQ_BLOCK - 1) / BQ_BLOCK * BQ_BLOCK, BQ_MAX_LISTS);
+	layout.segments[0] = 0;
+	for (int i = 1; i < BQ_SEGMENTS; i++)
+		layout.segments[i] = BQ_NO_BLOCK;
+	layout.nblocks = bq_count_directory_blocks(&layout);
+	layout.generation = BQ_FIRST_GENERATION;
 	return layout;
 }
 
-/* Make the pages of centroids and lists; all lists are empty. */
+static void
+clear_entry(BqListData *entry)
+{
+	memset(entry, 0, sizeof(BqListData));
+	entry->head = BQ_NO_BLOCK;
+	entry->free = BQ_NO_BLOCK;
+	entry->old_head = BQ_NO_BLOCK;
+	entry->epoch = BQ_FIRST_GENERATION;
+}
+
+/* Make the pages of the directory; all lists are empty. */
 void
 bq_create_lists(Relation index, ForkNumber fork, const BqLayout *layout)
 {
-	for (BlockNumber blkno = layout->centroid_start; blkno < layout->list_start; blkno++)
-		UnlockReleaseBuffer(bq_new_page(index, fork, blkno, BQ_PAGE_CENTROIDS));
-	for (BlockNumber blkno = layout->list_start; blkno < layout->data_start; blkno++)
-	{
-		Buffer		buffer = bq_new_page(index, fork, blkno, BQ_PAGE_LISTS);
-		BqListData *entry = BqPageGetList(BufferGetPage(buffer), 0);
+	BlockNumber end = bq_data_end(layout, layout->nblocks);
+	uint32		list = 0;
 
-		for (int i = 0; i < BQ_LISTS_PER_PAGE; i++)
-		{
-			entry[i].head = BQ_NO_BLOCK;
-			entry[i].free = BQ_NO_BLOCK;
-		}
+	for (BlockNumber blkno = layout->data_start; blkno < end; blkno++)
+	{
+		Buffer		buffer = bq_new_page(index, fork, blkno, bq_page_kind(layout, blkno));
+
+		for (; list < layout->nlists && bq_list_page(layout, list) == blkno; list++)
+			clear_entry((BqListData *) BqPageGetRow(BufferGetPage(buffer),
+													bq_list_row(layout, list)));
 		UnlockReleaseBuffer(buffer);
 	}
 }
@@ -82,16 +97,23 @@ bq_fill_metapage(Page page, const BqLayout *layout, uint32 nblocks, double nrows
 	meta->dim = layout->dim;
 	meta->transform = layout->transform;
 	meta->nlists = layout->nlists;
-	meta->centroid_start = layout->centroid_start;
-	meta->list_start = layout->list_start;
+	meta->nkeys = layout->nkeys;
 	meta->data_start = layout->data_start;
+	meta->npages = bq_data_end(layout, nblocks);
 	meta->nblocks = nblocks;
+	meta->free_head = BQ_NO_BLOCK;
+	meta->nfree = 0;
+	meta->capacity = layout->capacity;
+	memcpy(meta->segments, layout->segments, sizeof(meta->segments));
+	meta->generation = layout->generation;
 	meta->build_rows = nrows;
+	meta->nchanged = 0;
+	meta->closed = false;
 	memcpy(meta->margins, layout->margins, sizeof(meta->margins));
 	meta->model = layout->model;
 }
 
-/* Start writing; the layout's pages up to data_start exist and are empty. */
+/* Start writing; the directory exists, and its lists are empty. */
 BqWriter *
 bq_begin_writing(Relation index, const BqLayout *layout)
 {
@@ -99,13 +121,11 @@ bq_begin_writing(Relation index, const BqLayout *layout)
 
 	writer->index = index;
 	writer->layout = *layout;
-	writer->lists = (BqListData *) MemoryContextAllocZero(CurrentMemoryContext,
+	writer->nblocks = layout->nblocks;
+	writer->lists = (BqListData *) MemoryContextAllocHuge(CurrentMemoryContext,
 														  layout->nlists * sizeof(BqListData));
 	for (uint32 list = 0; list < layout->nlists; list++)
-	{
-		writer->lists[list].head = BQ_NO_BLOCK;
-		writer->lists[list].free = BQ_NO_BLOCK;
-	}
+		clear_entry(&writer->lists[list]);
 	writer->rows = (uint8 *) palloc0(bq_block_nbytes(layout->dim));
 	return writer;
 }
@@ -123,14 +143,13 @@ flush_block(BqWriter *writer, bool more)
 
 	if (writer->used == 0)
 		return;
-	bq_extend(index, bq_data_end(layout, b), bq_data_end(layout, b + 1), false);
+	bq_extend(index, layout, bq_data_end(layout, b), bq_data_end(layout, b + 1));
 
 	for (int j = 0; j < layout->nrows;)
 	{
-		int			n = Min(layout->nrows - j,
-							BQ_ROWS_PER_PAGE - (int) ((row + j) % BQ_ROWS_PER_PAGE));
+		int			n = bq_rows_on_page(row + j, row + layout->nrows);
 
-		buffer = bq_read_page(index, bq_code_page(layout, row + j), BQ_PAGE_DATA,
+		buffer = bq_read_page(index, bq_code_page(layout, row + j), BQ_PAGE_CODES,
 							  BUFFER_LOCK_EXCLUSIVE);
 		memcpy(BqPageGetRow(BufferGetPage(buffer), row + j), writer->rows + j * BQ_ROW_NBYTES,
 			   n * BQ_ROW_NBYTES);
@@ -143,10 +162,12 @@ flush_block(BqWriter *writer, bool more)
 	writer->block.next = more ? b + 1 : BQ_NO_BLOCK;
 	writer->block.next_free = BQ_NO_BLOCK;
 	writer->block.in_free_chain = writer->used < BQ_BLOCK;
+	writer->block.packed = (uint16) layout->nrows;
+	writer->block.epoch = list->epoch;
 	writer->block.live = writer->used == BQ_BLOCK ? UINT32_MAX :
 		((uint32) 1 << writer->used) - 1;
-	buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_DATA, BUFFER_LOCK_EXCLUSIVE);
-	*BqPageGetBlock(BufferGetPage(buffer), b) = writer->block;
+	buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS, BUFFER_LOCK_EXCLUSIVE);
+	*BqPageGetBlock(layout, BufferGetPage(buffer), b) = writer->block;
 	MarkBufferDirty(buffer);
 	UnlockReleaseBuffer(buffer);
 
@@ -229,15 +250,16 @@ bq_end_writing(BqWriter *writer)
 	flush_block(writer, false);
 	while (list < writer->layout.nlists)
 	{
-		uint32		n = Min(writer->layout.nlists - list, (uint32) BQ_LISTS_PER_PAGE);
-		Buffer		buffer = bq_read_page(writer->index, bq_list_page(&writer->layout, list),
-										  BQ_PAGE_LISTS, BUFFER_LOCK_EXCLUSIVE);
+		BqListData *entry;
+		Buffer		buffer = bq_read_entry(writer->index, &writer->layout, list,
+										   BUFFER_LOCK_EXCLUSIVE, &entry);
+		BlockNumber blkno = BufferGetBlockNumber(buffer);
 
-		memcpy(BqPageGetList(BufferGetPage(buffer), list), writer->lists + list,
-			   n * sizeof(BqListData));
+		do
+			*entry++ = writer->lists[list++];
+		while (list < writer->layout.nlists && bq_list_page(&writer->layout, list) == blkno);
 		MarkBufferDirty(buffer);
 		UnlockReleaseBuffer(buffer);
-		list += n;
 	}
 	nblocks = writer->nblocks;
 	pfree(writer->rows);

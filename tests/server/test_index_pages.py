@@ -22,13 +22,22 @@ SOURCE = r"""
 static BqLayout
 layout_of(int dim)
 {
-	BqLayout	layout = {.dim = dim, .nrows = bq_block_nrows(dim), .data_start = 10};
+	BqLayout	layout = {.data_start = 10};
 
+	bq_set_layout(&layout, dim, 0);
 	return layout;
 }
 
-int headers_per_page(void) { return BQ_HEADERS_PER_PAGE; }
+int headers_per_page(int nkeys)
+{
+	BqLayout	layout = {0};
+
+	bq_set_layout(&layout, 1, nkeys);
+	return layout.headers_per_page;
+}
+
 int rows_per_page(void) { return BQ_ROWS_PER_PAGE; }
+int list_rows(void) { return BQ_LIST_ROWS; }
 
 uint32
 header_page(int dim, uint32 b)
@@ -71,8 +80,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def test_pages_hold_what_they_should(pages: ctypes.CDLL) -> None:
-    assert pages.headers_per_page() == HEADERS_PER_PAGE
+    assert pages.headers_per_page(0) == HEADERS_PER_PAGE
+    assert pages.headers_per_page(2) == 8160 // (408 + 2 * 132)
     assert pages.rows_per_page() == ROWS_PER_PAGE
+    # no entry of a list lies on two pages
+    assert ROWS_PER_PAGE % pages.list_rows() == 0
 
 
 @pytest.mark.parametrize("dim", [1, 2, 8, 9, 50, 51, 52, 384, 1021, 1536, 3072, 7999, 8000])

@@ -460,10 +460,10 @@ def test_writers_do_not_wait_for_training(
         assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=100)
 
 
-def test_regrouping_keeps_to_the_memory_of_autovacuum(
+def test_autovacuum_splits_within_its_memory(
     own_server: pybq.Server, rng: np.random.Generator
 ) -> None:
-    """Rows that fit maintenance_work_mem, but not autovacuum_work_mem, are for VACUUM only."""
+    """Rows that do not fit autovacuum_work_mem are moved in batches; a sample trains the lists."""
     with connect(own_server.dsn) as conn:
         conn.execute("CREATE TABLE items (id int, code bqvec(512), other int)")
         conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 100)")
@@ -478,9 +478,10 @@ def test_regrouping_keeps_to_the_memory_of_autovacuum(
                 break
             time.sleep(0.1)
         assert conn.execute(count).fetchone() != (0,)
-        assert info(conn, "items_code")["lists"] == 1
-        conn.execute("VACUUM items")
-        assert info(conn, "items_code")["lists"] == 100
+        facts = info(conn, "items_code")
+        assert (facts["lists"], facts["live_rows"]) == (100, 7000)
+        check(conn, "items_code")
+        assert_index_equals_sort(conn, random_vectors(rng, 1, 512), limit=100)
 
 
 def test_cancelled_regrouping_leaves_no_waste(
@@ -563,29 +564,78 @@ def _damage(server: pybq.Server, index: str, blkno: int, offset: int, data: byte
     )
 
 
+class Places:
+    """Where (page, offset) things lie in a new index, by the arithmetic of bqindex.h."""
+
+    META = 24
+    HEADER = {"list": 0, "epoch": 4, "next": 8, "packed": 18, "live": 20, "tid": 24}
+    ENTRY = {"head": 0, "free": 4, "nblocks": 8, "epoch": 12}
+    META_FIELDS = {"nkeys": 20, "data_start": 24, "nblocks": 32, "free_head": 36, "nfree": 40}
+    META_FIELDS |= {"capacity": 44, "segment": 48, "nprobes": 184, "product_nprobes": 216}
+
+    def __init__(self, dim: int, lists: int) -> None:
+        self.nrows = (dim + 1) // 2
+        self.capacity = -(-(lists + lists // 4) // 32) * 32
+        self.entry_rows = -(-self.capacity // 170) * 510
+        groups = self.capacity // 32 * (8 + self.nrows)
+        self.first_block = -(-(509 + self.entry_rows + groups) // self.nrows)
+
+    def row(self, row: int) -> tuple[int, int]:
+        c = row // 510
+        page = 1 + c + 1 + ((c + 1) * 510 - 1) // (20 * self.nrows)
+        return page, 24 + row % 510 * 16
+
+    def meta(self, field: str) -> tuple[int, int]:
+        return 0, self.META + self.META_FIELDS[field]
+
+    def entry(self, field: str) -> tuple[int, int]:
+        page, offset = self.row(0)
+        return page, offset + self.ENTRY[field]
+
+    def factor(self) -> tuple[int, int]:
+        return self.row(self.entry_rows)
+
+    def header(self, field: str) -> tuple[int, int]:
+        m, place = divmod(self.first_block, 20)
+        page = 1 + m + m * 20 * self.nrows // 510
+        return page, 24 + place * 408 + self.HEADER[field]
+
+    def code(self) -> tuple[int, int]:
+        return self.row(self.first_block * self.nrows)
+
+
 def test_check_finds_damage(own_server: pybq.Server, rng: np.random.Generator) -> None:
     """A changed byte in each part of the index is found, and scans do not crash on it."""
     with connect(own_server.dsn) as conn:
         create(conn, random_vectors(rng, 1000, DIM), nulls=0)
         conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 5)")
-    # Pages: metapage, centroids, lists, headers of blocks 0 to 19, of 20 to 39, codes.  Their
-    # contents begin at byte 24: BqMetaPageData, factors (bqrank.c), BqListData, BqBlockData.
+    at = Places(DIM, 5)
     cases = [
-        (0, 24, b"\1\2\3\4", "no bq signature"),
-        (0, 28, b"\x63\0\0\0", "format version 99"),
+        ((0, 24), b"\1\2\3\4", "no bq signature"),
+        ((0, 28), b"\x63\0\0\0", "format version 99"),
         # a query of no lists would go on for ever, in the planner already
-        (0, 24 + 20, b"\0\0\0\0", "impossible values"),
-        (0, 24 + 24, b"\0\0\0\0", "impossible values"),
-        (0, 8190, b"\0\0", "not of a bq index"),
-        (1, 24, b"\0\0\xc0\x7f", "has factor NaN"),
-        (2, 24, b"\xfe\xff\xff\x7f", "leads to block"),
-        (2, 32, b"\1\0\0\0", "has . blocks, expected 1|belongs to|leads to|not in the chain"),
-        (3, 24, b"\4\0\0\0", "belongs to list|of list|not in the chain"),
-        (3, 24 + 4, b"\0\0\0\0", "twice|of list"),
-        (3, 24 + 20, b"\xff\xff\xff\x7f", "has position"),
-        (5, 24, b"\x5a", "inverse length|another code"),
+        (at.meta("nprobes"), b"\0\0\0\0", "impossible values"),
+        (at.meta("product_nprobes"), b"\0\0\0\0", "impossible values"),
+        (at.meta("nkeys"), b"\1\0\0\0", "unexpected kind|does not exist"),
+        (at.meta("data_start"), b"\2\0\0\0", "unexpected kind|does not exist"),
+        (at.meta("data_start"), b"\0\0\0\0", "impossible values"),
+        (at.meta("capacity"), b"\x40\0\0\0", "directory|factor|leads|chain"),
+        (at.meta("segment"), b"\xf0\xff\xff\x7f", "directory is where it cannot be"),
+        (at.meta("free_head"), b"\x50\0\0\0", "free chain of the index"),
+        (at.meta("nfree"), b"\1\0\0\0", "free chain of the index"),
+        ((0, 8190), b"\0\0", "not of a bq index"),
+        (at.factor(), b"\0\0\xc0\x7f", "has factor NaN"),
+        (at.entry("head"), b"\xfe\xff\xff\x7f", "leads to block"),
+        (at.entry("nblocks"), b"\1\0\0\0", "has . blocks, expected 1|belongs to|leads to"),
+        (at.entry("epoch"), b"\2\0\0\0", "leads to block"),
+        (at.header("list"), b"\4\0\0\0", "belongs to list|of list|not in the chain"),
+        (at.header("epoch"), b"\2\0\0\0", "leads to block"),
+        (at.header("next"), b"\0\0\0\0", "twice|of list|another use"),
+        (at.header("packed"), b"\7\0", "has 7 packed rows of 16"),
+        (at.header("tid"), b"\xff\xff\xff\x7f", "has position"),
+        (at.code(), b"\x5a", "inverse length|another code"),
     ]
-    for blkno, offset, data, message in cases:
+    for (blkno, offset), data, message in cases:
         with connect(own_server.dsn) as conn:
             conn.execute("REINDEX INDEX items_code")
             check(conn, "items_code")
@@ -614,10 +664,17 @@ def test_pages_that_do_not_exist_are_damage(
         "insert": lambda conn: insert(conn, vectors[:40]),
         "vacuum": lambda conn: conn.execute("VACUUM (INDEX_CLEANUP ON) items"),
     }
-    # BqListData.head and .free, BqBlockData.next of the first block, BqMetaPageData.nblocks
-    cases = [(1, 24, "scan"), (1, 28, "insert"), (2, 24 + 4, "scan"), (0, 24 + 40, "vacuum")]
+    at = Places(DIM, 1)
+    cases = [
+        (at.entry("head"), "scan"),
+        (at.entry("nblocks"), "scan"),
+        (at.entry("free"), "insert"),
+        (at.header("next"), "scan"),
+        (at.meta("nblocks"), "vacuum"),
+        (at.meta("free_head"), "insert"),
+    ]
     for number in (b"\xfe\xff\xff\x7f", b"\xf0\xff\xff\xff", b"\x00\x10\x00\x00"):
-        for blkno, offset, action in cases:
+        for (blkno, offset), action in cases:
             with connect(own_server.dsn) as conn:
                 conn.execute("REINDEX INDEX items_code")
             _damage(own_server, "items_code", blkno, offset, number)
@@ -634,7 +691,8 @@ def test_check_finds_what_is_missing(own_server: pybq.Server, rng: np.random.Gen
     with connect(own_server.dsn) as conn:
         create(conn, random_vectors(rng, 64, DIM), nulls=0)
         conn.execute("CREATE INDEX items_code ON items USING bq (code)")
-    _damage(own_server, "items_code", 2, 24 + 16, b"\xfe\xff\xff\xff")  # live: without slot 0
+    # without slot 0
+    _damage(own_server, "items_code", *Places(DIM, 1).header("live"), b"\xfe\xff\xff\xff")
     with connect(own_server.dsn) as conn:
         conn.execute("SELECT bq_index_check('items_code')")
         with pytest.raises(psycopg.errors.IndexCorrupted, match=r"row \(0,1\) .* is missing"):

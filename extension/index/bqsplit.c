@@ -1,0 +1,748 @@
+/*
+ * bqsplit.c: lists follow the data.
+ *
+ * Rows come where no list is near, or an index made on an empty table has one list for all.
+ * VACUUM splits lists that have become much larger than a list should be, one at a time,
+ * into as many as their rows call for (as SPFresh does with its postings: Xu et al., SOSP
+ * 2023):
+ *
+ *	1. Train directions on the list's rows, and write these to blocks of new lists, in
+ *	   batches, again and again until few are left that came meanwhile.  Writers go on with
+ *	   the list as it is; nobody knows the new blocks.
+ *	2. Close the list: writers that find it so wait for a lock.  Those that came before
+ *	   hold the page of its entry: locking that, too, waits for them.
+ *	3. Write the rows that are left, and the new lists' entries.
+ *	4. In one WAL record, let the list be the first of the new ones, and the index have the
+ *	   others.
+ *
+ * Scans never wait.  The entry keeps the chain that the list had, and the generation that
+ * the split made; a scan that began with an earlier one reads that chain, in which all
+ * rows are that its snapshot can see.  The chain is given back when no such snapshot is
+ * left (bqvacuum.c), and until then the list is not split again.
+ *
+ * Whatever ends a split before step 4 leaves the list as it was, perhaps closed, which the
+ * next writer or vacuum mends, and blocks that belong to no list, which the next vacuum
+ * finds.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/transam.h"
+#include "commands/vacuum.h"
+#include "common/pg_prng.h"
+#include "index/bqindex.h"
+#include "miscadmin.h"
+#include "port/pg_bitutils.h"
+#include "postmaster/autovacuum.h"
+#include "storage/lmgr.h"
+#include "storage/lwlock.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+#if PG_VERSION_NUM >= 180000
+#define delay_point() vacuum_delay_point(false)
+#else
+#define delay_point() vacuum_delay_point()
+#endif
+
+/* A list is split if it has so many times the rows that a list should have. */
+#define SPLIT_FACTOR 2.5
+
+/* Rows that came meanwhile are written beside writers, until so few are left, or so often. */
+#define FEW_ROWS 256
+#define MAX_ROUNDS 8
+
+/* If a part would have all rows but a few, the rows are alike: splitting does not help. */
+#define MAX_SHARE 0.95
+
+/* Probes are measured again when one list of so many was changed, on so many rows at most. */
+#define MEASURE_SHARE 10
+#define MEASURE_ROWS 200000
+
+typedef struct Split
+{
+	IndexVacuumInfo *info;
+	Relation	index;
+	BqLayout	layout;
+	uint32		list;
+	uint32		epoch;			/* of the new blocks */
+	uint32		nparts;
+	BqListData *parts;			/* the new lists */
+	uint8	   *room;			/* free slots in the first block of each */
+	BqRows		rows;			/* of the batch, at most `limit` */
+	size_t		limit;
+	uint32	   *seen;			/* live bits of rows written, by block, from the chain's end */
+	uint32		nseen;			/* blocks in it */
+	BqAssigner *assigner;
+	BqClusters	clusters;
+	bool		hurry;			/* writers are waiting */
+	uint8	   *codes;			/* of one block */
+} Split;
+
+/* Memory that this vacuum may take, in kB. */
+static int
+vacuum_work_mem(void)
+{
+#if PG_VERSION_NUM >= 170000
+	bool		autovacuum = AmAutoVacuumWorkerProcess();
+#else
+	bool		autovacuum = IsAutoVacuumWorkerProcess();
+#endif
+
+	return autovacuum && autovacuum_work_mem != -1 ? autovacuum_work_mem : maintenance_work_mem;
+}
+
+/*
+ * Reading the list
+ */
+
+static void
+add_rows(Split *split, const BqBlockData *block, uint32 slots)
+{
+	BqRows	   *rows = &split->rows;
+	int			dim = split->layout.dim;
+
+	for (; slots != 0; slots &= slots - 1)
+	{
+		int			slot = pg_rightmost_one_pos32(slots);
+
+		bq_block_get(split->codes, dim, slot, rows->planes + rows->n * bq_planes_nbytes(dim));
+		rows->norms[rows->n] = block->norm[slot];
+		rows->inverses[rows->n] = block->inverse[slot];
+		rows->tids[rows->n] = block->tid[slot];
+		rows->n++;
+	}
+}
+
+/*
+ * Read rows of the list that were not read before, as many as fit; false if some are left.
+ * Vacuum alone removes rows, so one that was seen stays in its slot.  If `share` is less
+ * than 1, rows of a random part of the blocks are read, and not counted as seen.
+ */
+static bool
+read_rows(Split *split, double share, pg_prng_state *random)
+{
+	const BqLayout *layout = &split->layout;
+	BqListData *entry;
+	Buffer		buffer = bq_read_entry(split->index, layout, split->list, BUFFER_LOCK_SHARE, &entry);
+	uint32		b = entry->head;
+	uint32		nblocks = entry->nblocks;
+	uint32		epoch = entry->epoch;
+
+	UnlockReleaseBuffer(buffer);
+	/* blocks are added at the head: those seen before are the last ones */
+	if (nblocks > split->nseen)
+	{
+		split->seen = split->seen == NULL ?
+			(uint32 *) MemoryContextAllocHuge(CurrentMemoryContext, nblocks * sizeof(uint32)) :
+			(uint32 *) repalloc_huge(split->seen, nblocks * sizeof(uint32));
+		memset(split->seen + split->nseen, 0, (nblocks - split->nseen) * sizeof(uint32));
+		split->nseen = nblocks;
+	}
+	split->rows.n = 0;
+	while (nblocks-- > 0)
+	{
+		BqBlockData block;
+		uint32		added;
+
+		if (split->hurry)
+			CHECK_FOR_INTERRUPTS();
+		else
+			delay_point();
+		buffer = bq_read_page(split->index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
+							  BUFFER_LOCK_SHARE);
+		block = *BqPageGetBlock(layout, BufferGetPage(buffer), b);
+		UnlockReleaseBuffer(buffer);
+		if (block.list != split->list || block.epoch != epoch)
+			ereport(ERROR,
+					(errcode(ERRCODE_INDEX_CORRUPTED),
+					 errmsg("block %u of index \"%s\" belongs to list %u, expected %u", b,
+							RelationGetRelationName(split->index), block.list, split->list),
+					 errhint("Rebuild the index with REINDEX.")));
+		added = block.live & ~split->seen[nblocks];
+		if (added != 0 && (share >= 1 || pg_prng_double(random) < share))
+		{
+			bq_read_block(split->index, layout, b, &block, split->codes);
+			added = block.live & ~split->seen[nblocks];
+			if (split->rows.n + pg_popcount32(added) > split->limit)
+				return false;
+			add_rows(split, &block, added);
+			if (share >= 1)
+				split->seen[nblocks] |= added;
+		}
+		b = block.next;
+	}
+	return true;
+}
+
+/*
+ * Writing the new lists
+ */
+
+/* The number of a part as a list: the first one takes the place of the old list. */
+static inline uint32
+part_list(const Split *split, uint32 part)
+{
+	return part == 0 ? split->list : split->layout.nlists + part - 1;
+}
+
+/* Take a free block, or one from the end; until it is written it belongs to no list. */
+static uint32
+take_block(Split *split)
+{
+	Relation	index = split->index;
+	const BqLayout *layout = &split->layout;
+
+	for (;;)
+	{
+		Buffer		meta_buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+											   BUFFER_LOCK_EXCLUSIVE);
+		BqMetaPage	meta = BqPageGetMeta(BufferGetPage(meta_buffer));
+		uint32		b = meta->free_head;
+		uint32		nblocks = meta->nblocks;
+		int			page;
+
+		if (b != BQ_NO_BLOCK)
+		{
+			Buffer		header_buffer;
+
+			if (b >= nblocks || meta->nfree == 0 || bq_is_directory(layout, b))
+				bq_report_damage(index, BQ_METAPAGE_BLKNO, "chain of free blocks leads astray");
+			header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
+										 BUFFER_LOCK_SHARE);
+			bq_begin_log(index);
+			page = bq_log_page(meta_buffer);
+			bq_log_set(page, &meta->free_head, uint32,
+					   BqPageGetBlock(layout, BufferGetPage(header_buffer), b)->next);
+			bq_log_set(page, &meta->nfree, uint32, meta->nfree - 1);
+			bq_finish_log();
+			UnlockReleaseBuffer(header_buffer);
+			UnlockReleaseBuffer(meta_buffer);
+			return b;
+		}
+		if (nblocks < BQ_NO_BLOCK - 1 && bq_data_end(layout, nblocks + 1) <= meta->npages)
+		{
+			bq_begin_log(index);
+			bq_log_set(bq_log_page(meta_buffer), &meta->nblocks, uint32, nblocks + 1);
+			bq_finish_log();
+			UnlockReleaseBuffer(meta_buffer);
+			return nblocks;
+		}
+		UnlockReleaseBuffer(meta_buffer);
+		bq_provide_pages(index, layout, nblocks + 1);
+	}
+}
+
+/* Write rows order[0 .. n) of the batch, at most 32, to a new block of a part. */
+static void
+write_block(Split *split, uint32 part, const size_t *order, int n)
+{
+	BqListData *list = &split->parts[part];
+	int			dim = split->layout.dim;
+	uint32		b = take_block(split);
+	BqBlockData block = {0};
+
+	memset(split->codes, 0, bq_block_nbytes(dim));
+	block.list = part_list(split, part);
+	block.epoch = split->epoch;
+	block.next = list->head;
+	block.next_free = BQ_NO_BLOCK;
+	block.packed = (uint16) split->layout.nrows;
+	for (int c = 0; c < n; c++)
+	{
+		BqRow		row = bq_get_row(&split->rows, order[c], dim);
+
+		block.tid[c] = row.tid;
+		block.inverse[c] = row.inverse;
+		block.norm[c] = row.norm;
+		block.live |= (uint32) 1 << c;
+		bq_block_put(split->codes, dim, c, row.planes);
+	}
+	if (n < BQ_BLOCK)
+	{
+		block.in_free_chain = true;
+		block.next_free = list->free;
+		list->free = b;
+		split->room[part] = (uint8) (BQ_BLOCK - n);
+	}
+	bq_write_block(split->index, &split->layout, b, &block, split->codes);
+	list->head = b;
+	list->nblocks++;
+}
+
+/* Write the rows of the batch, of which lists[] tells the parts. */
+static void
+write_batch(Split *split, const uint32 *lists)
+{
+	size_t		n = split->rows.n;
+	size_t	   *start = (size_t *) palloc0((split->nparts + 1) * sizeof(size_t));
+	size_t	   *order = (size_t *) MemoryContextAllocHuge(CurrentMemoryContext,
+														  (n + 1) * sizeof(size_t));
+	size_t		at = 0;
+
+	for (size_t i = 0; i < n; i++)
+		start[lists[i] + 1]++;
+	for (uint32 part = 0; part < split->nparts; part++)
+		start[part + 1] += start[part];
+	for (size_t i = 0; i < n; i++)
+		order[start[lists[i]]++] = i;
+	/* now start[part] is where the part ends */
+	for (uint32 part = 0; part < split->nparts; part++)
+	{
+		size_t		end = start[part];
+
+		for (; at < end && split->room[part] > 0; at++)
+		{
+			BqRow		row = bq_get_row(&split->rows, order[at], split->layout.dim);
+
+			if (!bq_insert_into_block(split->index, &split->layout, part_list(split, part),
+									  split->epoch, split->parts[part].free, &row))
+				elog(ERROR, "block %u of index \"%s\" has no room for a row",
+					 split->parts[part].free, RelationGetRelationName(split->index));
+			split->room[part]--;
+		}
+		while (at < end)
+		{
+			int			nrows = (int) Min(end - at, BQ_BLOCK);
+
+			if (split->hurry)
+				CHECK_FOR_INTERRUPTS();
+			else
+				delay_point();
+			write_block(split, part, order + at, nrows);
+			at += nrows;
+		}
+	}
+	pfree(order);
+	pfree(start);
+}
+
+/* Move what was not seen before; returns how many rows that were. */
+static size_t
+move_rows(Split *split)
+{
+	size_t		n = 0;
+	bool		done;
+
+	do
+	{
+		done = read_rows(split, 1, NULL);
+		if (split->rows.n > 0)
+			write_batch(split, bq_assign_rows(split->assigner, &split->clusters));
+		n += split->rows.n;
+	} while (!done);
+	return n;
+}
+
+/*
+ * The set of lists
+ */
+
+/* Raise the generation; returns it. */
+static uint64
+next_generation(Relation index)
+{
+	Buffer		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+									  BUFFER_LOCK_EXCLUSIVE);
+	BqMetaPage	meta = BqPageGetMeta(BufferGetPage(buffer));
+	uint64		generation = meta->generation + 1;
+
+	bq_begin_log(index);
+	bq_log_set(bq_log_page(buffer), &meta->generation, uint64, generation);
+	bq_finish_log();
+	UnlockReleaseBuffer(buffer);
+	return generation;
+}
+
+/* Make sure that the directory has room for so many lists. */
+static void
+grow_directory(Relation index, uint32 nlists)
+{
+	BqLayout	layout = bq_read_layout(index);
+
+	while (bq_directory_capacity(&layout) < nlists)
+	{
+		int			segment = 0;
+		uint32		n;
+		Buffer		buffer;
+		BqMetaPage	meta;
+
+		while (layout.segments[segment] != BQ_NO_BLOCK)
+			segment++;
+		Assert(segment < BQ_SEGMENTS);
+		n = bq_count_segment_blocks(&layout, bq_segment_capacity(&layout, segment));
+		bq_provide_pages(index, &layout, layout.nblocks + n);
+		buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_EXCLUSIVE);
+		meta = BqPageGetMeta(BufferGetPage(buffer));
+		/* unless writers took the pages */
+		if (bq_data_end(&layout, meta->nblocks + n) <= meta->npages)
+		{
+			int			page;
+
+			bq_begin_log(index);
+			page = bq_log_page(buffer);
+			bq_log_set(page, &meta->segments[segment], uint32, meta->nblocks);
+			bq_log_set(page, &meta->nblocks, uint32, meta->nblocks + n);
+			bq_finish_log();
+		}
+		UnlockReleaseBuffer(buffer);
+		layout = bq_read_layout(index);
+	}
+}
+
+/* Write the entries of all parts but the first, as lists that nobody knows yet. */
+static void
+write_entries(Split *split)
+{
+	for (uint32 part = 1; part < split->nparts; part++)
+	{
+		BqListData *entry;
+		Buffer		buffer = bq_read_entry(split->index, &split->layout, part_list(split, part),
+										   BUFFER_LOCK_EXCLUSIVE, &entry);
+
+		bq_begin_log(split->index);
+		bq_log_change(bq_log_page(buffer), entry, &split->parts[part], sizeof(BqListData));
+		bq_finish_log();
+		UnlockReleaseBuffer(buffer);
+	}
+}
+
+static void
+set_closed(Split *split)
+{
+	BqListData *entry;
+	Buffer		buffer = bq_read_entry(split->index, &split->layout, split->list,
+									   BUFFER_LOCK_EXCLUSIVE, &entry);
+
+	bq_begin_log(split->index);
+	bq_log_set(bq_log_page(buffer), &entry->closed, uint16, true);
+	bq_finish_log();
+	UnlockReleaseBuffer(buffer);
+}
+
+/* Let the index have the new lists. */
+static void
+switch_lists(Split *split)
+{
+	Relation	index = split->index;
+	BqListData *entry;
+	Buffer		list_buffer = bq_read_entry(index, &split->layout, split->list,
+											BUFFER_LOCK_EXCLUSIVE, &entry);
+	Buffer		meta_buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
+										   BUFFER_LOCK_EXCLUSIVE);
+	BqMetaPage	meta = BqPageGetMeta(BufferGetPage(meta_buffer));
+	BqListData	changed = split->parts[0];
+	int			page;
+
+	changed.old_head = entry->head;
+	changed.old_nblocks = entry->nblocks;
+	changed.old_epoch = entry->epoch;
+	changed.changed = meta->generation + 1;
+	/* a snapshot that is older than the switch does not see this transaction as finished */
+	changed.freed = U64FromFullTransactionId(ReadNextFullTransactionId());
+
+	bq_begin_log(index);
+	bq_log_change(bq_log_page(list_buffer), entry, &changed, sizeof(BqListData));
+	page = bq_log_page(meta_buffer);
+	bq_log_set(page, &meta->nlists, uint32, meta->nlists + split->nparts - 1);
+	bq_log_set(page, &meta->generation, uint64, changed.changed);
+	bq_log_set(page, &meta->nchanged, uint32, meta->nchanged + split->nparts);
+	bq_finish_log();
+	UnlockReleaseBuffer(meta_buffer);
+	UnlockReleaseBuffer(list_buffer);
+}
+
+/* Remember that a list cannot be split, until it has grown. */
+static void
+decline(Split *split, const char *reason)
+{
+	BqListData *entry;
+	Buffer		buffer = bq_read_entry(split->index, &split->layout, split->list,
+									   BUFFER_LOCK_EXCLUSIVE, &entry);
+
+	bq_begin_log(split->index);
+	bq_log_set(bq_log_page(buffer), &entry->tried, uint16,
+			   (uint16) Min(entry->nblocks, UINT16_MAX));
+	bq_finish_log();
+	UnlockReleaseBuffer(buffer);
+	ereport(split->info->message_level,
+			(errmsg("list %u of index \"%s\" was not split: %s", split->list,
+					RelationGetRelationName(split->index), reason)));
+}
+
+/*
+ * Extend the index for `needed` blocks more than are free; false if the disk is full.  Vacuum of the
+ * table must go on then.  Nothing but this is tried, and all that it holds is let go.
+ */
+static bool
+have_room(Relation index, const BqLayout *layout, uint32 needed)
+{
+	uint32		nfree = bq_read_metapage(index).nfree;
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner outer = CurrentResourceOwner;
+	ResourceOwner owner = ResourceOwnerCreate(outer, "bq split");
+	volatile bool full = false;
+
+	CurrentResourceOwner = owner;
+	PG_TRY();
+	{
+		if (needed > nfree)
+			bq_provide_pages(index, layout, layout->nblocks + needed - nfree);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		CurrentResourceOwner = outer;
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (error->sqlerrcode != ERRCODE_DISK_FULL)
+			PG_RE_THROW();
+		FlushErrorState();
+		full = true;
+		LWLockReleaseAll();
+#if PG_VERSION_NUM < 160000
+		AbortBufferIO();
+#endif
+		UnlockBuffers();
+		ereport(WARNING,
+				(errcode(ERRCODE_DISK_FULL),
+				 errmsg("lists of index \"%s\" were not split: %s",
+						RelationGetRelationName(index), error->message),
+				 errhint("Free disk space, then VACUUM the table.")));
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+	CurrentResourceOwner = outer;
+	ResourceOwnerRelease(owner, RESOURCE_RELEASE_BEFORE_LOCKS, !full, false);
+	ResourceOwnerRelease(owner, RESOURCE_RELEASE_LOCKS, !full, false);
+	ResourceOwnerRelease(owner, RESOURCE_RELEASE_AFTER_LOCKS, !full, false);
+	ResourceOwnerDelete(owner);
+	return !full;
+}
+
+static int
+compare_sizes(const void *a, const void *b)
+{
+	size_t		x = *(const size_t *) a;
+	size_t		y = *(const size_t *) b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* Of the rows in memory, those in the largest part. */
+static size_t
+largest_part(const Split *split, const uint32 *lists)
+{
+	size_t	   *counts = (size_t *) palloc0(split->nparts * sizeof(size_t));
+	size_t		largest;
+
+	for (size_t i = 0; i < split->rows.n; i++)
+		counts[lists[i]]++;
+	qsort(counts, split->nparts, sizeof(size_t), compare_sizes);
+	largest = counts[split->nparts - 1];
+	pfree(counts);
+	return largest;
+}
+
+/*
+ * Split a list of about `nrows` rows so that parts have about `target`, into `most` parts
+ * at most.  Returns the number of lists that it adds.
+ */
+static uint32
+split_list(IndexVacuumInfo *info, uint32 list, double nrows, double target, uint32 most)
+{
+	Split		split = {.info = info, .index = info->index, .list = list};
+	int			dim;
+	size_t		limit;
+	bool		whole;
+	pg_prng_state random;
+	const uint32 *lists;
+
+	split.layout = bq_read_layout(split.index);
+	dim = split.layout.dim;
+	split.codes = (uint8 *) palloc(bq_block_nbytes(dim));
+	limit = bq_rows_limit(dim, vacuum_work_mem(), false);
+	limit = Max(BQ_BLOCK, Min(limit, (size_t) (nrows * 1.25) + 1024));
+	split.rows.n = limit - 1;
+	bq_grow_rows(&split.rows, dim, limit);
+	split.rows.n = 0;
+	split.limit = limit;
+
+	/* all rows, or if they do not fit a sample to learn from */
+	pg_prng_seed(&random, 0x6271);
+	whole = read_rows(&split, 1, NULL);
+	if (!whole)
+	{
+		memset(split.seen, 0, split.nseen * sizeof(uint32));
+		read_rows(&split, Min(0.9 * limit / nrows, 0.9), &random);
+	}
+	else
+		nrows = (double) split.rows.n;
+	split.nparts = (uint32) Min(Min(rint(nrows / target), most), (double) (split.rows.n / 2));
+	if (split.nparts < 2 || nrows < SPLIT_FACTOR * target)
+		return 0;
+
+	split.assigner = bq_begin_assigning(dim, &split.rows, split.nparts, 0);
+	split.clusters = bq_train(split.assigner, split.nparts);
+	lists = bq_assign_rows(split.assigner, &split.clusters);
+	if (largest_part(&split, lists) > MAX_SHARE * split.rows.n)
+	{
+		decline(&split, "its rows are too much alike");
+		return 0;
+	}
+
+	/* every part has a block that is not full */
+	if (!have_room(split.index, &split.layout, (uint32) (nrows / BQ_BLOCK) + split.nparts))
+		return 0;
+	grow_directory(split.index, split.layout.nlists + split.nparts - 1);
+	split.epoch = (uint32) next_generation(split.index);
+	split.layout = bq_read_layout(split.index);
+	split.parts = (BqListData *) palloc0(split.nparts * sizeof(BqListData));
+	split.room = (uint8 *) palloc0(split.nparts);
+	for (uint32 part = 0; part < split.nparts; part++)
+	{
+		split.parts[part].head = BQ_NO_BLOCK;
+		split.parts[part].free = BQ_NO_BLOCK;
+		split.parts[part].old_head = BQ_NO_BLOCK;
+		split.parts[part].epoch = split.epoch;
+	}
+	bq_set_directions(split.index, &split.layout, &split.clusters.lists, 1, split.layout.nlists,
+					  split.nparts - 1);
+	if (whole)
+		write_batch(&split, lists);
+	for (int round = 0; round < MAX_ROUNDS && move_rows(&split) > FEW_ROWS; round++)
+		;
+
+	LockPage(split.index, BQ_METAPAGE_BLKNO, ExclusiveLock);
+	split.hurry = true;
+	set_closed(&split);
+	move_rows(&split);
+	write_entries(&split);
+	switch_lists(&split);
+	UnlockPage(split.index, BQ_METAPAGE_BLKNO, ExclusiveLock);
+	/* until now it was that of the whole list; few queries mind */
+	bq_set_directions(split.index, &split.layout, &split.clusters.lists, 0, list, 1);
+	return split.nparts - 1;
+}
+
+/*
+ * Probes
+ */
+
+/* Measure how many lists scans must read, as a build does, on a sample of the rows. */
+static void
+measure_probes(IndexVacuumInfo *info, double nrows)
+{
+	Relation	index = info->index;
+	BqLayout	layout = bq_read_layout(index);
+	BqListData *entries = bq_read_entries(index, &layout);
+	Split		sample = {.index = index, .layout = layout};
+	size_t		limit = Min(bq_rows_limit(layout.dim, vacuum_work_mem(), false), MEASURE_ROWS);
+	double		share = limit / Max(1.2 * nrows, 1);
+	BqCentroids centroids;
+	uint32	   *lists;
+	pg_prng_state random;
+	Buffer		buffer;
+	BqMetaPage	meta;
+	int			page;
+
+	if ((double) layout.nlists * layout.dim * sizeof(float) > vacuum_work_mem() * 1024.0)
+	{
+		ereport(info->message_level,
+				(errmsg("probes of index \"%s\" were not measured: %u directions do not fit the memory",
+						RelationGetRelationName(index), layout.nlists)));
+		return;
+	}
+	limit = Max(BQ_BLOCK, Min(limit, (size_t) (nrows * 1.25) + 1024));
+	sample.codes = (uint8 *) palloc(bq_block_nbytes(layout.dim));
+	sample.rows.n = limit - 1;
+	bq_grow_rows(&sample.rows, layout.dim, limit);
+	sample.rows.n = 0;
+	lists = (uint32 *) MemoryContextAllocHuge(CurrentMemoryContext, limit * sizeof(uint32));
+	pg_prng_seed(&random, 0x6271);
+	for (uint32 b = 0; b < layout.nblocks; b++)
+	{
+		BqBlockData block;
+
+		if (bq_is_directory(&layout, b) || pg_prng_double(&random) >= share)
+			continue;
+		delay_point();
+		bq_read_block(index, &layout, b, &block, sample.codes);
+		if (block.list >= layout.nlists || block.epoch != entries[block.list].epoch)
+			continue;
+		if (sample.rows.n + pg_popcount32(block.live) > limit)
+			break;
+		for (int i = 0; i < pg_popcount32(block.live); i++)
+			lists[sample.rows.n + i] = block.list;
+		add_rows(&sample, &block, block.live);
+	}
+	if (sample.rows.n == 0)
+		return;
+
+	centroids = bq_read_directions(index, &layout);
+	bq_measure(NULL, index, &centroids, &sample.rows, lists,
+			   Max(nrows, (double) sample.rows.n), &layout);
+	buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_EXCLUSIVE);
+	meta = BqPageGetMeta(BufferGetPage(buffer));
+	bq_begin_log(index);
+	page = bq_log_page(buffer);
+	bq_log_set(page, &meta->model, BqModel, layout.model);
+	bq_log_change(page, meta->margins, layout.margins, sizeof(meta->margins));
+	bq_log_set(page, &meta->build_rows, double, nrows);
+	bq_log_set(page, &meta->nchanged, uint32, 0);
+	bq_finish_log();
+	UnlockReleaseBuffer(buffer);
+}
+
+/* Split the lists of an index of about `nrows` rows that need it. */
+void
+bq_split_lists(IndexVacuumInfo *info, double nrows)
+{
+	Relation	index = info->index;
+	BqOptions  *options = (BqOptions *) index->rd_options;
+	BqLayout	layout = bq_read_layout(index);
+	BqListData *entries = bq_read_entries(index, &layout);
+	uint32		wanted = bq_choose_lists(index, nrows);
+	/* as many as were asked for, or more than it would be built with where data are uneven */
+	uint32		most = options != NULL && options->lists > 0 ? wanted :
+		(uint32) Min((uint64) wanted * 2, BQ_MAX_LISTS);
+	double		target = nrows / wanted;
+	double		nblocks = 0;
+	uint32		nlists = layout.nlists;
+	uint32		nsplit = 0;
+	MemoryContext context;
+	MemoryContext old_context;
+
+	for (uint32 list = 0; list < layout.nlists; list++)
+		nblocks += entries[list].nblocks;
+	context = AllocSetContextCreate(CurrentMemoryContext, "bq split", ALLOCSET_DEFAULT_SIZES);
+	old_context = MemoryContextSwitchTo(context);
+	for (uint32 list = 0; list < layout.nlists && wanted > 1 && nlists < most; list++)
+	{
+		const BqListData *entry = &entries[list];
+		/* as many rows as its part of the blocks, at most what they hold */
+		double		estimate = Min(nrows * entry->nblocks / nblocks * 1.25,
+								   (double) entry->nblocks * BQ_BLOCK);
+		uint32		nadded;
+
+		if (estimate < SPLIT_FACTOR * target || entry->old_head != BQ_NO_BLOCK ||
+			entry->nblocks < entry->tried * 1.5)
+			continue;
+		nadded = split_list(info, list, estimate, target, most - nlists + 1);
+		nlists += nadded;
+		nsplit += nadded > 0;
+		MemoryContextReset(context);
+		delay_point();
+	}
+	if (nsplit > 0)
+		ereport(info->message_level,
+				(errmsg("index \"%s\": %u of %u lists were split, there are %u now",
+						RelationGetRelationName(index), nsplit, layout.nlists, nlists)));
+	/* also after a split whose vacuum was interrupted */
+	if (nlists > 1 && (uint64) bq_read_metapage(index).nchanged * MEASURE_SHARE > nlists)
+		measure_probes(info, nrows);
+	MemoryContextSwitchTo(old_context);
+	MemoryContextDelete(context);
+}
