@@ -416,6 +416,240 @@ CREATE OPERATOR CLASS bqvec_distance_ops
 	OPERATOR 4 <-> (bqvec, bqquery) FOR ORDER BY float_ops;
 COMMENT ON OPERATOR CLASS bqvec_distance_ops USING bq IS 'all distances of codes: one index serves each of them';
 
+-- operator classes of filter columns: a key of four bytes per value (extension/index/bqkey.c)
+
+CREATE FUNCTION bq_bool_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_bool_key(internal) IS 'how a bq index makes keys of type boolean';
+
+CREATE FUNCTION bq_int2_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_int2_key(internal) IS 'how a bq index makes keys of type smallint';
+
+CREATE FUNCTION bq_int4_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_int4_key(internal) IS 'how a bq index makes keys of type integer';
+
+CREATE FUNCTION bq_int8_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_int8_key(internal) IS 'how a bq index makes keys of type bigint';
+
+CREATE FUNCTION bq_oid_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_oid_key(internal) IS 'how a bq index makes keys of type oid, and of enums';
+
+CREATE FUNCTION bq_float_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_float_key(internal) IS 'how a bq index makes keys of type real and double precision';
+
+CREATE FUNCTION bq_numeric_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_numeric_key(internal) IS 'how a bq index makes keys of type numeric';
+
+CREATE FUNCTION bq_date_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_date_key(internal) IS 'how a bq index makes keys of type date';
+
+CREATE FUNCTION bq_timestamp_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_timestamp_key(internal) IS 'how a bq index makes keys of type timestamp and timestamptz';
+
+CREATE FUNCTION bq_text_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_text_key(internal) IS 'how a bq index makes keys of type text';
+
+CREATE FUNCTION bq_bpchar_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_bpchar_key(internal) IS 'how a bq index makes keys of type character';
+
+CREATE FUNCTION bq_uuid_key(internal) RETURNS internal
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_uuid_key(internal) IS 'how a bq index makes keys of type uuid';
+
+CREATE OPERATOR FAMILY integer_ops USING bq;
+COMMENT ON OPERATOR FAMILY integer_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS int2_ops
+	DEFAULT FOR TYPE int2 USING bq FAMILY integer_ops AS
+	OPERATOR 5 < (int2, int2),
+	OPERATOR 6 <= (int2, int2),
+	OPERATOR 7 = (int2, int2),
+	OPERATOR 8 >= (int2, int2),
+	OPERATOR 9 > (int2, int2),
+	FUNCTION 2 (int2, int2) bq_int2_key(internal);
+COMMENT ON OPERATOR CLASS int2_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS int4_ops
+	DEFAULT FOR TYPE int4 USING bq FAMILY integer_ops AS
+	OPERATOR 5 < (int4, int4),
+	OPERATOR 6 <= (int4, int4),
+	OPERATOR 7 = (int4, int4),
+	OPERATOR 8 >= (int4, int4),
+	OPERATOR 9 > (int4, int4),
+	FUNCTION 2 (int4, int4) bq_int4_key(internal);
+COMMENT ON OPERATOR CLASS int4_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS int8_ops
+	DEFAULT FOR TYPE int8 USING bq FAMILY integer_ops AS
+	OPERATOR 5 < (int8, int8),
+	OPERATOR 6 <= (int8, int8),
+	OPERATOR 7 = (int8, int8),
+	OPERATOR 8 >= (int8, int8),
+	OPERATOR 9 > (int8, int8),
+	FUNCTION 2 (int8, int8) bq_int8_key(internal);
+COMMENT ON OPERATOR CLASS int8_ops USING bq IS 'filters of a bq index';
+
+ALTER OPERATOR FAMILY integer_ops USING bq ADD
+	OPERATOR 5 < (int2, int4),
+	OPERATOR 6 <= (int2, int4),
+	OPERATOR 7 = (int2, int4),
+	OPERATOR 8 >= (int2, int4),
+	OPERATOR 9 > (int2, int4),
+	OPERATOR 5 < (int2, int8),
+	OPERATOR 6 <= (int2, int8),
+	OPERATOR 7 = (int2, int8),
+	OPERATOR 8 >= (int2, int8),
+	OPERATOR 9 > (int2, int8),
+	OPERATOR 5 < (int4, int2),
+	OPERATOR 6 <= (int4, int2),
+	OPERATOR 7 = (int4, int2),
+	OPERATOR 8 >= (int4, int2),
+	OPERATOR 9 > (int4, int2),
+	OPERATOR 5 < (int4, int8),
+	OPERATOR 6 <= (int4, int8),
+	OPERATOR 7 = (int4, int8),
+	OPERATOR 8 >= (int4, int8),
+	OPERATOR 9 > (int4, int8),
+	OPERATOR 5 < (int8, int2),
+	OPERATOR 6 <= (int8, int2),
+	OPERATOR 7 = (int8, int2),
+	OPERATOR 8 >= (int8, int2),
+	OPERATOR 9 > (int8, int2),
+	OPERATOR 5 < (int8, int4),
+	OPERATOR 6 <= (int8, int4),
+	OPERATOR 7 = (int8, int4),
+	OPERATOR 8 >= (int8, int4),
+	OPERATOR 9 > (int8, int4);
+
+CREATE OPERATOR FAMILY float_ops USING bq;
+COMMENT ON OPERATOR FAMILY float_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS float4_ops
+	DEFAULT FOR TYPE float4 USING bq FAMILY float_ops AS
+	OPERATOR 5 < (float4, float4),
+	OPERATOR 6 <= (float4, float4),
+	OPERATOR 7 = (float4, float4),
+	OPERATOR 8 >= (float4, float4),
+	OPERATOR 9 > (float4, float4),
+	FUNCTION 2 (float4, float4) bq_float_key(internal);
+COMMENT ON OPERATOR CLASS float4_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS float8_ops
+	DEFAULT FOR TYPE float8 USING bq FAMILY float_ops AS
+	OPERATOR 5 < (float8, float8),
+	OPERATOR 6 <= (float8, float8),
+	OPERATOR 7 = (float8, float8),
+	OPERATOR 8 >= (float8, float8),
+	OPERATOR 9 > (float8, float8),
+	FUNCTION 2 (float8, float8) bq_float_key(internal);
+COMMENT ON OPERATOR CLASS float8_ops USING bq IS 'filters of a bq index';
+
+ALTER OPERATOR FAMILY float_ops USING bq ADD
+	OPERATOR 5 < (float4, float8),
+	OPERATOR 6 <= (float4, float8),
+	OPERATOR 7 = (float4, float8),
+	OPERATOR 8 >= (float4, float8),
+	OPERATOR 9 > (float4, float8),
+	OPERATOR 5 < (float8, float4),
+	OPERATOR 6 <= (float8, float4),
+	OPERATOR 7 = (float8, float4),
+	OPERATOR 8 >= (float8, float4),
+	OPERATOR 9 > (float8, float4);
+
+CREATE OPERATOR CLASS bool_ops
+	DEFAULT FOR TYPE bool USING bq AS
+	OPERATOR 5 < (bool, bool),
+	OPERATOR 6 <= (bool, bool),
+	OPERATOR 7 = (bool, bool),
+	OPERATOR 8 >= (bool, bool),
+	OPERATOR 9 > (bool, bool),
+	FUNCTION 2 (bool, bool) bq_bool_key(internal);
+COMMENT ON OPERATOR CLASS bool_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS oid_ops
+	DEFAULT FOR TYPE oid USING bq AS
+	OPERATOR 5 < (oid, oid),
+	OPERATOR 6 <= (oid, oid),
+	OPERATOR 7 = (oid, oid),
+	OPERATOR 8 >= (oid, oid),
+	OPERATOR 9 > (oid, oid),
+	FUNCTION 2 (oid, oid) bq_oid_key(internal);
+COMMENT ON OPERATOR CLASS oid_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS numeric_ops
+	DEFAULT FOR TYPE numeric USING bq AS
+	OPERATOR 5 < (numeric, numeric),
+	OPERATOR 6 <= (numeric, numeric),
+	OPERATOR 7 = (numeric, numeric),
+	OPERATOR 8 >= (numeric, numeric),
+	OPERATOR 9 > (numeric, numeric),
+	FUNCTION 2 (numeric, numeric) bq_numeric_key(internal);
+COMMENT ON OPERATOR CLASS numeric_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS date_ops
+	DEFAULT FOR TYPE date USING bq AS
+	OPERATOR 5 < (date, date),
+	OPERATOR 6 <= (date, date),
+	OPERATOR 7 = (date, date),
+	OPERATOR 8 >= (date, date),
+	OPERATOR 9 > (date, date),
+	FUNCTION 2 (date, date) bq_date_key(internal);
+COMMENT ON OPERATOR CLASS date_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS timestamp_ops
+	DEFAULT FOR TYPE timestamp USING bq AS
+	OPERATOR 5 < (timestamp, timestamp),
+	OPERATOR 6 <= (timestamp, timestamp),
+	OPERATOR 7 = (timestamp, timestamp),
+	OPERATOR 8 >= (timestamp, timestamp),
+	OPERATOR 9 > (timestamp, timestamp),
+	FUNCTION 2 (timestamp, timestamp) bq_timestamp_key(internal);
+COMMENT ON OPERATOR CLASS timestamp_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS timestamptz_ops
+	DEFAULT FOR TYPE timestamptz USING bq AS
+	OPERATOR 5 < (timestamptz, timestamptz),
+	OPERATOR 6 <= (timestamptz, timestamptz),
+	OPERATOR 7 = (timestamptz, timestamptz),
+	OPERATOR 8 >= (timestamptz, timestamptz),
+	OPERATOR 9 > (timestamptz, timestamptz),
+	FUNCTION 2 (timestamptz, timestamptz) bq_timestamp_key(internal);
+COMMENT ON OPERATOR CLASS timestamptz_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS enum_ops
+	DEFAULT FOR TYPE anyenum USING bq AS
+	OPERATOR 7 = (anyenum, anyenum),
+	FUNCTION 2 (anyenum, anyenum) bq_oid_key(internal);
+COMMENT ON OPERATOR CLASS enum_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS text_ops
+	DEFAULT FOR TYPE text USING bq AS
+	OPERATOR 7 = (text, text),
+	FUNCTION 2 (text, text) bq_text_key(internal);
+COMMENT ON OPERATOR CLASS text_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS bpchar_ops
+	DEFAULT FOR TYPE bpchar USING bq AS
+	OPERATOR 7 = (bpchar, bpchar),
+	FUNCTION 2 (bpchar, bpchar) bq_bpchar_key(internal);
+COMMENT ON OPERATOR CLASS bpchar_ops USING bq IS 'filters of a bq index';
+
+CREATE OPERATOR CLASS uuid_ops
+	DEFAULT FOR TYPE uuid USING bq AS
+	OPERATOR 7 = (uuid, uuid),
+	FUNCTION 2 (uuid, uuid) bq_uuid_key(internal);
+COMMENT ON OPERATOR CLASS uuid_ops USING bq IS 'filters of a bq index';
+
 -- index functions
 
 CREATE FUNCTION bq_index_check(index regclass, heapallindexed boolean DEFAULT false) RETURNS void

@@ -17,11 +17,13 @@
 
 #include "access/parallel.h"
 #include "access/xact.h"
+#include "commands/progress.h"
 #include "index/bqindex.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/spin.h"
+#include "utils/backend_progress.h"
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
 
@@ -149,6 +151,9 @@ work_chunks(const BqAssigner *a)
 	{
 		CHECK_FOR_INTERRUPTS();
 		assign_chunk(a, &a->chunks[i], tile);
+		if (a->reports)
+			pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_DONE,
+										 (int64) (a->chunks[i].start + a->chunks[i].n));
 	}
 	pfree(tile);
 }
@@ -267,6 +272,8 @@ bq_assign(BqAssigner *a, const BqCentroids *centroids, size_t n, const BqCells *
 		}
 	}
 	pg_atomic_write_u32(&shared->next_chunk, 0);
+	if (a->reports)
+		pgstat_progress_update_param(PROGRESS_CREATEIDX_TUPLES_TOTAL, (int64) n);
 	if (a->context == NULL)
 	{
 		work_chunks(a);

@@ -16,6 +16,7 @@
 #include "commands/progress.h"
 #include "common/pg_prng.h"
 #include "executor/tuptable.h"
+#include "index/bqkey.h"
 #include "index/bqsource.h"
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
@@ -49,80 +50,15 @@ typedef struct BuildState
 	TupleTableSlot *slot;
 } BuildState;
 
-/*
- * Rows in memory, for builds and for vacuum's splitting of lists
- */
-
-/*
- * How many rows may be in memory, with all that a build needs beside them: lengths, position,
- * list, places in two orders; its part of a list's table and direction.  Codes are there
- * twice while they move to shared memory.
- */
-size_t
-bq_rows_limit(int dim, int work_mem_kb, bool shared)
-{
-	size_t		row_nbytes = bq_planes_nbytes(dim) * (shared ? 2 : 1) + sizeof(float) +
-		sizeof(uint16) + sizeof(ItemPointerData) + sizeof(uint32) + 2 * sizeof(size_t);
-	size_t		list_nbytes = bq_block_nbytes(dim) + dim * sizeof(float);
-
-	return Max((size_t) work_mem_kb * 1024 / (row_nbytes + list_nbytes / BQ_ROWS_PER_LIST), 1024);
-}
-
-/* Make room for at least one more row; `limit` bounds only how far ahead. */
-void
-bq_grow_rows(BqRows *rows, int dim, size_t limit)
-{
-	size_t		capacity = Max(rows->n + 1, Min(limit, Max(rows->capacity * 2, 1024)));
-
-	if (rows->planes == NULL)
-	{
-		rows->planes = (uint8 *) MemoryContextAllocHuge(CurrentMemoryContext,
-														capacity * bq_planes_nbytes(dim));
-		rows->norms = (float *) MemoryContextAllocHuge(CurrentMemoryContext,
-													   capacity * sizeof(float));
-		rows->inverses = (uint16 *) MemoryContextAllocHuge(CurrentMemoryContext,
-														   capacity * sizeof(uint16));
-		rows->tids = (ItemPointerData *) MemoryContextAllocHuge(CurrentMemoryContext,
-																capacity * sizeof(ItemPointerData));
-	}
-	else
-	{
-		rows->planes = (uint8 *) repalloc_huge(rows->planes, capacity * bq_planes_nbytes(dim));
-		rows->norms = (float *) repalloc_huge(rows->norms, capacity * sizeof(float));
-		rows->inverses = (uint16 *) repalloc_huge(rows->inverses, capacity * sizeof(uint16));
-		rows->tids = (ItemPointerData *) repalloc_huge(rows->tids,
-													   capacity * sizeof(ItemPointerData));
-	}
-	rows->capacity = capacity;
-}
-
-void
-bq_put_row(BqRows *rows, size_t i, int dim, const BqRow *row)
-{
-	size_t		planes_nbytes = bq_planes_nbytes(dim);
-
-	memcpy(rows->planes + i * planes_nbytes, row->planes, planes_nbytes);
-	rows->norms[i] = row->norm;
-	rows->inverses[i] = row->inverse;
-	rows->tids[i] = row->tid;
-}
-
-BqRow
-bq_get_row(const BqRows *rows, size_t i, int dim)
-{
-	BqRow		row;
-
-	row.tid = rows->tids[i];
-	row.inverse = rows->inverses[i];
-	row.norm = rows->norms[i];
-	row.planes = rows->planes + i * bq_planes_nbytes(dim);
-	return row;
-}
-
+/* Rows of a phase are counted from 0; training and assigning count those of each round. */
 static void
-report_phase(int phase)
+report_phase(int phase, double nrows)
 {
-	pgstat_progress_update_param(PROGRESS_CREATEIDX_SUBPHASE, phase);
+	const int	params[] = {PROGRESS_CREATEIDX_SUBPHASE, PROGRESS_CREATEIDX_TUPLES_TOTAL,
+	PROGRESS_CREATEIDX_TUPLES_DONE};
+	const int64 values[] = {phase, (int64) nrows, 0};
+
+	pgstat_progress_update_multi_param(lengthof(params), params, values);
 }
 
 /*
@@ -197,6 +133,7 @@ consume_value(BuildState *state, ItemPointer tid, Datum *values, bool *isnull, b
 	MemoryContextSwitchTo(old_context);
 	if (belonging)
 	{
+		bq_make_keys(state->index, values, isnull, &row);
 		count_row(state);
 		consume(state, &row);
 	}
@@ -241,7 +178,7 @@ make_room_for_workers(BuildState *state)
 {
 	int			dim = state->layout.dim;
 	size_t		planes_nbytes = bq_planes_nbytes(dim);
-	size_t		limit = bq_rows_limit(dim, maintenance_work_mem, true);
+	size_t		limit = bq_rows_limit(dim, state->rows.nkeys, maintenance_work_mem, true);
 	BqRows	   *rows = &state->rows;
 	uint8	   *swap;
 
@@ -262,6 +199,7 @@ make_room_for_workers(BuildState *state)
 		uint16		inverse = rows->inverses[i];
 		ItemPointerData tid = rows->tids[i];
 
+		/* not the keys: nobody asks for those of a sample */
 		memcpy(swap, planes, planes_nbytes);
 		memmove(planes, other, planes_nbytes);
 		memcpy(other, swap, planes_nbytes);
@@ -283,26 +221,27 @@ sort_batch(BuildState *state)
 {
 	BqRows	   *rows = &state->rows;
 	size_t		planes_nbytes = bq_planes_nbytes(state->layout.dim);
-	bytea	   *planes = (bytea *) palloc(VARHDRSZ + planes_nbytes);
+	/* a row, its code behind it */
+	bytea	   *packed = (bytea *) palloc(VARHDRSZ + sizeof(BqRow) + planes_nbytes);
 	const uint32 *lists = NULL;
 
 	if (state->assigner != NULL)
 		lists = bq_assign_rows(state->assigner, state->clusters);
-	SET_VARSIZE(planes, VARHDRSZ + planes_nbytes);
+	SET_VARSIZE(packed, VARHDRSZ + sizeof(BqRow) + planes_nbytes);
 	for (size_t i = 0; i < rows->n; i++)
 	{
+		BqRow		row = bq_get_row(rows, i, state->layout.dim);
+
 		ExecClearTuple(state->slot);
-		memset(state->slot->tts_isnull, false, 5 * sizeof(bool));
-		memcpy(VARDATA(planes), rows->planes + i * planes_nbytes, planes_nbytes);
+		memset(state->slot->tts_isnull, false, 2 * sizeof(bool));
+		memcpy(VARDATA(packed), &row, sizeof(BqRow));
+		memcpy(VARDATA(packed) + sizeof(BqRow), row.planes, planes_nbytes);
 		state->slot->tts_values[0] = Int32GetDatum(lists != NULL ? (int32) lists[i] : 0);
-		state->slot->tts_values[1] = PointerGetDatum(&rows->tids[i]);
-		state->slot->tts_values[2] = Float4GetDatum(rows->norms[i]);
-		state->slot->tts_values[3] = Int32GetDatum(rows->inverses[i]);
-		state->slot->tts_values[4] = PointerGetDatum(planes);
+		state->slot->tts_values[1] = PointerGetDatum(packed);
 		ExecStoreVirtualTuple(state->slot);
 		tuplesort_puttupleslot(state->sort, state->slot);
 	}
-	pfree(planes);
+	pfree(packed);
 	rows->n = 0;
 }
 
@@ -325,7 +264,7 @@ sort_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool aliv
 static uint32
 write_sorted(BuildState *state)
 {
-	TupleDesc	desc = CreateTemplateTupleDesc(5);
+	TupleDesc	desc = CreateTemplateTupleDesc(2);
 	AttrNumber	column = 1;
 	Oid			less = Int4LessOperator;
 	Oid			collation = InvalidOid;
@@ -334,10 +273,7 @@ write_sorted(BuildState *state)
 	TupleTableSlot *slot;
 
 	TupleDescInitEntry(desc, 1, "list", INT4OID, -1, 0);
-	TupleDescInitEntry(desc, 2, "tid", TIDOID, -1, 0);
-	TupleDescInitEntry(desc, 3, "norm", FLOAT4OID, -1, 0);
-	TupleDescInitEntry(desc, 4, "inverse", INT4OID, -1, 0);
-	TupleDescInitEntry(desc, 5, "planes", BYTEAOID, -1, 0);
+	TupleDescInitEntry(desc, 2, "row", BYTEAOID, -1, 0);
 
 	state->sort = tuplesort_begin_heap(desc, 1, &column, &less, &collation, &nulls_first,
 									   maintenance_work_mem / 2, NULL, TUPLESORT_NONE);
@@ -351,19 +287,18 @@ write_sorted(BuildState *state)
 	sort_batch(state);
 	tuplesort_performsort(state->sort);
 
-	report_phase(BQ_PHASE_WRITE);
+	report_phase(BQ_PHASE_WRITE, state->ntuples);
 	slot = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
 	while (tuplesort_gettupleslot(state->sort, true, false, slot, NULL))
 	{
 		bool		isnull;
 		uint32		list = (uint32) DatumGetInt32(slot_getattr(slot, 1, &isnull));
+		const char *packed = VARDATA_ANY((struct varlena *)
+										 DatumGetPointer(slot_getattr(slot, 2, &isnull)));
 		BqRow		row;
 
-		row.tid = *(ItemPointer) DatumGetPointer(slot_getattr(slot, 2, &isnull));
-		row.norm = DatumGetFloat4(slot_getattr(slot, 3, &isnull));
-		row.inverse = (uint16) DatumGetInt32(slot_getattr(slot, 4, &isnull));
-		row.planes = (const uint8 *) VARDATA_ANY((struct varlena *)
-												 DatumGetPointer(slot_getattr(slot, 5, &isnull)));
+		memcpy(&row, packed, sizeof(BqRow));
+		row.planes = (const uint8 *) packed + sizeof(BqRow);
 		bq_write_row(writer, list, &row);
 	}
 	ExecDropSingleTupleTableSlot(slot);
@@ -386,18 +321,19 @@ write_lists_once(BuildState *state)
 	{
 		BqClusters	clusters;
 
-		report_phase(BQ_PHASE_TRAIN);
+		report_phase(BQ_PHASE_TRAIN, 0);
 		state->assigner = bq_begin_assigning(layout->dim, rows, layout->nlists, state->nworkers);
+		state->assigner->reports = true;
 		clusters = bq_train(state->assigner, layout->nlists);
 		bq_write_centroids(state->index, layout, &clusters.lists);
-		report_phase(BQ_PHASE_ASSIGN);
+		report_phase(BQ_PHASE_ASSIGN, (double) state->rows.n);
 		lists = bq_assign_rows(state->assigner, &clusters);
 		bq_measure(state->heap, state->index, &clusters.lists, rows, lists, (double) rows->n, layout);
 		bq_free_clusters(&clusters);
 	}
 	else if (rows->n > 0)
 		bq_measure(state->heap, state->index, NULL, rows, NULL, (double) rows->n, layout);
-	report_phase(BQ_PHASE_WRITE);
+	report_phase(BQ_PHASE_WRITE, state->ntuples);
 	writer = bq_begin_writing(state->index, layout);
 	bq_write_rows(writer, rows, lists);
 	nblocks = bq_end_writing(writer);
@@ -418,12 +354,13 @@ write_lists_twice(BuildState *state)
 	if (layout->nlists == 1)
 		return write_sorted(state);
 
-	report_phase(BQ_PHASE_TRAIN);
+	report_phase(BQ_PHASE_TRAIN, 0);
 	state->assigner = bq_begin_assigning(layout->dim, &state->rows, layout->nlists,
 										 state->nworkers);
+	state->assigner->reports = true;
 	clusters = bq_train(state->assigner, layout->nlists);
 	bq_write_centroids(state->index, layout, &clusters.lists);
-	report_phase(BQ_PHASE_ASSIGN);
+	report_phase(BQ_PHASE_ASSIGN, (double) state->rows.n);
 	lists = bq_assign_rows(state->assigner, &clusters);
 	bq_measure(state->heap, state->index, &clusters.lists, &state->rows, lists, state->ntuples,
 			   layout);
@@ -450,6 +387,12 @@ column_dim(Relation index)
 {
 	int32		typmod = TupleDescAttr(RelationGetDescr(index), 0)->atttypmod;
 	const BqSource *source = bq_get_source(index);
+
+	if (OidIsValid(index_getprocid(index, 1, BQ_KEY_PROC)))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("first column of a bq index must have vectors or codes"),
+				 errhint("Name it before the columns to filter by.")));
 
 	if (typmod < 1)
 		ereport(ERROR,
@@ -500,8 +443,9 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	state->info = info;
 	state->layout.dim = dim;
 	state->layout.transform = -1;
+	state->rows.nkeys = bq_count_keys(index);
 	state->nworkers = count_workers(heap, index, info);
-	state->limit = bq_rows_limit(dim, maintenance_work_mem, false);
+	state->limit = bq_rows_limit(dim, state->rows.nkeys, maintenance_work_mem, false);
 	/* Fixed seed: the same rows give the same index. */
 	pg_prng_seed(&state->random, 0x6271);
 
@@ -513,7 +457,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 		state->form = bq_begin_forming(index, dim, state->choice.transform);
 	}
 
-	report_phase(BQ_PHASE_LOAD);
+	report_phase(BQ_PHASE_LOAD, Max(heap->rd_rel->reltuples, 0));
 	result->heap_tuples = table_index_build_scan(heap, index, info, true, true, collect_row,
 												 state, NULL);
 	result->index_tuples = state->ntuples;
@@ -523,7 +467,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	if (state->sampled)
 		nlists = Min(nlists, (uint32) (state->rows.n / 2));
 	transform = state->layout.transform;
-	state->layout = bq_plan_layout(dim, nlists);
+	state->layout = bq_plan_layout(dim, state->rows.nkeys, nlists);
 	state->layout.transform = transform;
 
 	UnlockReleaseBuffer(bq_new_page(index, MAIN_FORKNUM, BQ_METAPAGE_BLKNO, BQ_PAGE_META));
@@ -553,7 +497,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 void
 bqbuildempty(Relation index)
 {
-	BqLayout	layout = bq_plan_layout(column_dim(index), 1);
+	BqLayout	layout = bq_plan_layout(column_dim(index), bq_count_keys(index), 1);
 	Buffer		buffer = bq_new_page(index, INIT_FORKNUM, BQ_METAPAGE_BLKNO, BQ_PAGE_META);
 
 	layout.transform = bq_transform_without_rows(index);

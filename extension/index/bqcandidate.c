@@ -159,6 +159,14 @@ bq_keep_candidate(BqScan *so)
 		drop_candidates(so);
 }
 
+/* Know the limit as soon as there are more than are kept. */
+void
+bq_limit_candidates(BqScan *so)
+{
+	if (so->sorted == NULL && so->ncandidates > so->keep)
+		drop_candidates(so);
+}
+
 /* Take the first of the sorted rows that is not in the heap. */
 static void
 fetch_next(BqScan *so)
@@ -194,8 +202,7 @@ bq_order_candidates(BqScan *so)
 		fetch_next(so);
 		return;
 	}
-	if (so->ncandidates > so->keep)
-		drop_candidates(so);
+	bq_limit_candidates(so);
 	for (int i = so->ncandidates / 2 - 1; i >= 0; i--)
 		sift_down(so->candidates, so->ncandidates, i);
 }

@@ -307,7 +307,8 @@ check_blocks(CheckState *state)
 	for (uint32 b = 0; b < state->nblocks; b++)
 	{
 		BlockLinks *links = &state->links[b];
-		BqBlockData block;
+		BqWholeBlock whole;
+		const BqBlockData *block = &whole.data;
 
 		memset(links, 0, sizeof(BlockLinks));
 		if (bq_is_directory(&state->layout, b))
@@ -315,20 +316,20 @@ check_blocks(CheckState *state)
 			links->use = BLOCK_DIRECTORY;
 			continue;
 		}
-		bq_read_block(state->index, &state->layout, b, &block, state->block_rows);
+		bq_read_block(state->index, &state->layout, b, &whole, state->block_rows);
 		CHECK_FOR_INTERRUPTS();
-		links->list = block.list;
-		links->epoch = block.epoch;
-		links->next = block.next;
-		if (block.list >= state->layout.nlists ||
-			block.epoch != state->lists[block.list].epoch)
+		links->list = block->list;
+		links->epoch = block->epoch;
+		links->next = block->next;
+		if (block->list >= state->layout.nlists ||
+			block->epoch != state->lists[block->list].epoch)
 			continue;
-		if (block.in_free_chain > 1)
-			damaged(state, "block %u has free chain flag %u", b, block.in_free_chain);
-		links->next_free = block.next_free;
-		links->in_free_chain = block.in_free_chain;
-		links->full = block.live == UINT32_MAX;
-		check_rows(state, b, &block, heap_pages);
+		if (block->in_free_chain > 1)
+			damaged(state, "block %u has free chain flag %u", b, block->in_free_chain);
+		links->next_free = block->next_free;
+		links->in_free_chain = block->in_free_chain;
+		links->full = block->live == UINT32_MAX;
+		check_rows(state, b, block, heap_pages);
 	}
 }
 

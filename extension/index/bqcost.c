@@ -16,6 +16,7 @@
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
 #include "utils/float.h"
+#include "utils/selfuncs.h"
 #include "utils/spccache.h"
 
 /*
@@ -94,7 +95,9 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 	IndexOptInfo *info = path->indexinfo;
 	Relation	index;
 	BqLayout	layout;
-	double		rows = Max(info->tuples, 1);
+	double		rows;
+	double		blocks_read;
+	double		header_share;
 	double		probes;
 	double		first;
 	double		share;
@@ -124,13 +127,21 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 	probes = bq_wanted_reach(index, &layout, BQ_STRATEGY_COSINE).nprobes;
 	index_close(index, NoLock);
 
+	/* Rows that meet the conditions lie in more lists; codes of blocks without any stay unread. */
+	if (path->indexclauses != NIL)
+		*selectivity = clauselist_selectivity(root, get_quals_from_indexclauses(path->indexclauses),
+											  info->rel->relid, JOIN_INNER, NULL);
+	rows = Max(info->tuples * *selectivity, 1);
+	blocks_read = 1 - pow(1 - *selectivity, BQ_BLOCK);
+	probes = Min(probes * pow(Max(*selectivity, 1 / Max(info->tuples, 1)), -0.35), layout.nlists);
+
 	/* The first segment, and what has to be read after it until enough rows came. */
 	first = probes / layout.nlists;
 	wanted = rows;
 	if (root->limit_tuples > 0)
 	{
-		double		passing = path->path.parent->tuples > 0 ?
-			path->path.parent->rows / path->path.parent->tuples : 1;
+		double		passing = info->rel->tuples > 0 ?
+			info->rel->rows / (info->rel->tuples * *selectivity) : 1;
 
 		wanted = Min(rows, root->limit_tuples / Max(passing, 1 / rows));
 	}
@@ -142,7 +153,11 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 	front_pages = layout.nlists > 1 ?
 		(double) bq_count_directory_blocks(&layout) * layout.nrows / BQ_ROWS_PER_PAGE : 0;
 	data_pages = Max(0.0, (double) info->pages - layout.data_start - front_pages);
-	code_cost = cpu_operator_cost * layout.dim * COST_PER_CODE_DIM * rows + page_cost * data_pages;
+	header_share = (double) layout.header_nbytes /
+		(layout.header_nbytes + (double) layout.nrows * BQ_ROW_NBYTES);
+	data_pages *= header_share + (1 - header_share) * blocks_read;
+	code_cost = cpu_operator_cost * layout.dim * COST_PER_CODE_DIM * info->tuples * blocks_read +
+		page_cost * data_pages;
 
 	*startup = page_cost * front_pages + first * code_cost;
 	if (layout.nlists > 1)

@@ -11,6 +11,7 @@
 #include "catalog/pg_type.h"
 #include "commands/progress.h"
 #include "commands/vacuum.h"
+#include "index/bqkey.h"
 #include "index/bqscan.h"
 #include "index/bqsource.h"
 #include "utils/builtins.h"
@@ -107,43 +108,44 @@ bqbuildphasename(int64 phase)
 	}
 }
 
-/* One member of the operator family: is it what a scan can answer? */
+/* Complain of a member of an operator family. */
+static void
+complain(const char *opfamily, const char *member, const char *what)
+{
+	ereport(INFO,
+			(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+			 errmsg("operator family \"%s\" of access method %s contains %s %s", opfamily, "bq",
+					member, what)));
+}
+
+/* One operator of the family: is it what a scan can answer? */
 static bool
 validate_operator(Form_pg_amop form, const char *opfamily, Oid opcintype)
 {
+	char	   *member = psprintf("operator %s", format_operator(form->amopopr));
+	bool		distance = form->amopstrategy <= BQ_DISTANCES;
 	bool		valid = true;
 
 	if (form->amopstrategy < 1 || form->amopstrategy > BQ_STRATEGIES)
 	{
-		ereport(INFO,
-				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
-				 errmsg("operator family \"%s\" of access method %s contains operator %s with invalid strategy number %d",
-						opfamily, "bq", format_operator(form->amopopr), form->amopstrategy)));
+		complain(opfamily, member, psprintf("with invalid strategy number %d", form->amopstrategy));
 		valid = false;
 	}
-	if (form->amoppurpose != AMOP_ORDER)
+	if (form->amoppurpose != (distance ? AMOP_ORDER : AMOP_SEARCH))
 	{
-		ereport(INFO,
-				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
-				 errmsg("operator family \"%s\" of access method %s contains operator %s that is not for ORDER BY",
-						opfamily, "bq", format_operator(form->amopopr))));
+		complain(opfamily, member, distance ? "that is not for ORDER BY" : "that is not for searching");
 		valid = false;
 	}
-	else if (get_op_rettype(form->amopopr) != FLOAT8OID ||
-			 !opfamily_can_sort_type(form->amopsortfamily, FLOAT8OID))
+	else if (distance && (get_op_rettype(form->amopopr) != FLOAT8OID ||
+						  !opfamily_can_sort_type(form->amopsortfamily, FLOAT8OID)))
 	{
-		ereport(INFO,
-				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
-				 errmsg("operator family \"%s\" of access method %s contains incorrect ORDER BY opfamily specification for operator %s",
-						opfamily, "bq", format_operator(form->amopopr))));
+		complain(opfamily, member, "with an incorrect ORDER BY operator family");
 		valid = false;
 	}
-	if (!check_amop_signature(form->amopopr, FLOAT8OID, opcintype, form->amoprighttype))
+	if (!check_amop_signature(form->amopopr, distance ? FLOAT8OID : BOOLOID, opcintype,
+							  form->amoprighttype))
 	{
-		ereport(INFO,
-				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
-				 errmsg("operator family \"%s\" of access method %s contains operator %s with wrong signature",
-						opfamily, "bq", format_operator(form->amopopr))));
+		complain(opfamily, member, "with wrong signature");
 		valid = false;
 	}
 	return valid;
@@ -163,31 +165,55 @@ opfamily_name(Oid oid)
 	return name;
 }
 
-/* Is the support function of classes on vectors, if there is one, what it should be? */
+/* What a class is for, by its support function. */
+typedef enum ClassKind
+{
+	CLASS_OF_CODES,				/* none: all distances */
+	CLASS_OF_VECTORS,			/* BQ_SOURCE_PROC: one distance, not Hamming's */
+	CLASS_OF_FILTERS			/* BQ_KEY_PROC: comparisons */
+} ClassKind;
+
 static bool
-validate_procs(CatCList *procs, const char *opfamily, Oid opcintype, bool *on_vectors)
+validate_procs(CatCList *procs, const char *opfamily, Oid opcintype, ClassKind *kind)
 {
 	bool		valid = true;
 
-	*on_vectors = false;
+	*kind = CLASS_OF_CODES;
 	for (int i = 0; i < procs->n_members; i++)
 	{
 		Form_pg_amproc form = (Form_pg_amproc) GETSTRUCT(&procs->members[i]->tuple);
 
 		if (form->amproclefttype != opcintype)
 			continue;
-		if (form->amprocnum != BQ_SOURCE_PROC ||
+		if (*kind != CLASS_OF_CODES || form->amprocnum < BQ_SOURCE_PROC ||
+			form->amprocnum > BQ_KEY_PROC ||
 			!check_amproc_signature(form->amproc, INTERNALOID, true, 1, 1, INTERNALOID))
 		{
-			ereport(INFO,
-					(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
-					 errmsg("operator family \"%s\" of access method %s contains function %s with wrong signature for support number %d",
-							opfamily, "bq", format_procedure(form->amproc), form->amprocnum)));
+			complain(opfamily, psprintf("function %s", format_procedure(form->amproc)),
+					 psprintf("with wrong signature for support number %d", form->amprocnum));
 			valid = false;
 		}
-		*on_vectors = true;
+		*kind = form->amprocnum == BQ_KEY_PROC ? CLASS_OF_FILTERS : CLASS_OF_VECTORS;
 	}
 	return valid;
+}
+
+/* Does a class of this kind have the operators it should?  Bit s of `seen`: strategy s. */
+static bool
+has_operators(ClassKind kind, uint32 seen)
+{
+	uint32		distances = seen & ((1u << (BQ_DISTANCES + 1)) - 1);
+
+	switch (kind)
+	{
+		case CLASS_OF_CODES:
+			return seen == ((1u << (BQ_DISTANCES + 1)) - 2);
+		case CLASS_OF_VECTORS:
+			return seen == distances && seen != 0 && (seen & (seen - 1)) == 0 &&
+				seen != 1u << BQ_STRATEGY_HAMMING;
+		default:
+			return distances == 0 && (seen & (1u << BQ_STRATEGY_EQUAL));
+	}
 }
 
 bool
@@ -198,8 +224,8 @@ bqvalidate(Oid opclass)
 	char	   *opfamily;
 	CatCList   *operators;
 	CatCList   *procs;
+	ClassKind	kind;
 	uint32		seen = 0;
-	bool		on_vectors;
 	bool		valid = true;
 
 	if (!HeapTupleIsValid(class_tuple))
@@ -219,25 +245,16 @@ bqvalidate(Oid opclass)
 			seen |= 1u << form->amopstrategy;
 	}
 	procs = SearchSysCacheList1(AMPROCNUM, ObjectIdGetDatum(class_form->opcfamily));
-	valid &= validate_procs(procs, opfamily, class_form->opcintype, &on_vectors);
-	if (on_vectors && ((seen & (seen - 1)) != 0 || (seen & (1u << BQ_STRATEGY_HAMMING))))
+	valid &= validate_procs(procs, opfamily, class_form->opcintype, &kind);
+	if (!has_operators(kind, seen))
 	{
 		ereport(INFO,
 				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
-				 errmsg("operator class \"%s\" of access method %s must have one distance of vectors",
-						NameStr(class_form->opcname), "bq")));
+				 errmsg("operator class \"%s\" of access method %s is missing operators, or has some too many",
+						NameStr(class_form->opcname), "bq"),
+				 errdetail("Codes have the distances 1 to %d, vectors one of 2 to %d, filters at least \"=\" (%d).",
+						   BQ_DISTANCES, BQ_DISTANCES, BQ_STRATEGY_EQUAL)));
 		valid = false;
-	}
-	for (int strategy = 1; strategy <= BQ_STRATEGIES; strategy++)
-	{
-		if (on_vectors ? seen == 0 : !(seen & (1u << strategy)))
-		{
-			ereport(INFO,
-					(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
-					 errmsg("operator class \"%s\" of access method %s is missing operator %d",
-							NameStr(class_form->opcname), "bq", strategy)));
-			valid = false;
-		}
 	}
 
 	ReleaseCatCacheList(procs);
@@ -253,10 +270,13 @@ bqhandler(PG_FUNCTION_ARGS)
 	IndexAmRoutine *am = makeNode(IndexAmRoutine);
 
 	am->amstrategies = BQ_STRATEGIES;
-	am->amsupport = BQ_SOURCE_PROC;
+	am->amsupport = BQ_KEY_PROC;
 	am->amoptsprocnum = 0;
 	am->amcanorderbyop = true;
-	am->amoptionalkey = true;	/* no WHERE clause is needed, nor could one be used */
+	am->amcanmulticol = true;	/* the first column is searched, the others filter */
+	am->amoptionalkey = true;
+	am->amsearcharray = true;
+	am->amsearchnulls = true;
 	am->amusemaintenanceworkmem = false;
 #if PG_VERSION_NUM >= 170000
 	am->amcanbuildparallel = true;

@@ -67,7 +67,15 @@ enum
 	BQ_STRATEGY_COSINE,			/* <=> bqquery */
 	BQ_STRATEGY_IP,				/* <#> bqquery */
 	BQ_STRATEGY_L2,				/* <-> bqquery */
-	BQ_STRATEGIES = BQ_STRATEGY_L2
+	BQ_DISTANCES = BQ_STRATEGY_L2,
+
+	/* of filter columns: the index's own order of comparisons, as that of B-trees */
+	BQ_STRATEGY_LESS,
+	BQ_STRATEGY_LESS_EQUAL,
+	BQ_STRATEGY_EQUAL,
+	BQ_STRATEGY_GREATER_EQUAL,
+	BQ_STRATEGY_GREATER,
+	BQ_STRATEGIES = BQ_STRATEGY_GREATER
 };
 
 typedef enum BqPageKind
@@ -137,7 +145,7 @@ typedef struct BqMetaPageData
 	uint32		dim;
 	int32		transform;		/* of every code in the index; -1 until the first one */
 	uint32		nlists;			/* 1: flat, no directions */
-	uint32		nkeys;			/* filter columns, 0 so far: 132 bytes each of a header */
+	uint32		nkeys;			/* filter columns: 132 bytes each of a header */
 	BlockNumber data_start;		/* pages before it, but the metapage, keep statistics */
 	BlockNumber npages;			/* initialised so far; blocks take them as they are */
 	uint32		nblocks;		/* of lists, of the directory, and free ones */
@@ -195,7 +203,7 @@ typedef struct BqListData
 
 /*
  * All of a block but the codes.  A slot is in use when its bit in `live` is set.  After
- * this follow, for each filter column, 32 values of 4 bytes and a word of null bits.
+ * this follows a BqBlockKeys for each filter column.
  *
  * A block belongs to a list if it names it and its present epoch; if not, it is free, or
  * of a chain from before a split, or was meant for a split that was not completed.
@@ -214,8 +222,26 @@ typedef struct BqBlockData
 	float		norm[BQ_BLOCK];
 } BqBlockData;
 
-#define BQ_KEY_NBYTES (BQ_BLOCK * sizeof(uint32) + sizeof(uint32))
 #define BQ_MAX_KEYS 8
+
+/* Keys of a filter column, see bqkey.c, and a bit for each row in which it is null. */
+typedef struct BqBlockKeys
+{
+	uint32		keys[BQ_BLOCK];
+	uint32		nulls;
+} BqBlockKeys;
+
+/* A block's header with room for any number of filter columns. */
+typedef struct BqWholeBlock
+{
+	BqBlockData data;
+	BqBlockKeys columns[BQ_MAX_KEYS];
+} BqWholeBlock;
+
+StaticAssertDecl(offsetof(BqWholeBlock, columns) == sizeof(BqBlockData),
+				 "keys must follow the fixed part of a header");
+
+#define BqBlockGetKeys(block, column) (&((BqWholeBlock *) (block))->columns[column])
 
 /*
  * Rows are staged in parts of so many (the last one has fewer): a part lies on at most
@@ -275,7 +301,7 @@ bq_set_layout(BqLayout *layout, int dim, int nkeys)
 	layout->dim = dim;
 	layout->nrows = bq_block_nrows(dim);
 	layout->nkeys = nkeys;
-	layout->header_nbytes = sizeof(BqBlockData) + nkeys * BQ_KEY_NBYTES;
+	layout->header_nbytes = offsetof(BqWholeBlock, columns) + nkeys * sizeof(BqBlockKeys);
 	layout->headers_per_page = BQ_PAGE_NBYTES / layout->header_nbytes;
 }
 
@@ -369,6 +395,8 @@ typedef struct BqRow
 	uint16		inverse;		/* see BqBlockData */
 	float		norm;
 	const uint8 *planes;		/* bq_planes_nbytes(dim) */
+	uint32		nulls;			/* bit i: filter column i is null */
+	uint32		keys[BQ_MAX_KEYS];	/* of the filter columns, see bqkey.c */
 } BqRow;
 
 /* Rows in memory. */
@@ -380,6 +408,8 @@ typedef struct BqRows
 	float	   *norms;
 	uint16	   *inverses;
 	ItemPointerData *tids;
+	int			nkeys;			/* set it before the first row */
+	uint32	   *keys;			/* nkeys + 1 each, null bits last */
 } BqRows;
 
 /* A set of lists being written; see bqwrite.c. */
@@ -390,7 +420,7 @@ typedef struct BqWriter
 	uint32		nblocks;		/* written so far */
 	BqListData *lists;
 	uint8	   *rows;			/* code rows of the block being filled */
-	BqBlockData block;			/* its header */
+	BqWholeBlock block;			/* its header */
 	int			used;			/* its slots in use */
 } BqWriter;
 
@@ -474,12 +504,12 @@ extern void bq_end_list(BqListReader *reader);
 extern void bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot,
 						   uint8 *planes);
 extern void bq_read_block(Relation index, const BqLayout *layout, uint32 block,
-						  BqBlockData *header, uint8 *codes);
+						  BqWholeBlock *header, uint8 *codes);
 extern void bq_read_rows(Relation index, const BqLayout *layout, uint64 row, int n, uint8 *rows);
 
 /* bqwrite.c */
 extern uint32 bq_choose_lists(Relation index, double nrows);
-extern BqLayout bq_plan_layout(int dim, uint32 nlists);
+extern BqLayout bq_plan_layout(int dim, int nkeys, uint32 nlists);
 extern void bq_create_lists(Relation index, ForkNumber fork, const BqLayout *layout);
 extern void bq_fill_metapage(Page page, const BqLayout *layout, uint32 nblocks, double nrows);
 extern BqWriter *bq_begin_writing(Relation index, const BqLayout *layout);
@@ -491,13 +521,21 @@ extern uint32 bq_end_writing(BqWriter *writer);
 extern bool bq_insert_into_block(Relation index, const BqLayout *layout, uint32 list,
 								 uint32 epoch, uint32 b, const BqRow *row);
 extern void bq_write_block(Relation index, const BqLayout *layout, uint32 b,
-						   const BqBlockData *header, const uint8 *rows);
+						   const BqWholeBlock *header, const uint8 *rows);
 
-/* bqbuild.c */
-extern size_t bq_rows_limit(int dim, int work_mem_kb, bool shared);
+/* bqkey.c */
+extern int	bq_count_keys(Relation index);
+
+/* bqrowset.c */
+extern size_t bq_rows_limit(int dim, int nkeys, int work_mem_kb, bool shared);
 extern void bq_grow_rows(BqRows *rows, int dim, size_t limit);
 extern void bq_put_row(BqRows *rows, size_t i, int dim, const BqRow *row);
 extern BqRow bq_get_row(const BqRows *rows, size_t i, int dim);
+extern void bq_put_header(const BqLayout *layout, BqWholeBlock *block, int slot,
+						  const BqRow *row);
+extern void bq_get_header(const BqLayout *layout, const BqWholeBlock *block, int slot,
+						  BqRows *rows, size_t i);
+
 
 /* bqsplit.c */
 extern void bq_split_lists(IndexVacuumInfo *info, double nrows);
@@ -509,6 +547,7 @@ typedef struct BqAssigner
 	BqRows	   *rows;
 	struct BqAssignShared *shared;
 	struct ParallelContext *context;	/* NULL: alone */
+	bool		reports;		/* progress of CREATE INDEX */
 
 	/* of `rows`: codes; numbers of those in work, in order; list of each */
 	uint8	   *planes;

@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include "index/bqkey.h"
 #include "index/bqsource.h"
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
@@ -233,6 +234,15 @@ bq_insert_into_block(Relation index, const BqLayout *layout, uint32 list, uint32
 	bq_log_set(0, &block->tid[slot], ItemPointerData, row->tid);
 	bq_log_set(0, &block->inverse[slot], uint16, row->inverse);
 	bq_log_set(0, &block->norm[slot], float, row->norm);
+	for (int i = 0; i < layout->nkeys; i++)
+	{
+		BqBlockKeys *column = BqBlockGetKeys(block, i);
+		uint32		nulls = (column->nulls & ~((uint32) 1 << slot)) | (row->nulls >> i & 1) << slot;
+
+		bq_log_set(0, &column->keys[slot], uint32, row->keys[i]);
+		if (nulls != column->nulls)
+			bq_log_set(0, &column->nulls, uint32, nulls);
+	}
 	finish_record(&writer);
 
 	if (live == UINT32_MAX)
@@ -243,7 +253,7 @@ bq_insert_into_block(Relation index, const BqLayout *layout, uint32 list, uint32
 
 /* Write a block that nobody knows yet: its packed rows, then its header. */
 void
-bq_write_block(Relation index, const BqLayout *layout, uint32 b, const BqBlockData *header,
+bq_write_block(Relation index, const BqLayout *layout, uint32 b, const BqWholeBlock *header,
 			   const uint8 *rows)
 {
 	BlockWriter writer = {.index = index, .layout = layout};
@@ -253,7 +263,7 @@ bq_write_block(Relation index, const BqLayout *layout, uint32 b, const BqBlockDa
 	begin_record(&writer);
 	change_codes(&writer, bq_first_row(layout, b), 0, rows, bq_block_nbytes(layout->dim));
 	bq_log_change(0, BqPageGetBlock(layout, BufferGetPage(writer.header_buffer), b), header,
-				  sizeof(BqBlockData));
+				  layout->header_nbytes);
 	finish_record(&writer);
 	UnlockReleaseBuffer(writer.header_buffer);
 }
@@ -393,14 +403,20 @@ set_transform(Relation index, int transform)
 
 /* Make a row of a value; false if the index leaves it out. */
 static bool
-form_row(Relation index, BqLayout *layout, Datum value, ItemPointer tid, BqRow *row)
+form_row(Relation index, BqLayout *layout, const Datum *values, const bool *isnull,
+		 ItemPointer tid, BqRow *row)
 {
 	BqVecView	code;
 
 	if (bq_get_source(index) != NULL)
-		return bq_form_vector(bq_begin_forming(index, layout->dim, layout->transform), value, tid,
-							  row);
-	code = bqvec_view(PG_DETOAST_DATUM_PACKED(value));
+	{
+		if (!bq_form_vector(bq_begin_forming(index, layout->dim, layout->transform), values[0], tid,
+							row))
+			return false;
+		bq_make_keys(index, values, isnull, row);
+		return true;
+	}
+	code = bqvec_view(PG_DETOAST_DATUM_PACKED(values[0]));
 	bq_check_code(index, layout, &code.header);
 	if (layout->transform < 0)
 	{
@@ -409,6 +425,7 @@ form_row(Relation index, BqLayout *layout, Datum value, ItemPointer tid, BqRow *
 		bq_check_code(index, layout, &code.header);
 	}
 	*row = bq_form_row(&code.header, code.planes, tid);
+	bq_make_keys(index, values, isnull, row);
 	return true;
 }
 
@@ -502,7 +519,7 @@ bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation 
 		/* once, but for the transform, which vacuum may have forgotten since */
 		if (layout.transform != transform || transform < 0)
 		{
-			if (!form_row(index, &layout, values[0], tid, &row))
+			if (!form_row(index, &layout, values, isnull, tid, &row))
 				break;
 			transform = layout.transform;
 		}

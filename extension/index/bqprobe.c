@@ -35,6 +35,9 @@
 /* Distances of vectors are less than this many times the slack above their bounds. */
 #define SURE_SLACKS 4
 
+/* How fast the number of lists grows with that of the rows that lie between those wanted. */
+#define FILTER_POWER 0.35
+
 /* How many pages of a list are asked for in advance. */
 #define PREFETCH_PAGES 8
 
@@ -160,9 +163,13 @@ bound_of_key(const BqScan *so, double key)
 	return bound + 4 * FLOAT_ERROR * (fabs(bound) + so->length * so->length);
 }
 
-/* Take in a block: its header, and the sums of the query's table over its rows. */
+/*
+ * Take in a block: its header, which rows may be wanted (bits), and the sums of the query's
+ * table over its codes.
+ */
 static void
-read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, const uint16 *sums)
+read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, uint32 rows,
+		   const uint16 *sums)
 {
 	float		keys[BQ_BLOCK];
 	double		limit = so->dropped ? so->limit.key : FLT_MAX;
@@ -170,7 +177,7 @@ read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, const 
 	bound_keys(so, block, sums, keys);
 
 	/* Few blocks have a row worth a look: find them without a branch per row. */
-	for (uint32 wanted = keys_up_to(keys, bound_of_key(so, limit)) & block->live; wanted != 0;
+	for (uint32 wanted = keys_up_to(keys, bound_of_key(so, limit)) & rows; wanted != 0;
 		 wanted &= wanted - 1)
 	{
 		int			c = pg_rightmost_one_pos32(wanted);
@@ -202,26 +209,34 @@ read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, const 
 	}
 }
 
-/* Read all blocks of a list; returns how many rows it has. */
-static int64
-read_list(Relation index, BqScan *so, uint8 segment, const BqChain *chain)
+/* Read all blocks of a list; `first_time`: count its rows. */
+static void
+read_list(Relation index, BqScan *so, uint8 segment, const BqChain *chain, bool first_time)
 {
 	BqListReader reader;
 	const BqBlockData *block;
-	int64		nrows = 0;
 
 	bq_begin_list(&reader, index, &so->layout, chain);
 	while ((block = bq_next_block(&reader)) != NULL)
 	{
 		uint16		sums[BQ_BLOCK];
 
-		nrows += pg_popcount32(block->live);
+		uint32		rows = block->live;
+
+		if (so->filter != NULL)
+			rows &= bq_match_block(so->filter, block);
+		if (first_time)
+		{
+			so->nscanned += pg_popcount32(block->live);
+			so->nseen += pg_popcount32(rows);
+		}
+		if (rows == 0)
+			continue;			/* and its codes stay where they are */
 		bq_sum_block(&reader, so->table.entries, sums);
-		read_block(so, segment, reader.block, block, sums);
+		read_block(so, segment, reader.block, block, rows, sums);
 		so->ncodes += BQ_BLOCK;
 	}
 	bq_end_list(&reader);
-	return nrows;
 }
 
 /*
@@ -319,6 +334,7 @@ bq_rank_lists(Relation index, BqScan *so)
 	so->nchosen = 0;
 	so->segment = 0;
 	so->ncounted = 0;
+	so->nscanned = 0;
 	so->nseen = 0;
 	for (uint32 i = nlists / 2; i-- > 0;)
 		sink_list(so, i);
@@ -358,13 +374,32 @@ limit_cosine(const BqScan *so)
 	return (1 - so->limit.key) * so->length - so->shift;
 }
 
+/*
+ * Rows that meet the conditions lie further apart than all rows: does the first segment take
+ * another list for that?  By cosine the margin tells when to stop; else so many times more
+ * lists are read as a query needs for that many times more rows, about.
+ */
+static bool
+goes_on_for_filter(BqScan *so)
+{
+	if (so->filter == NULL || so->nranked == 0 || so->segment > 1)
+		return false;
+	if (so->margin == 0 && so->nseen >= BQ_MARGIN_RANK &&
+		so->nchosen >= so->reach.nprobes * pow((double) so->nscanned / so->nseen, FILTER_POWER))
+		return false;
+	/* the margin needs the BQ_MARGIN_RANKth of few rows */
+	bq_limit_candidates(so);
+	so->most++;
+	return true;
+}
+
 /* Is there an i-th list in this segment?  Chooses it if it was not chosen before. */
 static bool
 choose_list(BqScan *so, uint32 i)
 {
 	if (i < so->nchosen)
 		return true;
-	if (so->nchosen == so->most)
+	if (so->nchosen == so->most && !goes_on_for_filter(so))
 		return false;
 	if (so->nchosen >= so->least && so->dropped &&
 		ranked_score(so->ranked[0]) < limit_cosine(so) - so->margin)
@@ -391,7 +426,6 @@ bq_read_lists(Relation index, BqScan *so, uint32 from)
 	for (uint32 i = from; choose_list(so, i); i++)
 	{
 		BqChain		chain = next;
-		int64		nrows;
 
 		if (chain.list != so->chosen[i])
 			chain = bq_read_chain(index, &so->layout, so->chosen[i]);
@@ -401,13 +435,9 @@ bq_read_lists(Relation index, BqScan *so, uint32 from)
 								 so->chosen[i + 1] : ranked_list(so->ranked[0]));
 			prefetch_list(index, &so->layout, &next);
 		}
-		nrows = read_list(index, so, so->segment_of[i], &chain);
+		read_list(index, so, so->segment_of[i], &chain, i >= so->ncounted);
 		so->nlists++;
-		if (i >= so->ncounted)
-		{
-			so->ncounted = i + 1;
-			so->nseen += nrows;
-		}
+		so->ncounted = Max(so->ncounted, i + 1);
 	}
 	/* the same lists if they are read again */
 	so->most = so->nchosen;

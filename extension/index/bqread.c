@@ -271,15 +271,15 @@ bq_read_planes(Relation index, const BqLayout *layout, uint32 b, int slot, uint8
 	UnlockReleaseBuffer(header_buffer);
 }
 
-/* Copy a block: its header, without keys, and bq_block_nbytes(dim) bytes of packed codes. */
+/* Copy a block: its header, and bq_block_nbytes(dim) bytes of packed codes. */
 void
-bq_read_block(Relation index, const BqLayout *layout, uint32 b, BqBlockData *header, uint8 *codes)
+bq_read_block(Relation index, const BqLayout *layout, uint32 b, BqWholeBlock *header, uint8 *codes)
 {
 	const BqBlockData *block;
 	Buffer		header_buffer = read_header(index, layout, b, &block);
 	uint64		row = bq_first_row(layout, b);
 
-	*header = *block;
+	memcpy(header, block, layout->header_nbytes);
 	bq_read_rows(index, layout, row, block->packed, codes);
 	for (int j = block->packed; j < layout->nrows; j += BQ_STAGE_ROWS)
 	{

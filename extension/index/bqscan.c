@@ -127,6 +127,7 @@ start_query(IndexScanDesc scan)
 	so->strategy = key->sk_strategy;
 	so->layout = bq_get_layout(index);
 	so->slack = 0;
+	so->filter = bq_make_filter(scan);
 	so->shift = 0;
 	so->row_margin = 0;
 	so->reach = bq_wanted_reach(index, &so->layout, so->strategy);
@@ -173,6 +174,8 @@ start_query(IndexScanDesc scan)
 	so->keep = BQ_FIRST_KEEP;
 	bq_plan_segment(so, so->reach.nprobes);
 	bq_clear_candidates(so);
+	if (so->filter != NULL && so->filter->never)
+		so->nranked = so->most = 0;
 	bq_read_lists(index, so, 0);
 }
 
@@ -295,7 +298,7 @@ bqgettuple(IndexScanDesc scan, ScanDirection direction)
 		bq_prefetch_rows(scan);
 		so->nreturned++;
 		scan->xs_heaptid = so->floor.tid;
-		scan->xs_recheck = false;
+		scan->xs_recheck = so->filter != NULL && so->filter->lossy;
 		scan->xs_recheckorderby = false;
 	}
 	return found;

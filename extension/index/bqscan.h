@@ -9,6 +9,7 @@
 #ifndef BQSCAN_H
 #define BQSCAN_H
 
+#include "index/bqkey.h"
 #include "index/bqsource.h"
 #include "utils/tuplesort.h"
 
@@ -64,6 +65,7 @@ typedef struct BqScan
 	double		length;			/* |q * unit| */
 	float		slack;			/* of a sum: a bound of its rounding errors, or see BqReach */
 	double		inverse_unit;	/* of BqBlockData.inverse */
+	BqFilter   *filter;			/* conditions on filter columns, or NULL */
 
 	/* of an index on vectors */
 	const BqSource *source;		/* NULL: on codes */
@@ -104,8 +106,9 @@ typedef struct BqScan
 	bool		progress;		/* a row was given out since lists were read */
 
 	int64		nreturned;
-	int64		nseen;			/* rows in the lists read so far ... */
-	uint32		ncounted;		/* ... of which there are so many */
+	int64		nscanned;		/* rows in the lists read so far ... */
+	int64		nseen;			/* ... of them those that meet the conditions ... */
+	uint32		ncounted;		/* ... and the number of those lists */
 	int64		nlists;			/* read, for EXPLAIN */
 	int64		ncodes;			/* compared, for EXPLAIN */
 	int64		nfetched;		/* rows of the table compared, for EXPLAIN */
@@ -129,6 +132,7 @@ bq_before(const BqCandidate *a, const BqCandidate *b)
 extern void bq_clear_candidates(BqScan *so);
 extern BqCandidate *bq_new_candidate(BqScan *so);
 extern void bq_keep_candidate(BqScan *so);
+extern void bq_limit_candidates(BqScan *so);
 extern void bq_order_candidates(BqScan *so);
 extern const BqCandidate *bq_first_candidate(BqScan *so);
 extern BqCandidate bq_pop_candidate(BqScan *so);

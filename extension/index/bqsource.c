@@ -64,7 +64,7 @@ bq_get_source(Relation index)
 int
 bq_index_metric(Relation index)
 {
-	for (int strategy = BQ_STRATEGY_COSINE; strategy <= BQ_STRATEGIES; strategy++)
+	for (int strategy = BQ_STRATEGY_COSINE; strategy <= BQ_DISTANCES; strategy++)
 		if (OidIsValid(get_opfamily_member(index->rd_opfamily[0], index->rd_opcintype[0],
 										   index->rd_opcintype[0], strategy)))
 			return strategy;

@@ -98,7 +98,7 @@ vacuum_work_mem(void)
  */
 
 static void
-add_rows(Split *split, const BqBlockData *block, uint32 slots)
+add_rows(Split *split, const BqWholeBlock *block, uint32 slots)
 {
 	BqRows	   *rows = &split->rows;
 	int			dim = split->layout.dim;
@@ -108,10 +108,7 @@ add_rows(Split *split, const BqBlockData *block, uint32 slots)
 		int			slot = pg_rightmost_one_pos32(slots);
 
 		bq_block_get(split->codes, dim, slot, rows->planes + rows->n * bq_planes_nbytes(dim));
-		rows->norms[rows->n] = block->norm[slot];
-		rows->inverses[rows->n] = block->inverse[slot];
-		rows->tids[rows->n] = block->tid[slot];
-		rows->n++;
+		bq_get_header(&split->layout, block, slot, rows, rows->n++);
 	}
 }
 
@@ -143,7 +140,8 @@ read_rows(Split *split, double share, pg_prng_state *random)
 	split->rows.n = 0;
 	while (nblocks-- > 0)
 	{
-		BqBlockData block;
+		BqWholeBlock whole;
+		BqBlockData *block = &whole.data;
 		uint32		added;
 
 		if (split->hurry)
@@ -152,26 +150,26 @@ read_rows(Split *split, double share, pg_prng_state *random)
 			delay_point();
 		buffer = bq_read_page(split->index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
 							  BUFFER_LOCK_SHARE);
-		block = *BqPageGetBlock(layout, BufferGetPage(buffer), b);
+		*block = *BqPageGetBlock(layout, BufferGetPage(buffer), b);
 		UnlockReleaseBuffer(buffer);
-		if (block.list != split->list || block.epoch != epoch)
+		if (block->list != split->list || block->epoch != epoch)
 			ereport(ERROR,
 					(errcode(ERRCODE_INDEX_CORRUPTED),
 					 errmsg("block %u of index \"%s\" belongs to list %u, expected %u", b,
-							RelationGetRelationName(split->index), block.list, split->list),
+							RelationGetRelationName(split->index), block->list, split->list),
 					 errhint("Rebuild the index with REINDEX.")));
-		added = block.live & ~split->seen[nblocks];
+		added = block->live & ~split->seen[nblocks];
 		if (added != 0 && (share >= 1 || pg_prng_double(random) < share))
 		{
-			bq_read_block(split->index, layout, b, &block, split->codes);
-			added = block.live & ~split->seen[nblocks];
+			bq_read_block(split->index, layout, b, &whole, split->codes);
+			added = block->live & ~split->seen[nblocks];
 			if (split->rows.n + pg_popcount32(added) > split->limit)
 				return false;
-			add_rows(split, &block, added);
+			add_rows(split, &whole, added);
 			if (share >= 1)
 				split->seen[nblocks] |= added;
 		}
-		b = block.next;
+		b = block->next;
 	}
 	return true;
 }
@@ -241,28 +239,25 @@ write_block(Split *split, uint32 part, const size_t *order, int n)
 	BqListData *list = &split->parts[part];
 	int			dim = split->layout.dim;
 	uint32		b = take_block(split);
-	BqBlockData block = {0};
+	BqWholeBlock block = {0};
 
 	memset(split->codes, 0, bq_block_nbytes(dim));
-	block.list = part_list(split, part);
-	block.epoch = split->epoch;
-	block.next = list->head;
-	block.next_free = BQ_NO_BLOCK;
-	block.packed = (uint16) split->layout.nrows;
+	block.data.list = part_list(split, part);
+	block.data.epoch = split->epoch;
+	block.data.next = list->head;
+	block.data.next_free = BQ_NO_BLOCK;
+	block.data.packed = (uint16) split->layout.nrows;
 	for (int c = 0; c < n; c++)
 	{
 		BqRow		row = bq_get_row(&split->rows, order[c], dim);
 
-		block.tid[c] = row.tid;
-		block.inverse[c] = row.inverse;
-		block.norm[c] = row.norm;
-		block.live |= (uint32) 1 << c;
+		bq_put_header(&split->layout, &block, c, &row);
 		bq_block_put(split->codes, dim, c, row.planes);
 	}
 	if (n < BQ_BLOCK)
 	{
-		block.in_free_chain = true;
-		block.next_free = list->free;
+		block.data.in_free_chain = true;
+		block.data.next_free = list->free;
 		list->free = b;
 		split->room[part] = (uint8) (BQ_BLOCK - n);
 	}
@@ -563,8 +558,9 @@ split_list(IndexVacuumInfo *info, uint32 list, double nrows, double target, uint
 	split.layout = bq_read_layout(split.index);
 	dim = split.layout.dim;
 	split.codes = (uint8 *) palloc(bq_block_nbytes(dim));
-	limit = bq_rows_limit(dim, vacuum_work_mem(), false);
+	limit = bq_rows_limit(dim, split.layout.nkeys, vacuum_work_mem(), false);
 	limit = Max(BQ_BLOCK, Min(limit, (size_t) (nrows * 1.25) + 1024));
+	split.rows.nkeys = split.layout.nkeys;
 	split.rows.n = limit - 1;
 	bq_grow_rows(&split.rows, dim, limit);
 	split.rows.n = 0;
@@ -639,7 +635,7 @@ measure_probes(IndexVacuumInfo *info, double nrows)
 	BqLayout	layout = bq_read_layout(index);
 	BqListData *entries = bq_read_entries(index, &layout);
 	Split		sample = {.index = index, .layout = layout};
-	size_t		limit = Min(bq_rows_limit(layout.dim, vacuum_work_mem(), false), MEASURE_ROWS);
+	size_t		limit = Min(bq_rows_limit(layout.dim, layout.nkeys, vacuum_work_mem(), false), MEASURE_ROWS);
 	double		share = limit / Max(1.2 * nrows, 1);
 	BqCentroids centroids;
 	uint32	   *lists;
@@ -657,6 +653,7 @@ measure_probes(IndexVacuumInfo *info, double nrows)
 	}
 	limit = Max(BQ_BLOCK, Min(limit, (size_t) (nrows * 1.25) + 1024));
 	sample.codes = (uint8 *) palloc(bq_block_nbytes(layout.dim));
+	sample.rows.nkeys = layout.nkeys;
 	sample.rows.n = limit - 1;
 	bq_grow_rows(&sample.rows, layout.dim, limit);
 	sample.rows.n = 0;
@@ -664,19 +661,20 @@ measure_probes(IndexVacuumInfo *info, double nrows)
 	pg_prng_seed(&random, 0x6271);
 	for (uint32 b = 0; b < layout.nblocks; b++)
 	{
-		BqBlockData block;
+		BqWholeBlock whole;
+		const BqBlockData *block = &whole.data;
 
 		if (bq_is_directory(&layout, b) || pg_prng_double(&random) >= share)
 			continue;
 		delay_point();
-		bq_read_block(index, &layout, b, &block, sample.codes);
-		if (block.list >= layout.nlists || block.epoch != entries[block.list].epoch)
+		bq_read_block(index, &layout, b, &whole, sample.codes);
+		if (block->list >= layout.nlists || block->epoch != entries[block->list].epoch)
 			continue;
-		if (sample.rows.n + pg_popcount32(block.live) > limit)
+		if (sample.rows.n + pg_popcount32(block->live) > limit)
 			break;
-		for (int i = 0; i < pg_popcount32(block.live); i++)
-			lists[sample.rows.n + i] = block.list;
-		add_rows(&sample, &block, block.live);
+		for (int i = 0; i < pg_popcount32(block->live); i++)
+			lists[sample.rows.n + i] = block->list;
+		add_rows(&sample, &whole, block->live);
 	}
 	if (sample.rows.n == 0)
 		return;

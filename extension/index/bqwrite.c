@@ -39,12 +39,12 @@ bq_choose_lists(Relation index, double nrows)
 
 /* Lay out `nlists` empty lists, the directory first; transform and probes come later. */
 BqLayout
-bq_plan_layout(int dim, uint32 nlists)
+bq_plan_layout(int dim, int nkeys, uint32 nlists)
 {
 	BqLayout	layout = {0};
 	uint32		capacity = nlists + nlists / SPARE_LISTS;
 
-	bq_set_layout(&layout, dim, 0);
+	bq_set_layout(&layout, dim, nkeys);
 	layout.transform = -1;
 	layout.nlists = nlists;
 	bq_clear_model(&layout);
@@ -137,7 +137,8 @@ flush_block(BqWriter *writer, bool more)
 	Relation	index = writer->index;
 	const BqLayout *layout = &writer->layout;
 	uint32		b = writer->nblocks;
-	BqListData *list = &writer->lists[writer->block.list];
+	BqBlockData *block = &writer->block.data;
+	BqListData *list = &writer->lists[block->list];
 	uint64		row = bq_first_row(layout, b);
 	Buffer		buffer;
 
@@ -159,15 +160,13 @@ flush_block(BqWriter *writer, bool more)
 	}
 
 	/* Blocks of a list lie in a row; only the last one can have free slots. */
-	writer->block.next = more ? b + 1 : BQ_NO_BLOCK;
-	writer->block.next_free = BQ_NO_BLOCK;
-	writer->block.in_free_chain = writer->used < BQ_BLOCK;
-	writer->block.packed = (uint16) layout->nrows;
-	writer->block.epoch = list->epoch;
-	writer->block.live = writer->used == BQ_BLOCK ? UINT32_MAX :
-		((uint32) 1 << writer->used) - 1;
+	block->next = more ? b + 1 : BQ_NO_BLOCK;
+	block->next_free = BQ_NO_BLOCK;
+	block->in_free_chain = writer->used < BQ_BLOCK;
+	block->packed = (uint16) layout->nrows;
+	block->epoch = list->epoch;
 	buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS, BUFFER_LOCK_EXCLUSIVE);
-	*BqPageGetBlock(layout, BufferGetPage(buffer), b) = writer->block;
+	memcpy(BqPageGetBlock(layout, BufferGetPage(buffer), b), &writer->block, layout->header_nbytes);
 	MarkBufferDirty(buffer);
 	UnlockReleaseBuffer(buffer);
 
@@ -179,7 +178,7 @@ flush_block(BqWriter *writer, bool more)
 	writer->nblocks++;
 	writer->used = 0;
 	memset(writer->rows, 0, bq_block_nbytes(layout->dim));
-	memset(&writer->block, 0, sizeof(BqBlockData));
+	memset(&writer->block, 0, sizeof(BqWholeBlock));
 }
 
 /* Add a row; lists must arrive in order. */
@@ -188,15 +187,13 @@ bq_write_row(BqWriter *writer, uint32 list, const BqRow *row)
 {
 	int			dim = writer->layout.dim;
 
-	if (writer->used > 0 && (writer->block.list != list || writer->used == BQ_BLOCK))
+	if (writer->used > 0 && (writer->block.data.list != list || writer->used == BQ_BLOCK))
 	{
 		CHECK_FOR_INTERRUPTS();
-		flush_block(writer, writer->block.list == list);
+		flush_block(writer, writer->block.data.list == list);
 	}
-	writer->block.list = list;
-	writer->block.tid[writer->used] = row->tid;
-	writer->block.norm[writer->used] = row->norm;
-	writer->block.inverse[writer->used] = row->inverse;
+	writer->block.data.list = list;
+	bq_put_header(&writer->layout, &writer->block, writer->used, row);
 	bq_block_put(writer->rows, dim, writer->used, row->planes);
 	writer->used++;
 }

@@ -1,0 +1,112 @@
+/*
+ * bqrowset.c: rows in memory, for builds and for vacuum, and their way into headers of
+ * blocks and out of them.
+ */
+#include "postgres.h"
+
+#include "index/bqindex.h"
+#include "utils/memutils.h"
+
+/*
+ * How many rows may be in memory, with all that a build needs beside them: lengths, position,
+ * keys, list, places in two orders; its part of a list's table and direction.  Codes are there
+ * twice while they move to shared memory.
+ */
+size_t
+bq_rows_limit(int dim, int nkeys, int work_mem_kb, bool shared)
+{
+	size_t		row_nbytes = bq_planes_nbytes(dim) * (shared ? 2 : 1) + sizeof(float) +
+		sizeof(uint16) + sizeof(ItemPointerData) + (nkeys + 1) * sizeof(uint32) +
+		sizeof(uint32) + 2 * sizeof(size_t);
+	size_t		list_nbytes = bq_block_nbytes(dim) + dim * sizeof(float);
+
+	return Max((size_t) work_mem_kb * 1024 / (row_nbytes + list_nbytes / BQ_ROWS_PER_LIST), 1024);
+}
+
+static void *
+resize(void *array, size_t nbytes)
+{
+	return array == NULL ? MemoryContextAllocHuge(CurrentMemoryContext, nbytes) :
+		repalloc_huge(array, nbytes);
+}
+
+/* Make room for at least one more row; `limit` bounds only how far ahead. */
+void
+bq_grow_rows(BqRows *rows, int dim, size_t limit)
+{
+	size_t		capacity = Max(rows->n + 1, Min(limit, Max(rows->capacity * 2, 1024)));
+
+	rows->planes = (uint8 *) resize(rows->planes, capacity * bq_planes_nbytes(dim));
+	rows->norms = (float *) resize(rows->norms, capacity * sizeof(float));
+	rows->inverses = (uint16 *) resize(rows->inverses, capacity * sizeof(uint16));
+	rows->tids = (ItemPointerData *) resize(rows->tids, capacity * sizeof(ItemPointerData));
+	rows->keys = (uint32 *) resize(rows->keys, capacity * (rows->nkeys + 1) * sizeof(uint32));
+	rows->capacity = capacity;
+}
+
+/* Keys of row i, and after them its null bits. */
+static inline uint32 *
+keys_of(const BqRows *rows, size_t i)
+{
+	return rows->keys + i * (rows->nkeys + 1);
+}
+
+void
+bq_put_row(BqRows *rows, size_t i, int dim, const BqRow *row)
+{
+	size_t		planes_nbytes = bq_planes_nbytes(dim);
+
+	memcpy(rows->planes + i * planes_nbytes, row->planes, planes_nbytes);
+	rows->norms[i] = row->norm;
+	rows->inverses[i] = row->inverse;
+	rows->tids[i] = row->tid;
+	memcpy(keys_of(rows, i), row->keys, rows->nkeys * sizeof(uint32));
+	keys_of(rows, i)[rows->nkeys] = row->nulls;
+}
+
+/* The row, whose code stays where it is. */
+BqRow
+bq_get_row(const BqRows *rows, size_t i, int dim)
+{
+	BqRow		row;
+
+	row.tid = rows->tids[i];
+	row.inverse = rows->inverses[i];
+	row.norm = rows->norms[i];
+	row.planes = rows->planes + i * bq_planes_nbytes(dim);
+	memcpy(row.keys, keys_of(rows, i), rows->nkeys * sizeof(uint32));
+	row.nulls = keys_of(rows, i)[rows->nkeys];
+	return row;
+}
+
+/* Put all of a row but its code into a slot of a header that nobody else sees. */
+void
+bq_put_header(const BqLayout *layout, BqWholeBlock *block, int slot, const BqRow *row)
+{
+	block->data.tid[slot] = row->tid;
+	block->data.inverse[slot] = row->inverse;
+	block->data.norm[slot] = row->norm;
+	block->data.live |= (uint32) 1 << slot;
+	for (int i = 0; i < layout->nkeys; i++)
+	{
+		block->columns[i].keys[slot] = row->keys[i];
+		block->columns[i].nulls |= (row->nulls >> i & 1) << slot;
+	}
+}
+
+/* The other way, into row i; its code is set already. */
+void
+bq_get_header(const BqLayout *layout, const BqWholeBlock *block, int slot, BqRows *rows, size_t i)
+{
+	uint32	   *keys = keys_of(rows, i);
+
+	rows->tids[i] = block->data.tid[slot];
+	rows->inverses[i] = block->data.inverse[slot];
+	rows->norms[i] = block->data.norm[slot];
+	keys[layout->nkeys] = 0;
+	for (int k = 0; k < layout->nkeys; k++)
+	{
+		keys[k] = block->columns[k].keys[slot];
+		keys[layout->nkeys] |= (block->columns[k].nulls >> slot & 1) << k;
+	}
+}
