@@ -74,6 +74,7 @@ bq_index_init(void)
 							&bq_max_scan_tuples, -1, -1, INT_MAX, PGC_USERSET, 0, NULL, NULL, NULL);
 
 	bq_explain_init();
+	bq_plan_init();
 }
 
 static bytea *

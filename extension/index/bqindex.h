@@ -651,6 +651,9 @@ extern Relation bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privileg
 /* bqexplain.c */
 extern void bq_explain_init(void);
 
+/* bqplan.c */
+extern void bq_plan_init(void);
+
 /* access method callbacks */
 extern IndexBuildResult *bqbuild(Relation heap, Relation index, IndexInfo *info);
 extern void bqbuildempty(Relation index);

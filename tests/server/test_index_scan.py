@@ -617,3 +617,42 @@ def test_no_memory_is_lost(items: Conn, rng: np.random.Generator) -> None:
     for vector in random_vectors(rng, 200, DIM):
         by_index(items, "<=>", operand("<=>", vector), limit=3, probes=None)
     assert _memory(items) - total < 1 << 20
+
+
+# -- distances that nobody sees -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "query, computed",
+    [
+        ("SELECT id FROM items ORDER BY {d} LIMIT 5", False),
+        ("SELECT id FROM items WHERE code IS NOT NULL ORDER BY {d}", False),
+        ("SELECT * FROM (SELECT id FROM items ORDER BY {d} LIMIT 5) s WHERE id >= 0", False),
+        ("SELECT ARRAY(SELECT id FROM items ORDER BY {d} LIMIT 5)", False),
+        ("SELECT id, {d} FROM items ORDER BY {d} LIMIT 5", True),
+        ("SELECT id FROM items ORDER BY {d}, id LIMIT 5", True),
+        ("SELECT id, rank() OVER (ORDER BY {d}) FROM items ORDER BY {d} LIMIT 5", True),
+        ("SELECT id FROM items ORDER BY {d} LIMIT 5 FOR UPDATE", True),
+        (
+            "(SELECT id FROM items ORDER BY {d} LIMIT 5)"
+            " UNION ALL (SELECT id FROM items ORDER BY {d} LIMIT 2)",
+            False,
+        ),
+    ],
+)
+def test_distance_is_computed_only_where_it_is_read(
+    items: Conn, q: Query, query: str, computed: bool
+) -> None:
+    items.execute("SET enable_seqscan = off; SET bq.probes = 40")
+    items.execute("SELECT bq_simd()")  # the library is loaded by now, also without an index
+    text = query.format(d="code <=> %(q)s")
+    rows = items.execute("EXPLAIN (VERBOSE, COSTS OFF) " + text, {"q": q})  # type: ignore[arg-type]
+    plan = [row[0] for row in rows]
+    assert any("Index Scan using items_code" in line for line in plan)
+    scan = next(i for i, line in enumerate(plan) if "Index Scan using items_code" in line)
+    assert ("<=>" in plan[scan + 1]) == computed, plan[scan + 1]
+    found = items.execute(text, {"q": q}).fetchall()
+    items.execute("SET enable_indexscan = off; RESET enable_seqscan")
+    expected = items.execute(text, {"q": q}).fetchall()
+    # ties may come in any order
+    assert sorted(np.ravel(found)) == sorted(np.ravel(expected))
