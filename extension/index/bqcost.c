@@ -71,6 +71,15 @@ is_nearest_first(PlannerInfo *root, IndexPath *path)
 
 	if (list_length(path->indexorderbys) != 1 || path->path.pathkeys == NIL)
 		return false;
+	/* rows without a vector, of all things */
+	foreach(lc, path->indexclauses)
+	{
+		IndexClause *clause = lfirst_node(IndexClause, lc);
+
+		if (clause->indexcol == 0 && IsA(clause->rinfo->clause, NullTest) &&
+			((NullTest *) clause->rinfo->clause)->nulltesttype == IS_NULL)
+			return false;
+	}
 	if (root->group_pathkeys != NIL || query->groupClause != NIL || query->groupingSets != NIL ||
 		query->hasAggs || query->distinctClause != NIL || query->setOperations != NULL)
 		return false;

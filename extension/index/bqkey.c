@@ -351,10 +351,14 @@ bq_make_filter(IndexScanDesc scan)
 	for (int i = 0; i < scan->numberOfKeys; i++)
 	{
 		ScanKey		key = &scan->keyData[i];
-		BqCondition *condition = &filter->conditions[filter->nconditions++];
+		BqCondition *condition;
 		const BqKeyType *type;
 		Oid			collation;
 
+		/* IS NOT NULL of vectors or codes: only such rows are in the index (bqcost.c) */
+		if (key->sk_attno == 1)
+			continue;
+		condition = &filter->conditions[filter->nconditions++];
 		condition->column = key->sk_attno - 2;
 		condition->ranges = (BqRange *) palloc(sizeof(BqRange));
 		if (key->sk_flags & SK_SEARCHNULL)

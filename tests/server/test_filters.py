@@ -190,6 +190,20 @@ def test_comparison_with_null(items: Conn, q: Query) -> None:
     assert len(items.execute(f"EXECUTE n(3, '{q.to_text()}')").fetchall()) == 5
 
 
+def test_nulls_of_the_first_column(items: Conn, q: Query) -> None:
+    """Rows without a code are not in the index: IS NULL is not its question, IS NOT NULL is."""
+    items.execute("UPDATE items SET code = NULL WHERE id < 100")
+    items.execute("CREATE INDEX ON items USING bq (code, number)")
+    items.execute("SET enable_seqscan = off; SET enable_sort = off; SET bq.probes = 65536")
+    order = f"ORDER BY code <=> '{q.to_text()}'"
+    for where, count in [
+        ("code IS NULL", 100),
+        ("code IS NOT NULL", ROWS - 100),
+        ("code IS NOT NULL AND number IS NULL", (ROWS + 12) // 13 - 8),
+    ]:
+        assert len(items.execute(f"SELECT id FROM items WHERE {where} {order}").fetchall()) == count
+
+
 def test_keys_follow_their_rows(items: Conn, q: Query, rng: np.random.Generator) -> None:
     """Inserted, updated, deleted, vacuumed, moved to other lists."""
     items.execute(
