@@ -65,7 +65,7 @@ bq_begin_forming(Relation index, int dim, int transform)
 	form->source = bq_get_source(index);
 	form->dim = dim;
 	form->metric = bq_index_metric(index);
-	form->rotation = bq_get_rotation(dim, transform);
+	form->transform = transform;
 	form->room = (float *) palloc(dim * sizeof(float));
 	form->rotated = (float *) palloc(dim * sizeof(float));
 	form->planes = (uint8 *) palloc(bq_planes_nbytes(dim));
@@ -96,12 +96,14 @@ bool
 bq_form_vector(BqForm *form, Datum value, ItemPointer tid, BqRow *row)
 {
 	const float *x = bq_read_vector(form->source, value, form->dim, form->room);
+	/* the cached one, which others may have changed since the last row */
+	const BqRotation *rotation = bq_get_rotation(form->dim, form->transform);
 
-	bq_check_status(bq_encode(x, form->dim, BQ_CUT_RMS, form->rotation, form->rotated,
+	bq_check_status(bq_encode(x, form->dim, BQ_CUT_RMS, rotation, form->rotated,
 							  form->planes, &row->norm));
 	if (row->norm == 0 && form->metric == BQ_STRATEGY_COSINE)
 		return false;
-	if (form->rotation != NULL)
+	if (rotation != NULL)
 	{
 		/* as bq_encode() leaves it: perhaps scaled, which a ratio does not show */
 		float		norm = (float) sqrt(bq_kernel->sum_squares(form->rotated, form->dim));

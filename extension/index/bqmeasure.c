@@ -269,7 +269,7 @@ fetch_query(Vectors *v, ItemPointer tid, Datum *operand, float *q, float *length
 		return false;
 	*operand = PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
 	bq_check_status(bq_prepare_query(bq_read_vector(v->form->source, *operand, dim, v->form->room),
-									 dim, v->form->rotation, q, length));
+									 dim, bq_get_rotation(dim, v->form->transform), q, length));
 	norm = sqrt(bq_kernel->sum_squares(q, dim));
 	if (norm == 0)
 		return false;

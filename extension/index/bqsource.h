@@ -31,7 +31,7 @@ typedef struct BqForm
 	const BqSource *source;
 	int			dim;
 	int			metric;			/* a strategy */
-	const BqRotation *rotation; /* NULL: original axes */
+	int			transform;
 	float	   *room;			/* dim floats each */
 	float	   *rotated;
 	uint8	   *planes;
