@@ -55,7 +55,7 @@ def include_name(name: str | None, kind: str, parent_names: Any) -> bool:
     Alembic takes a table that is in no model for one to be dropped. Parameters as Alembic gives
     them; combine with conditions of your own by ``and``.
     """
-    return not (kind == "table" and name in ("bq_columns", "bq_loads"))
+    return not (kind == "table" and name in ("bq_column_data", "bq_loads"))
 
 
 def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | Literal[False]:

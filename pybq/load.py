@@ -142,7 +142,8 @@ async def _find_done(db: Database, task: Task) -> set[int]:
     if not task.resume:
         return set()
     rows = await db.fetch(
-        "SELECT batch, batch_rows, fingerprint FROM bq_loads WHERE table_name = %s AND source = %s",
+        "SELECT batch, batch_rows, fingerprint FROM bq_loads WHERE table_name = %s AND source = %s"
+        " AND loader = quote_ident(current_user)::regrole",  # others' say is not taken
         [task.layout.oid, task.source],
     )
     for _, batch_rows, fingerprint in rows:
@@ -231,13 +232,9 @@ async def write_part(db: Database, task: Task, part: Part) -> int:
         if task.source:
             if not task.resume and part.number == 0:
                 # Not before: if this batch fails, an earlier load can still be resumed.
-                await db.execute(
-                    "DELETE FROM bq_loads WHERE table_name = %s AND source = %s",
-                    [layout.oid, task.source],
-                )
+                await db.execute("SELECT bq_forget_load(%s::oid, %s)", [layout.oid, task.source])
             await db.execute(
-                "INSERT INTO bq_loads (table_name, source, batch, batch_rows, fingerprint, written)"
-                " VALUES (%s, %s, %s, %s, %s, %s)",
+                "SELECT bq_record_load(%s::oid, %s, %s, %s, %s, %s)",
                 [
                     layout.oid,
                     task.source,

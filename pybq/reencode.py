@@ -268,9 +268,8 @@ async def _prepare(db: Database, layout: Layout, job: _Job) -> None:
         ).format(**names)
     )
     await db.execute(
-        "UPDATE bq_columns SET next_column = %s, next_transform = %s"
-        " WHERE table_name = %s AND code_column = %s",
-        [job.column, job.transform, layout.oid, layout.code.name],
+        "SELECT bq_set_next_column(%s::oid, %s, %s, %s)",
+        [layout.oid, layout.code.name, job.column, job.transform],
     )
 
 
@@ -281,9 +280,7 @@ async def _abandon(db: Database, layout: Layout, column: str) -> None:
         sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(layout.identifier, sql.Identifier(column))
     )
     await db.execute(
-        "UPDATE bq_columns SET next_column = NULL, next_transform = NULL"
-        " WHERE table_name = %s AND code_column = %s",
-        [layout.oid, layout.code.name],
+        "SELECT bq_set_next_column(%s::oid, %s, NULL, NULL)", [layout.oid, layout.code.name]
     )
 
 
@@ -458,22 +455,18 @@ async def _record(
     fields = ", ".join(["%b"] * len(row))
     await db.execute(
         f"""
-        UPDATE bq_columns SET transform = %s, f_axis = %s, f_rotate = %s, reason = %s,
-            decided_count = %s, decided_at = now(),
-            decided_statistics = CASE WHEN %s THEN ROW({fields})::bq_statistics END,
-            next_column = NULL, next_transform = NULL
-        WHERE table_name = %s AND code_column = %s
+        SELECT bq_decide_again(%s::oid, %s, %s,
+            CASE WHEN %s THEN ROW({fields})::bq_statistics END, %s, %s, %s)
         """,
         [
+            layout.oid,
+            layout.code.name,
             transform,
+            statistics.count > 0,
+            *row,
             finite(decision.f_axis),
             finite(decision.f_rotate),
             reason,
-            statistics.count,
-            statistics.count > 0,
-            *row,
-            layout.oid,
-            layout.code.name,
         ],
     )
 

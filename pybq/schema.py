@@ -118,7 +118,7 @@ async def _read_layout(db: Database, name: str, schema: str | None) -> Layout:
         if column is not None and column not in columns:
             raise TableError(
                 f"table {name!r} has no column {column!r}, which bq_columns names; if it was "
-                "renamed, change it there, too"
+                "renamed, call bq_rename_column, too"
             )
     keys = [name for name, _, _, primary in attributes if primary]
     if len(keys) != 1:
@@ -175,20 +175,14 @@ async def create_table(
         if store is not None:
             await _keep_inline(db, identifier, dim, store, len(columns))
         await db.execute(
-            """
-            INSERT INTO bq_columns (table_name, code_column, source_column, dim, metric, transform,
-                                    reason, decided_count, decided_at)
-            VALUES (%s::regclass, 'code', %s, %s, %s, %s, %s, %s, CASE WHEN %s THEN now() END)
-            """,
+            "SELECT bq_register_column(%s::regclass, 'code', %s, %s, %s, %s, %s)",
             [
                 identifier.as_string(db.connection),
                 None if store is None else "embedding",
                 dim,
                 metric,
-                transform or 0,
+                transform,
                 None if transform is None else "set when the table was created",
-                None if transform is None else 0,
-                transform is not None,
             ],
         )
 

@@ -674,10 +674,32 @@ CREATE FUNCTION bq_recall(index regclass, sample integer DEFAULT 100, k integer 
 COMMENT ON FUNCTION bq_recall(regclass, integer, integer) IS
 	'share of the k nearest codes, by <=>, that a scan finds at the current settings, of what it finds in all lists; the queries are codes of the index itself, other queries may find less';
 
--- bq_columns: what is known about each managed column
+-- bq_columns: what is known about each managed column.  As pg_statistic and pg_stats: a table
+-- that its owner and roles with pg_read_all_data read, and a view for everybody.
 
-CREATE TABLE bq_columns (
-	table_name regclass NOT NULL,
+CREATE TYPE bq_table;
+
+CREATE FUNCTION bq_table_in(cstring) RETURNS bq_table
+	AS 'MODULE_PATHNAME' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_table_in(cstring) IS 'I/O';
+
+CREATE FUNCTION bq_table_out(bq_table) RETURNS cstring
+	AS 'MODULE_PATHNAME' LANGUAGE C STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bq_table_out(bq_table) IS 'I/O';
+
+CREATE TYPE bq_table (
+	INPUT = bq_table_in,
+	OUTPUT = bq_table_out,
+	LIKE = oid
+);
+COMMENT ON TYPE bq_table IS 'as regclass, but the name of a table that does not exist becomes 0: it is read where pg_dump is restored';
+CREATE CAST (bq_table AS oid) WITHOUT FUNCTION AS IMPLICIT;
+COMMENT ON CAST (bq_table AS oid) IS 'oid of a table';
+CREATE CAST (oid AS bq_table) WITHOUT FUNCTION AS ASSIGNMENT;
+COMMENT ON CAST (oid AS bq_table) IS 'table of an oid';
+
+CREATE TABLE bq_column_data (
+	table_name bq_table NOT NULL,
 	code_column name NOT NULL,
 	source_column name,
 	dim integer NOT NULL CHECK (dim BETWEEN 1 AND 16000),
@@ -694,46 +716,106 @@ CREATE TABLE bq_columns (
 	next_transform integer CHECK (next_transform BETWEEN 0 AND 65535),
 	PRIMARY KEY (table_name, code_column)
 );
-COMMENT ON TABLE bq_columns IS 'one row per code column that a driver looks after';
+COMMENT ON TABLE bq_column_data IS 'what the view bq_columns shows; written by functions that check who calls them';
+
+-- A row of a table that is not restored is not, either.
+CREATE FUNCTION bq_skip_row() RETURNS trigger
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION bq_skip_row() IS 'trigger of bq_column_data: leaves the row out';
+CREATE TRIGGER skip_missing_tables BEFORE INSERT ON bq_column_data FOR EACH ROW
+	WHEN (new.table_name::oid = 0::oid) EXECUTE FUNCTION bq_skip_row();
+COMMENT ON TRIGGER skip_missing_tables ON bq_column_data IS 'a dump may name tables that are not restored';
+
+-- Dumped whoever dumps, if only they may read it: row security would stop pg_dump.  Rows of
+-- tables that are gone would come back as those of whoever gets their oid; temporary tables
+-- are not dumped.
+SELECT pg_catalog.pg_extension_config_dump('bq_column_data',
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) table_name::pg_catalog.oid AND c.relpersistence OPERATOR(pg_catalog.<>) ''t'')');
+
+-- Facts for who has any privilege on the table; what was learned from its rows for who may
+-- read them all, as pg_stats has it.  Rows of tables that are gone for the owner.  Casts leave
+-- no choice of function or operator to what else may lie in this schema.
+CREATE VIEW bq_columns WITH (security_barrier) AS
+	SELECT d.table_name::oid::regclass AS table_name, d.code_column, d.source_column, d.dim,
+		d.metric, d.transform,
+		CASE WHEN has_table_privilege(d.table_name::oid, 'SELECT'::text) AND
+			NOT row_security_active(d.table_name::oid) THEN d.statistics END AS statistics,
+		CASE WHEN has_table_privilege(d.table_name::oid, 'SELECT'::text) AND
+			NOT row_security_active(d.table_name::oid) THEN d.decided_statistics
+			END AS decided_statistics,
+		CASE WHEN has_table_privilege(d.table_name::oid, 'SELECT'::text) AND
+			NOT row_security_active(d.table_name::oid) THEN d.f_axis END AS f_axis,
+		CASE WHEN has_table_privilege(d.table_name::oid, 'SELECT'::text) AND
+			NOT row_security_active(d.table_name::oid) THEN d.f_rotate END AS f_rotate,
+		CASE WHEN has_table_privilege(d.table_name::oid, 'SELECT'::text) AND
+			NOT row_security_active(d.table_name::oid) THEN d.reason END AS reason,
+		CASE WHEN has_table_privilege(d.table_name::oid, 'SELECT'::text) AND
+			NOT row_security_active(d.table_name::oid) THEN d.decided_count END AS decided_count,
+		d.decided_at, d.next_column, d.next_transform
+	FROM bq_column_data AS d
+	WHERE coalesce(
+		has_any_column_privilege(d.table_name::oid, 'SELECT, INSERT, UPDATE, REFERENCES'::text),
+		pg_has_role((SELECT c.relowner FROM pg_class AS c
+					 WHERE c.oid = 'bq_column_data'::regclass::oid), 'USAGE'::text));
+COMMENT ON VIEW bq_columns IS 'one row per code column that a driver looks after';
 COMMENT ON COLUMN bq_columns.table_name IS 'the table';
 COMMENT ON COLUMN bq_columns.code_column IS 'its column of type bqvec';
 COMMENT ON COLUMN bq_columns.source_column IS 'its column with the full vectors, null if only codes are stored';
 COMMENT ON COLUMN bq_columns.dim IS 'number of dimensions';
 COMMENT ON COLUMN bq_columns.metric IS 'distance that searches use: cosine, l2 or inner_product';
 COMMENT ON COLUMN bq_columns.transform IS 'transform of the codes and of queries';
-COMMENT ON COLUMN bq_columns.statistics IS 'statistics of all vectors ingested so far';
+COMMENT ON COLUMN bq_columns.statistics IS
+	'statistics of all vectors ingested so far; null, as the next five, for who may not read all rows';
 COMMENT ON COLUMN bq_columns.decided_statistics IS
 	'statistics that transform was decided from, null if it was given; drift is how the others differ from them';
 COMMENT ON COLUMN bq_columns.f_axis IS 'predicted fidelity of codes on the original axes, when decided';
 COMMENT ON COLUMN bq_columns.f_rotate IS 'predicted fidelity of codes after rotation, when decided';
 COMMENT ON COLUMN bq_columns.reason IS 'why transform was chosen, in words';
 COMMENT ON COLUMN bq_columns.decided_count IS 'number of vectors known when decided';
-COMMENT ON COLUMN bq_columns.decided_at IS 'time of the decision';
+COMMENT ON COLUMN bq_columns.decided_at IS 'time of the decision, null if there is none yet';
 COMMENT ON COLUMN bq_columns.next_column IS
 	'column that is being filled with codes of next_transform, to take the place of code_column';
 COMMENT ON COLUMN bq_columns.next_transform IS 'transform of the codes in next_column';
 
--- The owner of the extension, who need not be a superuser, is past row security:
--- pg_dump and restore work for them.  Before GRANT, or pg_dump sees changed privileges.
-ALTER TABLE bq_columns OWNER TO @extowner@;
-GRANT SELECT, INSERT, UPDATE, DELETE ON bq_columns TO PUBLIC;
+-- The owner of the extension, who need not be a superuser, dumps and restores the table.
+-- Before GRANT, or pg_dump sees changed privileges.
+ALTER TABLE bq_column_data OWNER TO @extowner@;
+ALTER VIEW bq_columns OWNER TO @extowner@;
+GRANT SELECT ON bq_columns TO PUBLIC;
 
--- A row is readable by who can read the table it describes, writable by who owns it.
--- Both conditions are null, thus false, for a table that is gone.  Casts leave no choice
--- of function or operator to what else may lie in this schema.
-ALTER TABLE bq_columns ENABLE ROW LEVEL SECURITY;
-CREATE POLICY bq_columns_read ON bq_columns FOR SELECT
-	USING (has_table_privilege(table_name::oid, 'SELECT'::text));
-CREATE POLICY bq_columns_write ON bq_columns FOR ALL
-	USING (pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = table_name::oid),
-					   'USAGE'::text));
+-- functions on bq_column_data.  They check what the caller may do with the table described, and
+-- change its row as the owner of theirs.  Their search_path leaves nothing to whoever calls them.
 
--- Rows of tables that are gone would come back as those of whoever gets their oid.
-SELECT pg_catalog.pg_extension_config_dump('bq_columns',
-	'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = table_name)');
+CREATE FUNCTION bq_register_column("table" regclass, code_column name, source_column name,
+	dim integer, metric text, transform integer DEFAULT NULL, reason text DEFAULT NULL)
+	RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION bq_register_column(regclass, name, name, integer, text, integer, text) IS
+	'enter a code column into bq_columns; transform: decided already, null leaves it to bq_decide. For the owner of the table';
 
--- functions on bq_columns.  Whoever may insert into a table may decide and add: they check it,
--- and change the row as its owner.  Their search_path leaves nothing to whoever calls them.
+CREATE FUNCTION bq_rename_column("table" regclass, "column" name, new_name name) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION bq_rename_column(regclass, name, name) IS
+	'follow ALTER TABLE ... RENAME of a code or vector column in bq_columns. For the owner of the table';
+
+CREATE FUNCTION bq_forget_column("table" regclass, code_column name) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION bq_forget_column(regclass, name) IS
+	'remove a code column from bq_columns. For the owner of the table';
+
+CREATE FUNCTION bq_set_next_column("table" regclass, code_column name, next_column name,
+	next_transform integer) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION bq_set_next_column(regclass, name, name, integer) IS
+	'say which column is being filled to take the place of a code column; null: none. For the owner of the table';
+
+CREATE FUNCTION bq_decide_again("table" regclass, code_column name, transform integer,
+	statistics bq_statistics, f_axis float8, f_rotate float8, reason text) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION bq_decide_again(regclass, name, integer, bq_statistics, float8, float8, text) IS
+	'enter the transform of codes that were all made anew; no next column is left. For the owner of the table';
 
 CREATE FUNCTION bq_decide("table" regclass, code_column name, transform integer,
 	statistics bq_statistics, f_axis float8, f_rotate float8, reason text) RETURNS integer
@@ -772,19 +854,22 @@ CREATE FUNCTION bq_encode_trigger() RETURNS trigger
 COMMENT ON FUNCTION bq_encode_trigger() IS
 	'BEFORE INSERT OR UPDATE, FOR EACH ROW: keeps codes in step with vectors; arguments: code column, vector column, perhaps transform, else that of bq_columns';
 
--- bq_loads: which batches of a source are in a table, so that a load can be resumed.
+-- bq_loads: which batches of a source are in a table, so that a load can be resumed.  A load is
+-- its loader's: nobody learns of others' sources, or takes batches for done that others say are.
 -- Rows come in the transactions of the batches; loads of temporary interest, not dumped.
 
 CREATE TABLE bq_loads (
+	loader oid NOT NULL,
 	table_name regclass NOT NULL,
 	source text NOT NULL,
 	batch integer NOT NULL CHECK (batch >= 0),
 	batch_rows integer NOT NULL CHECK (batch_rows > 0),
 	fingerprint text NOT NULL,
 	written bigint NOT NULL CHECK (written >= 0),
-	PRIMARY KEY (table_name, source, batch)
+	PRIMARY KEY (table_name, loader, source, batch)
 );
 COMMENT ON TABLE bq_loads IS 'one row per batch of vectors that was written from a source';
+COMMENT ON COLUMN bq_loads.loader IS 'oid of the role that wrote it';
 COMMENT ON COLUMN bq_loads.table_name IS 'the table it was written to';
 COMMENT ON COLUMN bq_loads.source IS 'name of the source, for example of a file';
 COMMENT ON COLUMN bq_loads.batch IS 'its number, from 0';
@@ -792,7 +877,19 @@ COMMENT ON COLUMN bq_loads.batch_rows IS 'rows in each batch of the source but t
 COMMENT ON COLUMN bq_loads.fingerprint IS 'what tells a changed source: its rows, dimensions, bytes';
 COMMENT ON COLUMN bq_loads.written IS 'rows written: fewer than the batch has if some were skipped';
 ALTER TABLE bq_loads OWNER TO @extowner@;
-GRANT SELECT, INSERT, UPDATE, DELETE ON bq_loads TO PUBLIC;
+GRANT SELECT ON bq_loads TO PUBLIC;
 ALTER TABLE bq_loads ENABLE ROW LEVEL SECURITY;
-CREATE POLICY bq_loads_all ON bq_loads
-	USING (has_table_privilege(table_name::oid, 'INSERT'::text));
+CREATE POLICY bq_loads_own ON bq_loads FOR SELECT USING (pg_has_role(loader, 'USAGE'::text));
+
+CREATE FUNCTION bq_record_load("table" regclass, source text, batch integer, batch_rows integer,
+	fingerprint text, written bigint) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION bq_record_load(regclass, text, integer, integer, text, bigint) IS
+	'enter a batch into bq_loads, as one of the current role. Needs INSERT on the table';
+
+CREATE FUNCTION bq_forget_load("table" regclass, source text) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+	SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION bq_forget_load(regclass, text) IS
+	'remove the batches of a source that the current role loaded from bq_loads';

@@ -1,9 +1,9 @@
 /*
- * bqcolumns.c: what is done with bq_columns, the extension's table, in functions: looking up
- * a transform, deciding it once, adding statistics, taking statistics from a sample.
+ * bqcolumns.c: what is done with the extension's tables, bq_column_data (shown by the view
+ * bq_columns) and bq_loads, in functions: they alone write to them.
  *
- * Row security lets only the owner of a table change its row.  Whoever may insert into the
- * table may decide and add, which is all that an ingest needs, and is checked here.
+ * The owner of a table says what is in its row.  Whoever may insert into the table may decide
+ * once, add statistics and record loads, which is all that an ingest needs.
  */
 #include "postgres.h"
 
@@ -12,8 +12,10 @@
 #include "catalog/namespace.h"
 #include "catalog/objectaddress.h"
 #include "catalog/partition.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "optimizer/plancat.h"
@@ -22,6 +24,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
+#include "utils/regproc.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -46,7 +49,7 @@ report_unknown(Oid table, const char *code_column)
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("column \"%s\" of table \"%s\" is not in bq_columns", code_column,
 					get_rel_name(table)),
-			 errhint("Make the table with pybq, or insert a row into bq_columns.")));
+			 errhint("Make the table with pybq, or call bq_register_column.")));
 }
 
 static void
@@ -98,7 +101,7 @@ find_transform(Relation columns, Snapshot snapshot, Oid table, const char *code_
 int
 bq_column_transform(FunctionCallInfo fcinfo, Oid table, const char *code_column)
 {
-	Oid			columns_oid = get_relname_relid("bq_columns", extension_schema(fcinfo));
+	Oid			columns_oid = get_relname_relid("bq_column_data", extension_schema(fcinfo));
 	Relation	columns = table_open(columns_oid, AccessShareLock);
 	/* not that of the statement: codes are to be what new queries expect */
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
@@ -122,9 +125,34 @@ bq_column_transform(FunctionCallInfo fcinfo, Oid table, const char *code_column)
 	return transform;
 }
 
+/* Error out unless the caller may insert into a table. */
+static void
+check_insert(Oid table)
+{
+	AclResult	allowed = pg_class_aclcheck(table, GetUserId(), ACL_INSERT);
+
+	if (allowed != ACLCHECK_OK)
+		aclcheck_error(allowed, get_relkind_objtype(get_rel_relkind(table)), get_rel_name(table));
+}
+
+/* Error out unless the caller owns a table. */
+static void
+check_owner(Oid table)
+{
+#if PG_VERSION_NUM >= 160000
+	bool		owned = object_ownercheck(RelationRelationId, table, GetUserId());
+#else
+	bool		owned = pg_class_ownercheck(table, GetUserId());
+#endif
+
+	if (!owned)
+		aclcheck_error(ACLCHECK_NOT_OWNER, get_relkind_objtype(get_rel_relkind(table)),
+					   get_rel_name(table));
+}
+
 /*
- * Run a statement on bq_columns as its owner, on behalf of a user who may insert into the
- * table.  $1 is the table, $2 the code column.  Returns the number of rows, of which *result
+ * Run a statement on a table of the extension as its owner, on behalf of a caller who was
+ * checked; %s in it is the schema of the extension.  Returns the number of rows, of which *result
  * is the first column of the first.
  *
  * The caller has set search_path to pg_catalog, and calls functions of the extension with just
@@ -132,35 +160,42 @@ bq_column_transform(FunctionCallInfo fcinfo, Oid table, const char *code_column)
  * schema of the extension gets none of them to run.
  */
 static uint64
-run_as_owner(FunctionCallInfo fcinfo, const char *statement, int n_arguments, Oid *types,
-			 Datum *values, const char *nulls, int *result)
+run_as_owner(FunctionCallInfo fcinfo, const char *relation, const char *statement,
+			 int n_arguments, Oid *types, Datum *values, const char *nulls, int *result)
 {
-	Oid			table = DatumGetObjectId(values[0]);
-	Oid			columns_oid = get_relname_relid("bq_columns", extension_schema(fcinfo));
-	AclResult	allowed = pg_class_aclcheck(table, GetUserId(), ACL_INSERT);
-	Relation	columns;
+	Relation	opened = table_open(get_relname_relid(relation, extension_schema(fcinfo)),
+									RowExclusiveLock);
+	StringInfoData query;
 	Oid			user;
 	int			context;
 	uint64		n_rows;
 	bool		isnull;
 
-	if (allowed != ACLCHECK_OK)
-		aclcheck_error(allowed, get_relkind_objtype(get_rel_relkind(table)), get_rel_name(table));
+	initStringInfo(&query);
+	for (const char *p = statement; *p != '\0'; p++)
+	{
+		if (strncmp(p, "%s", 2) == 0)
+		{
+			appendStringInfoString(&query, schema_name(fcinfo));
+			p++;
+		}
+		else
+			appendStringInfoChar(&query, *p);
+	}
 
-	columns = table_open(columns_oid, RowExclusiveLock);
 	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(columns->rd_rel->relowner, context | SECURITY_LOCAL_USERID_CHANGE);
+	SetUserIdAndSecContext(opened->rd_rel->relowner, context | SECURITY_LOCAL_USERID_CHANGE);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	if (SPI_execute_with_args(statement, n_arguments, types, values, nulls, false, 0) < 0)
-		elog(ERROR, "SPI failed on bq_columns: %s", SPI_result_code_string(SPI_result));
+	if (SPI_execute_with_args(query.data, n_arguments, types, values, nulls, false, 0) < 0)
+		elog(ERROR, "SPI failed on %s: %s", relation, SPI_result_code_string(SPI_result));
 	n_rows = SPI_processed;
 	if (n_rows > 0 && result != NULL)
 		*result = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 											  &isnull));
 	SPI_finish();
 	SetUserIdAndSecContext(user, context);
-	table_close(columns, NoLock);
+	table_close(opened, NoLock);
 	return n_rows;
 }
 
@@ -172,7 +207,131 @@ bq_extension_type(FunctionCallInfo fcinfo, const char *name)
 						   ObjectIdGetDatum(extension_schema(fcinfo)));
 }
 
-#define WHERE_COLUMN " WHERE table_name = $1 AND code_column = $2"
+#define WHERE_COLUMN " WHERE table_name::oid = $1 AND code_column = $2"
+#define COLUMN_TYPES OIDOID, NAMEOID
+
+/* All arguments as SPI wants them; error out if one of the first n_required is null. */
+static void
+get_arguments(FunctionCallInfo fcinfo, int n_required, Datum *values, char *nulls)
+{
+	for (int i = 0; i < PG_NARGS(); i++)
+	{
+		if (PG_ARGISNULL(i) && i < n_required)
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("argument %d of %s must not be null", i + 1,
+							get_func_name(fcinfo->flinfo->fn_oid))));
+		values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
+		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
+	}
+}
+
+/*
+ * Run a statement on the row of a code column with all arguments of the function, for the owner
+ * of the table; there must be one.
+ */
+static void
+change_column(FunctionCallInfo fcinfo, int n_required, const char *statement, Oid *types)
+{
+	Datum		values[FUNC_MAX_ARGS];
+	char		nulls[FUNC_MAX_ARGS];
+
+	get_arguments(fcinfo, n_required, values, nulls);
+	check_owner(PG_GETARG_OID(0));
+	if (run_as_owner(fcinfo, "bq_column_data", statement, PG_NARGS(), types, values, nulls,
+					 NULL) == 0)
+		report_unknown(PG_GETARG_OID(0), NameStr(*PG_GETARG_NAME(1)));
+}
+
+PG_FUNCTION_INFO_V1(bq_register_column);
+
+/*
+ * SQL: bq_register_column(table, code_column, source_column, dim, metric, transform, reason).
+ * Rows of tables that are gone make room first: the oid may be one of theirs.
+ */
+Datum
+bq_register_column(PG_FUNCTION_ARGS)
+{
+	Oid			types[] = {COLUMN_TYPES, NAMEOID, INT4OID, TEXTOID, INT4OID, TEXTOID};
+	Datum		values[lengthof(types)];
+	char		nulls[lengthof(types)];
+
+	get_arguments(fcinfo, 2, values, nulls);
+	check_owner(PG_GETARG_OID(0));
+	(void) run_as_owner(fcinfo, "bq_column_data",
+						"DELETE FROM %s.bq_column_data AS d WHERE NOT EXISTS"
+						" (SELECT FROM pg_class AS c WHERE c.oid = d.table_name::oid)",
+						0, NULL, NULL, NULL, NULL);
+	(void) run_as_owner(fcinfo, "bq_column_data",
+						"INSERT INTO %s.bq_column_data (table_name, code_column, source_column,"
+						" dim, metric, transform, reason, decided_count, decided_at)"
+						" VALUES ($1, $2, $3, $4, $5, coalesce($6, 0), $7,"
+						" CASE WHEN $6 IS NOT NULL THEN 0 END,"
+						" CASE WHEN $6 IS NOT NULL THEN now() END)",
+						lengthof(types), types, values, nulls, NULL);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(bq_rename_column);
+
+/* SQL: bq_rename_column(table, column, new_name) */
+Datum
+bq_rename_column(PG_FUNCTION_ARGS)
+{
+	Oid			types[] = {COLUMN_TYPES, NAMEOID};
+
+	change_column(fcinfo, 3,
+				  "UPDATE %s.bq_column_data SET"
+				  " code_column = CASE WHEN code_column = $2 THEN $3 ELSE code_column END,"
+				  " source_column = CASE WHEN source_column = $2 THEN $3 ELSE source_column END"
+				  " WHERE table_name::oid = $1 AND (code_column = $2 OR source_column = $2)",
+				  types);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(bq_forget_column);
+
+/* SQL: bq_forget_column(table, code_column) */
+Datum
+bq_forget_column(PG_FUNCTION_ARGS)
+{
+	Oid			types[] = {COLUMN_TYPES};
+
+	change_column(fcinfo, 2, "DELETE FROM %s.bq_column_data" WHERE_COLUMN, types);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(bq_set_next_column);
+
+/* SQL: bq_set_next_column(table, code_column, next_column, next_transform) */
+Datum
+bq_set_next_column(PG_FUNCTION_ARGS)
+{
+	Oid			types[] = {COLUMN_TYPES, NAMEOID, INT4OID};
+
+	change_column(fcinfo, 2,
+				  "UPDATE %s.bq_column_data SET next_column = $3, next_transform = $4"
+				  WHERE_COLUMN, types);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(bq_decide_again);
+
+/* SQL: bq_decide_again(table, code_column, transform, statistics, f_axis, f_rotate, reason) */
+Datum
+bq_decide_again(PG_FUNCTION_ARGS)
+{
+	Oid			types[] = {COLUMN_TYPES, INT4OID, bq_extension_type(fcinfo, "bq_statistics"),
+	FLOAT8OID, FLOAT8OID, TEXTOID};
+
+	change_column(fcinfo, 3,
+				  "UPDATE %s.bq_column_data SET transform = $3,"
+				  " decided_statistics = %s.bq_merge(NULL::%s.bq_statistics, $4),"
+				  " decided_count = coalesce(($4).count, 0), f_axis = $5, f_rotate = $6,"
+				  " reason = $7, decided_at = now(), next_column = NULL, next_transform = NULL"
+				  WHERE_COLUMN " AND dim = coalesce(cardinality(($4).mean), dim)", types);
+	PG_RETURN_VOID();
+}
 
 PG_FUNCTION_INFO_V1(bq_decide);
 
@@ -183,33 +342,24 @@ PG_FUNCTION_INFO_V1(bq_decide);
 Datum
 bq_decide(PG_FUNCTION_ARGS)
 {
-	Oid			types[] = {REGCLASSOID, NAMEOID, INT4OID, bq_extension_type(fcinfo, "bq_statistics"), FLOAT8OID,
-	FLOAT8OID, TEXTOID};
+	Oid			types[] = {COLUMN_TYPES, INT4OID, bq_extension_type(fcinfo, "bq_statistics"),
+	FLOAT8OID, FLOAT8OID, TEXTOID};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types)];
-	const char *schema = schema_name(fcinfo);
 	int			transform;
 
-	for (Size i = 0; i < lengthof(types); i++)
-	{
-		if (PG_ARGISNULL(i) && i < 4)
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("table, code column, transform and statistics must not be null")));
-		values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
-		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
-	}
-	(void) run_as_owner(fcinfo,
-						psprintf("UPDATE %s.bq_columns SET transform = $3,"
-								 " decided_statistics = %s.bq_merge(NULL::%s.bq_statistics, $4),"
-								 " decided_count = ($4).count, f_axis = $5, f_rotate = $6,"
-								 " reason = $7, decided_at = now()" WHERE_COLUMN
-								 " AND decided_at IS NULL AND dim = cardinality(($4).mean)",
-								 schema, schema, schema),
+	get_arguments(fcinfo, 4, values, nulls);
+	check_insert(PG_GETARG_OID(0));
+	(void) run_as_owner(fcinfo, "bq_column_data",
+						"UPDATE %s.bq_column_data SET transform = $3,"
+						" decided_statistics = %s.bq_merge(NULL::%s.bq_statistics, $4),"
+						" decided_count = ($4).count, f_axis = $5, f_rotate = $6,"
+						" reason = $7, decided_at = now()" WHERE_COLUMN
+						" AND decided_at IS NULL AND dim = cardinality(($4).mean)",
 						lengthof(types), types, values, nulls, NULL);
-	if (run_as_owner(fcinfo,
-					 psprintf("SELECT transform FROM %s.bq_columns" WHERE_COLUMN
-							  " AND decided_at IS NOT NULL", schema),
+	if (run_as_owner(fcinfo, "bq_column_data",
+					 "SELECT transform FROM %s.bq_column_data" WHERE_COLUMN
+					 " AND decided_at IS NOT NULL",
 					 2, types, values, NULL, &transform) == 0)
 		report_unmatched(PG_GETARG_OID(0), NameStr(*PG_GETARG_NAME(1)));
 	PG_RETURN_INT32(transform);
@@ -221,16 +371,101 @@ PG_FUNCTION_INFO_V1(bq_add_statistics);
 Datum
 bq_add_statistics(PG_FUNCTION_ARGS)
 {
-	Oid			types[] = {REGCLASSOID, NAMEOID, bq_extension_type(fcinfo, "bq_statistics")};
+	Oid			types[] = {COLUMN_TYPES, bq_extension_type(fcinfo, "bq_statistics")};
 	Datum		values[] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1), PG_GETARG_DATUM(2)};
-	const char *schema = schema_name(fcinfo);
 
-	if (run_as_owner(fcinfo,
-					 psprintf("UPDATE %s.bq_columns SET statistics = %s.bq_merge(statistics, $3)"
-							  WHERE_COLUMN " AND dim = cardinality(($3).mean)", schema, schema),
+	check_insert(PG_GETARG_OID(0));
+	if (run_as_owner(fcinfo, "bq_column_data",
+					 "UPDATE %s.bq_column_data SET statistics = %s.bq_merge(statistics, $3)"
+					 WHERE_COLUMN " AND dim = cardinality(($3).mean)",
 					 lengthof(types), types, values, NULL, NULL) == 0)
 		report_unmatched(PG_GETARG_OID(0), NameStr(*PG_GETARG_NAME(1)));
 	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(bq_record_load);
+
+/* SQL: bq_record_load(table, source, batch, batch_rows, fingerprint, written) */
+Datum
+bq_record_load(PG_FUNCTION_ARGS)
+{
+	Oid			types[] = {OIDOID, TEXTOID, INT4OID, INT4OID, TEXTOID, INT8OID, OIDOID};
+	Datum		values[lengthof(types)];
+	char		nulls[lengthof(types)];
+
+	get_arguments(fcinfo, PG_NARGS(), values, nulls);
+	values[PG_NARGS()] = ObjectIdGetDatum(GetUserId());
+	nulls[PG_NARGS()] = ' ';
+	check_insert(PG_GETARG_OID(0));
+	(void) run_as_owner(fcinfo, "bq_loads",
+						"INSERT INTO %s.bq_loads"
+						" (table_name, source, batch, batch_rows, fingerprint, written, loader)"
+						" VALUES ($1, $2, $3, $4, $5, $6, $7)",
+						lengthof(types), types, values, nulls, NULL);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(bq_forget_load);
+
+/* SQL: bq_forget_load(table, source); rows of the caller, so there is nothing to check */
+Datum
+bq_forget_load(PG_FUNCTION_ARGS)
+{
+	Oid			types[] = {OIDOID, TEXTOID, OIDOID};
+	Datum		values[] = {PG_GETARG_DATUM(0), PG_GETARG_DATUM(1), ObjectIdGetDatum(GetUserId())};
+
+	(void) run_as_owner(fcinfo, "bq_loads",
+						"DELETE FROM %s.bq_loads"
+						" WHERE table_name::oid = $1 AND source = $2 AND loader = $3",
+						lengthof(types), types, values, NULL, NULL);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(bq_table_in);
+
+/*
+ * Oid of the table of a name, as pg_dump writes it; 0 if there is none, or if it is the oid of
+ * one that was gone when it was dumped.
+ */
+Datum
+bq_table_in(PG_FUNCTION_ARGS)
+{
+	const char *name = PG_GETARG_CSTRING(0);
+	List	   *names;
+
+	if (name[0] != '\0' && strspn(name, "0123456789") == strlen(name))
+		PG_RETURN_OID(InvalidOid);
+#if PG_VERSION_NUM >= 160000
+	names = stringToQualifiedNameList(name, fcinfo->context);
+	if (names == NIL)
+		PG_RETURN_NULL();
+#else
+	names = stringToQualifiedNameList(name);
+#endif
+	PG_RETURN_OID(RangeVarGetRelid(makeRangeVarFromNameList(names), NoLock, true));
+}
+
+PG_FUNCTION_INFO_V1(bq_table_out);
+
+Datum
+bq_table_out(PG_FUNCTION_ARGS)
+{
+	return regclassout(fcinfo);
+}
+
+PG_FUNCTION_INFO_V1(bq_skip_row);
+
+/* SQL: BEFORE INSERT ... FOR EACH ROW EXECUTE FUNCTION bq_skip_row() */
+Datum
+bq_skip_row(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_BEFORE(((TriggerData *) fcinfo->context)->tg_event) ||
+		!TRIGGER_FIRED_FOR_ROW(((TriggerData *) fcinfo->context)->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("bq_skip_row must be called BEFORE INSERT, FOR EACH ROW")));
+	return PointerGetDatum(NULL);
 }
 
 /*
