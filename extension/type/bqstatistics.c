@@ -238,26 +238,71 @@ bq_statistics_final(PG_FUNCTION_ARGS)
 	return form_statistics(fcinfo, (BqStatistics *) PG_GETARG_POINTER(0));
 }
 
+/* Counts are kept in float8, which holds each one up to here. */
+#define MAX_COUNT (INT64CONST(1) << DBL_MANT_DIG)
+
+/* What a value of a moment can be for so many vectors of finite real coordinates. */
+static void
+value_range(int moment, int64 count, double *least, double *most)
+{
+	double		squares = (double) count * FLT_MAX * FLT_MAX;
+
+	switch (moment)
+	{
+		case BQ_MOMENT_MEAN:
+		case BQ_MOMENT_CODE_MEAN:
+			*least = -FLT_MAX;
+			*most = FLT_MAX;
+			break;
+		case BQ_MOMENT_M2:
+		case BQ_MOMENT_CODE_M2:
+			*least = 0;
+			*most = squares;
+			break;
+		case BQ_MOMENT_COMOMENT:
+			*least = -squares;
+			*most = squares;
+			break;
+		default:				/* BQ_MOMENT_POSITIVE */
+			*least = 0;
+			*most = (double) count;
+	}
+}
+
 /* No vectors have such statistics: others would take them for real, and fail later. */
 static void
 check_values(const double *values, int dim, int moment, int64 count)
 {
-	double		least = -DBL_MAX;
-	double		most = DBL_MAX;
+	double		least;
+	double		most;
 
-	if (moment == BQ_MOMENT_M2 || moment == BQ_MOMENT_CODE_M2)
-		least = 0;
-	if (moment == BQ_MOMENT_POSITIVE)
-	{
-		least = 0;
-		most = (double) count;
-	}
+	value_range(moment, count, &least, &most);
 	for (int j = 0; j < dim; j++)
 		if (!(values[j] >= least && values[j] <= most))
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_EXCEPTION),
 					 errmsg("%g in bq_statistics cannot be of %lld vectors", values[j],
 							(long long) count)));
+}
+
+/*
+ * What was checked on its way in may be made up all the same, and then its sums may be out of
+ * range: they stop there.  An error would be met by whoever adds the next honest rows.
+ */
+static void
+limit_values(BqStatistics *statistics)
+{
+	statistics->count = Min(statistics->count, MAX_COUNT);
+	for (int moment = 0; moment < BQ_MOMENTS; moment++)
+	{
+		double	   *values = statistics->values + (size_t) moment * statistics->dim;
+		double		least;
+		double		most;
+
+		value_range(moment, statistics->count, &least, &most);
+		for (int j = 0; j < statistics->dim; j++)
+			values[j] = Max(least, Min(most, values[j]));
+	}
 }
 
 /* A row of the composite type, from outside: nothing about it is taken for granted. */
@@ -287,11 +332,11 @@ read_statistics(HeapTupleHeader row)
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("columns of bq_statistics must not be null")));
 	statistics.count = DatumGetInt64(columns[0]);
-	if (statistics.count < 0)
+	if (statistics.count < 0 || statistics.count > MAX_COUNT)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_EXCEPTION),
-				 errmsg("count of bq_statistics must not be negative, not %lld",
-						(long long) statistics.count)));
+				 errmsg("count of bq_statistics must be between 0 and %lld, not %lld",
+						(long long) MAX_COUNT, (long long) statistics.count)));
 
 	for (int column = 1; column < N_COLUMNS; column++)
 	{
@@ -342,5 +387,6 @@ bq_merge(PG_FUNCTION_ARGS)
 	b = read_statistics(PG_GETARG_HEAPTUPLEHEADER(1));
 	check_same_dim(a.dim, b.dim);
 	bq_moments_merge(&a.count, a.values, a.dim, b.count, b.values);
+	limit_values(&a);
 	return form_statistics(fcinfo, &a);
 }

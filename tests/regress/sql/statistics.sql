@@ -59,6 +59,12 @@ FROM (SELECT bq_statistics(x) AS s FROM vectors WHERE id % 3 = 0) AS a,
 SELECT bq_merge(NULL, NULL) IS NULL AS nothing;
 SELECT bq_merge(s, ROW(0, '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}'))
 	= s AS empty_adds_nothing FROM alone;
+-- What is out of range for vectors, however many, is refused; what was made up and passed stays in range
+CREATE TEMP TABLE forged AS SELECT ROW(9007199254740992, '{3e38}', '{1e92}', '{-3e38}', '{1e92}', '{-1e92}',
+	'{9007199254740992}')::bq_statistics AS s;
+SELECT bq_merge(s, s), bq_merge(bq_merge(s, s), bq_statistics('{-1}'::real[])) FROM forged GROUP BY s;
+SELECT (bq_merge(bq_merge(ROW(n, '{3e38}', '{0}', '{3e38}', '{0}', '{0}', ARRAY[n])::bq_statistics,
+	ROW(n, '{-3e38}', '{0}', '{-3e38}', '{0}', '{0}', '{0}')::bq_statistics), NULL)).count FROM (VALUES (4503599627370496)) AS v(n);
 -- through text, as in a dump
 SELECT s::text::bq_statistics = s AS kept FROM alone;
 
@@ -95,6 +101,11 @@ SELECT statement, fails('SELECT ' || statement) FROM (VALUES
 	('bq_merge(ROW(1, ''{nan}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
 	('bq_merge(ROW(1, ''{0}'', ''{-1}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
 	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{2}''), NULL)'),
+	('bq_merge(ROW(9007199254740993, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
+	('bq_merge(ROW(4611686018427387904, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
+	('bq_merge(ROW(1, ''{1e308}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
+	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{1e308}'', ''{0}'', ''{0}''), NULL)'),
+	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{-1e308}'', ''{0}''), NULL)'),
 	('bq_merge(ROW(1, ''{}'', ''{}'', ''{}'', ''{}'', ''{}'', ''{}''), NULL)'),
 	('bq_merge(ROW(1, ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}''), NULL)')) AS s(statement);
 DROP FUNCTION close(bq_statistics, bq_statistics), close(float8[], float8[]);
