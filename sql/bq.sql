@@ -845,7 +845,7 @@ COMMENT ON FUNCTION bq_column_statistics(regclass, name) IS
 
 CREATE FUNCTION bq_sample_statistics("table" regclass, code_column name DEFAULT NULL,
 	sample integer DEFAULT 20000) RETURNS bq_statistics
-	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION bq_sample_statistics(regclass, name, integer) IS
 	'statistics of about so many of the stored vectors, as bq_columns would have them, from pages drawn at random';
 

@@ -26,6 +26,7 @@
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
@@ -150,6 +151,38 @@ check_owner(Oid table)
 					   get_rel_name(table));
 }
 
+/* Error out unless the caller may read a column in all rows of a table. */
+static void
+check_select(Oid table, const char *column)
+{
+	AttrNumber	number = get_attnum(table, column);
+	AclResult	allowed = pg_class_aclcheck(table, GetUserId(), ACL_SELECT);
+
+	if (allowed != ACLCHECK_OK && number != InvalidAttrNumber)
+		allowed = pg_attribute_aclcheck(table, number, GetUserId(), ACL_SELECT);
+	if (allowed != ACLCHECK_OK)
+		aclcheck_error(allowed, get_relkind_objtype(get_rel_relkind(table)), get_rel_name(table));
+	if (check_enable_rls(table, InvalidOid, true) == RLS_ENABLED)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("statistics of table \"%s\" are of rows that row security hides",
+						get_rel_name(table)),
+				 errhint("Call it as the owner of the table, or as a role with BYPASSRLS.")));
+}
+
+static Oid
+get_owner(Oid table)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", table);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
 /*
  * Run a statement on a table of the extension as its owner, on behalf of a caller who was
  * checked; %s in it is the schema of the extension.  Returns the number of rows, of which *result
@@ -259,8 +292,10 @@ bq_register_column(PG_FUNCTION_ARGS)
 	get_arguments(fcinfo, 2, values, nulls);
 	check_owner(PG_GETARG_OID(0));
 	(void) run_as_owner(fcinfo, "bq_column_data",
-						"DELETE FROM %s.bq_column_data AS d WHERE NOT EXISTS"
-						" (SELECT FROM pg_class AS c WHERE c.oid = d.table_name::oid)",
+						"DELETE FROM %s.bq_column_data WHERE ctid = ANY (ARRAY("
+						" SELECT d.ctid FROM %s.bq_column_data AS d WHERE NOT EXISTS"
+						" (SELECT FROM pg_class AS c WHERE c.oid = d.table_name::oid)"
+						" FOR UPDATE SKIP LOCKED))",
 						0, NULL, NULL, NULL, NULL);
 	(void) run_as_owner(fcinfo, "bq_column_data",
 						"INSERT INTO %s.bq_column_data (table_name, code_column, source_column,"
@@ -498,7 +533,11 @@ PG_FUNCTION_INFO_V1(bq_sample_statistics);
 
 /*
  * SQL: bq_sample_statistics(table, code_column, sample): as they would be collected now, from
- * the stored vectors of some pages.  Everything runs with the privileges of the caller.
+ * the stored vectors of some pages.
+ *
+ * The cast to real[], and the expression of a virtual column, are code of the table's owner:
+ * they run with the owner's privileges, as in ANALYZE, whoever calls.  The caller must be allowed
+ * to read all rows.
  */
 Datum
 bq_sample_statistics(PG_FUNCTION_ARGS)
@@ -513,6 +552,8 @@ bq_sample_statistics(PG_FUNCTION_ARGS)
 	char	   *source;
 	bool		normalize;
 	double		percent;
+	Oid			user;
+	int			context;
 	bool		isnull;
 	Datum		result;
 
@@ -548,7 +589,10 @@ bq_sample_statistics(PG_FUNCTION_ARGS)
 				 errmsg("table \"%s\" keeps codes only: there are no vectors to sample",
 						get_rel_name(table))));
 
+	check_select(table, source);
 	percent = sample_percent(table, rows);
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(get_owner(table), context | SECURITY_RESTRICTED_OPERATION);
 	if (SPI_execute(psprintf("SELECT %s.bq_statistics(%s::pg_catalog.float4[], %s)"
 							 " FROM %s TABLESAMPLE SYSTEM (%.9g)",
 							 schema, quote_identifier(source), normalize ? "true" : "false",
@@ -557,6 +601,7 @@ bq_sample_statistics(PG_FUNCTION_ARGS)
 							 percent),
 					true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI failed on the sample: %s", SPI_result_code_string(SPI_result));
+	SetUserIdAndSecContext(user, context);
 	result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	if (!isnull)
 		result = SPI_datumTransfer(result, false, -1);
