@@ -24,6 +24,10 @@ CREATE FUNCTION bqvec_typmod_in(cstring[]) RETURNS integer
 	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION bqvec_typmod_in(cstring[]) IS 'I/O typmod';
 
+CREATE FUNCTION bqvec_typmod_out(integer) RETURNS cstring
+	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION bqvec_typmod_out(integer) IS 'I/O typmod';
+
 -- STORAGE main: a code stays in its row (3072 dimensions are under 800 bytes)
 CREATE TYPE bqvec (
 	INPUT = bqvec_in,
@@ -31,6 +35,7 @@ CREATE TYPE bqvec (
 	RECEIVE = bqvec_recv,
 	SEND = bqvec_send,
 	TYPMOD_IN = bqvec_typmod_in,
+	TYPMOD_OUT = bqvec_typmod_out,
 	ALIGNMENT = int4,
 	STORAGE = main
 );
@@ -304,7 +309,7 @@ CREATE CAST (bqvec AS bqvec)
 
 CREATE CAST (real[] AS bqvec)
 	WITH FUNCTION array_to_bqvec(real[], integer, boolean) AS ASSIGNMENT;
-COMMENT ON CAST (real[] AS bqvec) IS 'bq_encode(vector, 0)';
+COMMENT ON CAST (real[] AS bqvec) IS 'bq_encode(vector, transform of the column, else 0)';
 
 -- explicit only: most of the vector is gone
 CREATE CAST (bqvec AS real[])

@@ -385,7 +385,8 @@ count_workers(Relation heap, Relation index, IndexInfo *info)
 static int
 column_dim(Relation index)
 {
-	int32		typmod = TupleDescAttr(RelationGetDescr(index), 0)->atttypmod;
+	/* pgvector's types have no other modifier either */
+	int			dim = bq_typmod_dim(bq_column_typmod(RelationGetDescr(index), 1));
 	const BqSource *source = bq_get_source(index);
 
 	if (OidIsValid(index_getprocid(index, 1, BQ_KEY_PROC)))
@@ -394,18 +395,18 @@ column_dim(Relation index)
 				 errmsg("first column of a bq index must have vectors or codes"),
 				 errhint("Name it before the columns to filter by.")));
 
-	if (typmod < 1)
+	if (dim < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("column does not have dimensions"),
 				 errhint("Declare it with them, for example with ALTER TABLE ... ALTER COLUMN ... TYPE %s(384).",
 						 source != NULL ? source->type : "bqvec")));
-	if (typmod > BQ_INDEX_MAX_DIM)
+	if (dim > BQ_INDEX_MAX_DIM)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("column cannot have more than %d dimensions for a bq index",
 						BQ_INDEX_MAX_DIM)));
-	return typmod;
+	return dim;
 }
 
 /* Of an index on vectors: that of its option, or what suits the rows. */
@@ -442,7 +443,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	state->index = index;
 	state->info = info;
 	state->layout.dim = dim;
-	state->layout.transform = -1;
+	state->layout.transform = bq_transform_without_rows(index);
 	state->rows.nkeys = bq_count_keys(index);
 	state->nworkers = count_workers(heap, index, info);
 	state->limit = bq_rows_limit(dim, state->rows.nkeys, maintenance_work_mem, false);

@@ -171,7 +171,7 @@ static void
 check_metapage(CheckState *state)
 {
 	const BqLayout *layout = &state->layout;
-	int			column_dim = TupleDescAttr(RelationGetDescr(state->index), 0)->atttypmod;
+	int			column_dim = bq_typmod_dim(bq_column_typmod(RelationGetDescr(state->index), 1));
 
 	state->layout = bq_read_layout(state->index);
 	state->nblocks = layout->nblocks;

@@ -213,14 +213,17 @@ find_truth(const Sample *sample)
 	return truth;
 }
 
-/* The transform of an index that has no rows; -1: the first one decides, it is on codes. */
+/*
+ * The transform of an index that has no rows.  One on codes has that of its column's type; -1: it
+ * has none, the first row decides.
+ */
 int
 bq_transform_without_rows(Relation index)
 {
 	BqOptions  *options = (BqOptions *) index->rd_options;
 
 	if (bq_get_source(index) == NULL)
-		return -1;
+		return bq_typmod_transform(bq_column_typmod(RelationGetDescr(index), 1));
 	return options != NULL && options->transform >= 0 ? options->transform : ROTATION;
 }
 

@@ -52,14 +52,23 @@ bq_check_dim(int64 dim, int sqlstate, struct Node *escontext)
 	return true;
 }
 
-/* Does a value fit the dimensions declared for its column (-1 if none)? */
+/* Does a value fit the dimensions and the transform declared for its column? */
 bool
-bq_check_typmod(int32 typmod, int dim, struct Node *escontext)
+bq_check_typmod(int32 typmod, int dim, int transform, struct Node *escontext)
 {
-	if (typmod != -1 && typmod != dim)
+	int			column_dim = bq_typmod_dim(typmod);
+	int			column_transform = bq_typmod_transform(typmod);
+
+	if (column_dim >= 0 && column_dim != dim)
 		ereturn(escontext, false,
 				(errcode(ERRCODE_DATA_EXCEPTION),
-				 errmsg("expected %d dimensions, not %d", typmod, dim)));
+				 errmsg("expected %d dimensions, not %d", column_dim, dim)));
+	if (column_transform >= 0 && column_transform != transform)
+		ereturn(escontext, false,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("expected transform %d, not %d", column_transform, transform),
+				 errhint("Encode for a column of type bqvec(%d,%d) with bq_encode(vector, %d).",
+						 column_dim, column_transform, column_transform)));
 	return true;
 }
 

@@ -20,6 +20,7 @@ typedef struct BqTrigger
 {
 	AttrNumber	code;
 	AttrNumber	source;
+	int32		typmod;			/* of the codes */
 	int			transform;
 	bool		casts;			/* the vectors are of another type than real[] */
 	FmgrInfo	cast;
@@ -65,6 +66,12 @@ prepare(FunctionCallInfo fcinfo, const TriggerData *data)
 						RelationGetRelationName(rel)),
 				 errhint(ARGUMENTS_HINT)));
 
+	if (TupleDescAttr(RelationGetDescr(rel), state->source - 1)->attgenerated != '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("column \"%s\" of table \"%s\" is generated, so that a BEFORE trigger does not see its value",
+						trigger->tgargs[1], RelationGetRelationName(rel)),
+				 errhint("Make the codes a generated column, too, with bq_encode() of the same expression.")));
 	type = SPI_gettypeid(RelationGetDescr(rel), state->source);
 	switch (find_coercion_pathway(FLOAT4ARRAYOID, type, COERCION_EXPLICIT, &function))
 	{
@@ -82,8 +89,11 @@ prepare(FunctionCallInfo fcinfo, const TriggerData *data)
 					 errhint("Use a type with a cast to real[].")));
 	}
 
+	state->typmod = bq_column_typmod(RelationGetDescr(rel), state->code);
 	if (trigger->tgnargs == 3)
 		state->transform = bq_check_transform(pg_strtoint32(trigger->tgargs[2]));
+	else if (bq_typmod_transform(state->typmod) >= 0)
+		state->transform = bq_typmod_transform(state->typmod);
 	else
 		state->transform = bq_column_transform(fcinfo, RelationGetRelid(rel), trigger->tgargs[0]);
 	return state;
@@ -193,8 +203,8 @@ bq_encode_trigger(PG_FUNCTION_ARGS)
 	if (!no_code)
 	{
 		code = encode(state, vector);
-		(void) bq_check_typmod(TupleDescAttr(tupdesc, state->code - 1)->atttypmod,
-							   ((BqVec *) DatumGetPointer(code))->header.dim, NULL);
+		(void) bq_check_typmod(state->typmod, ((BqVec *) DatumGetPointer(code))->header.dim,
+							   state->transform, NULL);
 	}
 	column = state->code;
 	return PointerGetDatum(heap_modify_tuple_by_cols(row, tupdesc, 1, &column, &code, &no_code));

@@ -5,6 +5,7 @@
 #ifndef BQVEC_H
 #define BQVEC_H
 
+#include "access/tupdesc.h"
 #include "bq.h"
 #include "core/bqencode.h"
 #include "utils/array.h"
@@ -80,12 +81,39 @@ bqquery_check_length(BqQuery *query)
 	return query;
 }
 
+/*
+ * Type modifier: dimensions in the low 14 bits; bqvec(dim, transform) has the transform in the
+ * next 16, and one bit that says so.  -1 is none of them.
+ */
+#define BQ_TYPMOD_DIM_BITS 14
+#define BQ_TYPMOD_HAS_TRANSFORM (1 << 30)
+
+StaticAssertDecl(BQ_MAX_DIM < (1 << BQ_TYPMOD_DIM_BITS) &&
+				 BQ_MAX_TRANSFORM < (BQ_TYPMOD_HAS_TRANSFORM >> BQ_TYPMOD_DIM_BITS),
+				 "dimensions and transform must fit a type modifier");
+
+/* Dimensions that a type modifier asks for, -1 if it does not. */
+static inline int
+bq_typmod_dim(int32 typmod)
+{
+	return typmod < 0 ? -1 : typmod & ((1 << BQ_TYPMOD_DIM_BITS) - 1);
+}
+
+/* Transform that a type modifier asks for, -1 if it does not. */
+static inline int
+bq_typmod_transform(int32 typmod)
+{
+	if (typmod < 0 || !(typmod & BQ_TYPMOD_HAS_TRANSFORM))
+		return -1;
+	return (typmod & ~BQ_TYPMOD_HAS_TRANSFORM) >> BQ_TYPMOD_DIM_BITS;
+}
+
 /* bqinput.c: one wording per mistake */
 extern int	bq_status_sqlstate(BqStatus status);
 extern void bq_check_status(BqStatus status);
 extern void bq_check_comparable_failed(const BqHeader *a, const BqHeader *b);
 extern bool bq_check_dim(int64 dim, int sqlstate, struct Node *escontext);
-extern bool bq_check_typmod(int32 typmod, int dim, struct Node *escontext);
+extern bool bq_check_typmod(int32 typmod, int dim, int transform, struct Node *escontext);
 extern int	bq_check_transform(int32 transform);
 extern const float4 *bq_check_array(ArrayType *array, int *dim);
 extern bool bq_parse_transform(const char *type, const char *input, const char **position,
@@ -107,6 +135,7 @@ bq_check_comparable(const BqHeader *a, const BqHeader *b)
 
 /* bqvec_io.c */
 extern BqVec *bqvec_alloc(int dim, int transform);
+extern int32 bq_column_typmod(TupleDesc tupdesc, AttrNumber column);
 
 /* bqvec_cast.c */
 extern BqVec *bqvec_encode_array(ArrayType *array, int32 transform, BqCut cut);

@@ -40,25 +40,28 @@ bqvec_quiver_encode(PG_FUNCTION_ARGS)
 
 PG_FUNCTION_INFO_V1(array_to_bqvec);
 
-/* Cast real[] -> bqvec: original axes. */
+/* Cast real[] -> bqvec: with the transform of the column, else the original axes. */
 Datum
 array_to_bqvec(PG_FUNCTION_ARGS)
 {
-	BqVec	   *code = bqvec_encode_array(PG_GETARG_ARRAYTYPE_P(0), 0, BQ_CUT_RMS);
+	int32		typmod = PG_GETARG_INT32(1);
+	int			transform = Max(bq_typmod_transform(typmod), 0);
+	BqVec	   *code = bqvec_encode_array(PG_GETARG_ARRAYTYPE_P(0), transform, BQ_CUT_RMS);
 
-	(void) bq_check_typmod(PG_GETARG_INT32(1), code->header.dim, NULL);
+	(void) bq_check_typmod(typmod, code->header.dim, transform, NULL);
 	PG_RETURN_BQVEC_P(code);
 }
 
 PG_FUNCTION_INFO_V1(bqvec);
 
-/* Cast bqvec -> bqvec(dim): checks the dimensions, changes nothing. */
+/* Cast bqvec -> bqvec(dim, transform): checks both, changes nothing. */
 Datum
 bqvec(PG_FUNCTION_ARGS)
 {
 	struct varlena *code = PG_GETARG_BQVEC_PP(0);
+	BqHeader	header = bqvec_view(code).header;
 
-	(void) bq_check_typmod(PG_GETARG_INT32(1), bqvec_view(code).header.dim, NULL);
+	(void) bq_check_typmod(PG_GETARG_INT32(1), header.dim, header.transform, NULL);
 	PG_RETURN_POINTER(code);
 }
 

@@ -7,6 +7,7 @@
 #include "common/shortest_dec.h"
 #include "libpq/pqformat.h"
 #include "type/bqvec.h"
+#include "utils/lsyscache.h"
 
 /* A code with its varlena header, dim and transform; norm and planes are the caller's. */
 BqVec *
@@ -49,7 +50,7 @@ bqvec_in(PG_FUNCTION_ARGS)
 	dim = strspn(levels, "0123");
 	if (!bq_parse_end("bqvec", str, levels + dim, escontext) ||
 		!bq_check_dim((int64) dim, ERRCODE_DATA_EXCEPTION, escontext) ||
-		!bq_check_typmod(typmod, (int) dim, escontext))
+		!bq_check_typmod(typmod, (int) dim, transform, escontext))
 		PG_RETURN_NULL();
 
 	code = bqvec_alloc((int) dim, transform);
@@ -105,7 +106,7 @@ bqvec_recv(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
 				 errmsg("invalid bqvec in binary format: %s", bq_status_message(status))));
-	(void) bq_check_typmod(typmod, header.dim, NULL);
+	(void) bq_check_typmod(typmod, header.dim, header.transform, NULL);
 
 	code = bqvec_alloc(header.dim, header.transform);
 	code->header.norm = header.norm;
@@ -138,10 +139,39 @@ bqvec_typmod_in(PG_FUNCTION_ARGS)
 	int			n;
 	int32	   *modifier = ArrayGetIntegerTypmods(modifiers, &n);
 
-	if (n != 1)
+	if (n != 1 && n != 2)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("type bqvec takes one modifier, its dimensions")));
+				 errmsg("type bqvec takes one or two modifiers, not %d", n),
+				 errhint("They are its dimensions, and perhaps the transform of its codes.")));
 	(void) bq_check_dim(modifier[0], ERRCODE_INVALID_PARAMETER_VALUE, NULL);
-	PG_RETURN_INT32(modifier[0]);
+	if (n == 1)
+		PG_RETURN_INT32(modifier[0]);
+	PG_RETURN_INT32(modifier[0] | (bq_check_transform(modifier[1]) << BQ_TYPMOD_DIM_BITS) |
+					BQ_TYPMOD_HAS_TRANSFORM);
+}
+
+PG_FUNCTION_INFO_V1(bqvec_typmod_out);
+
+Datum
+bqvec_typmod_out(PG_FUNCTION_ARGS)
+{
+	int32		typmod = PG_GETARG_INT32(0);
+
+	if (typmod < 0)
+		PG_RETURN_CSTRING(pstrdup(""));
+	if (bq_typmod_transform(typmod) < 0)
+		PG_RETURN_CSTRING(psprintf("(%d)", bq_typmod_dim(typmod)));
+	PG_RETURN_CSTRING(psprintf("(%d,%d)", bq_typmod_dim(typmod), bq_typmod_transform(typmod)));
+}
+
+/* Type modifier of a column; of one whose type is a domain, that of the type below it. */
+int32
+bq_column_typmod(TupleDesc tupdesc, AttrNumber column)
+{
+	Form_pg_attribute attribute = TupleDescAttr(tupdesc, column - 1);
+	int32		typmod = attribute->atttypmod;
+
+	(void) getBaseTypeAndTypmod(attribute->atttypid, &typmod);
+	return typmod;
 }

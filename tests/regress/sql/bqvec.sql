@@ -64,8 +64,33 @@ SELECT statement, fails(statement) FROM (VALUES
 	('CREATE TABLE t (code bqvec(0))'),
 	('CREATE TABLE t (code bqvec(-1))'),
 	('CREATE TABLE t (code bqvec(16001))'),
-	('CREATE TABLE t (code bqvec(4, 0))'),
+	('CREATE TABLE t (code bqvec(4, -1))'),
+	('CREATE TABLE t (code bqvec(4, 65536))'),
+	('CREATE TABLE t (code bqvec(0, 1))'),
+	('CREATE TABLE t (code bqvec(4, 0, 0))'),
 	('CREATE TABLE t (code bqvec(''four''))')) AS s(statement);
+
+-- typmod with a transform: codes of another one are refused, vectors are encoded with it
+CREATE TABLE typed (id int, code bqvec(4, 7), axes bqvec(4,0), far bqvec(16000, 65535));
+SELECT attname, atttypmod, format_type(atttypid, atttypmod) FROM pg_attribute
+WHERE attrelid = 'typed'::regclass AND attnum > 1 ORDER BY attnum;
+INSERT INTO typed VALUES (1, '7:1:0123', '0:1:0123'), (2, ARRAY[1, 2, 3, 4]::real[], ARRAY[1, 2, 3, 4]::real[]),
+	(3, bq_encode('{1,2,3,4}', 7), NULL);
+INSERT INTO typed (id, far) SELECT 4, bq_encode(random_vector(16000, 1), 65535);
+SELECT id, code = bq_encode('{1,2,3,4}', 7) AS rotated, axes = bq_encode('{1,2,3,4}') AS on_axes, transform(far) FROM typed;
+SELECT ARRAY[1, 2, 3, 4]::real[]::bqvec(4,7) = bq_encode('{1,2,3,4}', 7) AS cast_encodes;
+SELECT statement, fails(statement) FROM (VALUES
+	('INSERT INTO typed (code) VALUES (''0:1:0123'')'),
+	('INSERT INTO typed (code) VALUES (bq_encode(''{1,2,3,4}''))'),
+	('INSERT INTO typed (code) VALUES (bq_encode(''{1,2,3,4}'', 8))'),
+	('INSERT INTO typed (code) VALUES (bq_encode(''{1,2,3}'', 7))'),
+	('INSERT INTO typed (axes) VALUES (bq_encode(''{1,2,3,4}'', 7))'),
+	('UPDATE typed SET code = axes WHERE id = 1'),
+	('SELECT bq_encode(''{1,2,3,4}'', 8)::bqvec(4,7)'),
+	('ALTER TABLE declared ALTER code TYPE bqvec(4,7)')) AS s(statement);
+ALTER TABLE declared ALTER code TYPE bqvec(4,0);
+SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'declared'::regclass AND attnum = 1;
+DROP TABLE typed;
 
 -- Text that is rejected
 SELECT input, fails(format('SELECT %L::bqvec', input)) FROM (VALUES
@@ -98,7 +123,7 @@ $$;
 SELECT type, input, is_valid(input, type) FROM (VALUES
 	('bqvec', '0:1:0123'), ('bqvec', 'x'), ('bqvec', '65536:1:0123'), ('bqvec', '0:x:0123'),
 	('bqvec', '0:1x0123'), ('bqvec', '0:1:0124'), ('bqvec', '0:1:'), ('bqvec', '0:-1:0123'), ('bqvec', '0:1e39:0123'),
-	('bqvec(4)', '0:1:0123'), ('bqvec(4)', '0:1:012'),
+	('bqvec(4)', '0:1:0123'), ('bqvec(4)', '0:1:012'), ('bqvec(4,7)', '7:1:0123'), ('bqvec(4,7)', '0:1:0123'),
 	('bqquery', '0:[1]'), ('bqquery', 'x'), ('bqquery', '0:1'), ('bqquery', '0:[1'), ('bqquery', '0:[1]1'),
 	('bqquery', '0:[nan]'), ('bqquery', '0:[x]')) AS i(type, input);
 DROP FUNCTION is_valid;

@@ -10,7 +10,7 @@ SELECT pg_describe_object(classid, objid, 0) AS without_comment FROM members
 WHERE obj_description(objid, classid::regclass::name) IS NULL AND NOT (
 	classid = 'pg_opfamily'::regclass OR
 	classid = 'pg_type'::regclass AND EXISTS (SELECT FROM pg_type AS t WHERE t.oid = objid AND
-		(t.typelem <> 0 OR t.typtype = 'c' AND t.typname IN ('bq_columns', 'bq_loads'))) OR
+		(t.typelem <> 0 OR t.typtype = 'c' AND t.typname IN ('bq_columns', 'bq_column_data', 'bq_loads'))) OR
 	classid = 'pg_cast'::regclass AND EXISTS (SELECT FROM pg_cast AS c WHERE c.oid = objid AND
 		c.castsource = c.casttarget))
 ORDER BY 1;
@@ -32,8 +32,8 @@ SELECT o.oid::regoperator AS operator, o.oprcode::regprocedure AS function, o.op
 	o.oprnegate::regoperator AS negator, o.oprcanhash, o.oprcanmerge
 FROM pg_operator AS o JOIN members AS m ON m.objid = o.oid
 WHERE m.classid = 'pg_operator'::regclass ORDER BY o.oid::regoperator::text COLLATE "C";
-SELECT typname, typlen, typalign, typstorage FROM pg_type WHERE typname IN ('bqvec', 'bqquery') ORDER BY 1;
-SELECT c.castsource::regtype, c.casttarget::regtype, c.castcontext, c.castfunc::regprocedure
+SELECT typname, typlen, typalign, typstorage FROM pg_type WHERE typname IN ('bqvec', 'bqquery', 'bq_table') ORDER BY 1;
+SELECT c.castsource::regtype, c.casttarget::regtype, c.castcontext, nullif(c.castfunc, 0)::regprocedure AS castfunc
 FROM pg_cast AS c JOIN members AS m ON m.objid = c.oid AND m.classid = 'pg_cast'::regclass ORDER BY 1, 2;
 
 -- Operator classes

@@ -86,6 +86,37 @@ SELECT fails('CREATE INDEX ON loose USING bq (number)');
 SELECT fails('CREATE INDEX ON loose USING bq (largest_possible, largest_possible)');
 SELECT fails('CREATE UNIQUE INDEX ON loose USING bq (largest_possible)');
 
+-- A domain has the dimensions of its type.
+CREATE DOMAIN small_code AS bqvec(8);
+CREATE DOMAIN named_code AS small_code CHECK (value IS NOT NULL);
+CREATE DOMAIN loose_code AS bqvec;
+CREATE TABLE domains (code named_code, loose loose_code);
+INSERT INTO domains SELECT bq_encode(random_vector(8, i)) FROM generate_series(1, 50) AS i;
+CREATE INDEX domains_code ON domains USING bq (code);
+INSERT INTO domains SELECT bq_encode(random_vector(8, i)) FROM generate_series(51, 100) AS i;
+SELECT dim, live_rows FROM bq_index_info('domains_code');
+SELECT bq_index_check('domains_code', true);
+SET enable_seqscan = off;
+EXPLAIN (COSTS OFF) SELECT code FROM domains ORDER BY code <=> bq_query(random_vector(8, 7)) LIMIT 1;
+SELECT code = bq_encode(random_vector(8, 7)) AS nearest FROM domains ORDER BY code <=> bq_query(random_vector(8, 7)) LIMIT 1;
+RESET enable_seqscan;
+SELECT fails('CREATE INDEX ON domains USING bq (loose)');
+DROP TABLE domains;
+DROP DOMAIN named_code, small_code, loose_code;
+
+-- A column of given transform: so is its index, whatever an aborted insert did.
+CREATE TABLE typed (code bqvec(8,5));
+CREATE INDEX typed_code ON typed USING bq (code);
+SELECT dim, transform, live_rows FROM bq_index_info('typed_code');
+SELECT fails('INSERT INTO typed VALUES (bq_encode(random_vector(8, 1), 6))');
+BEGIN;
+INSERT INTO typed VALUES (bq_encode(random_vector(8, 1), 5));
+ROLLBACK;
+INSERT INTO typed VALUES (bq_encode(random_vector(8, 1), 5));
+SELECT dim, transform, live_rows FROM bq_index_info('typed_code');
+SELECT bq_index_check('typed_code', true);
+DROP TABLE typed;
+
 -- A column may lose its dimensions, but not its index.
 ALTER TABLE mixed ALTER COLUMN code TYPE bqvec;
 SELECT bq_index_check('mixed_code', true);

@@ -1,14 +1,13 @@
 -- bq_encode_trigger: codes in step with vectors, whoever writes them.
 
 CREATE TABLE items (id int PRIMARY KEY, v real[], code bqvec(3), note text);
-INSERT INTO bq_columns (table_name, code_column, source_column, dim, metric, transform)
-VALUES ('items', 'code', 'v', 3, 'cosine', 2);
+SELECT bq_register_column('items', 'code', 'v', 3, 'cosine');
 CREATE TRIGGER encode BEFORE INSERT OR UPDATE OF v ON items FOR EACH ROW
 	EXECUTE FUNCTION bq_encode_trigger('code', 'v');
 
 -- before the decision there is nothing to encode by
 SELECT fails('INSERT INTO items VALUES (0, ''{1,2,3}'')');
-UPDATE bq_columns SET decided_at = now();
+SELECT bq_decide('items', 'code', 2, bq_statistics('{1,2,3}'::real[]), NULL, NULL, NULL);
 
 -- INSERT, COPY, INSERT ... ON CONFLICT
 INSERT INTO items (id, v) VALUES (1, '{1,2,3}'), (2, NULL);
@@ -57,8 +56,7 @@ CREATE TABLE parts_2 PARTITION OF parts_1 FOR VALUES FROM (0) TO (10);
 CREATE TRIGGER encode BEFORE INSERT OR UPDATE OF v ON parts FOR EACH ROW
 	EXECUTE FUNCTION bq_encode_trigger('code', 'v');
 SELECT fails('INSERT INTO parts VALUES (1, ''{1,2,3}'')');
-INSERT INTO bq_columns (table_name, code_column, source_column, dim, metric, transform, decided_at)
-VALUES ('parts', 'code', 'v', 3, 'cosine', 4, now());
+SELECT bq_register_column('parts', 'code', 'v', 3, 'cosine', 4);
 INSERT INTO parts VALUES (1, '{1,2,3}');
 INSERT INTO parts_2 VALUES (2, '{3,2,1}');
 SELECT bool_and(code = bq_encode(v, 4)) AS in_step, count(*) FROM parts;
@@ -88,8 +86,17 @@ INSERT INTO others VALUES (1, '{1,2}'), (2, '{1,2,3}');
 UPDATE others SET code = NULL;
 SELECT bool_and(code = bq_encode(v, 7)) AS in_step FROM others;
 
+-- or the type has it
+CREATE TABLE typed (id int, v real[], code bqvec(3,7));
+CREATE TRIGGER encode BEFORE INSERT ON typed FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger('code', 'v');
+INSERT INTO typed VALUES (1, '{1,2,3}');
+SELECT code = bq_encode(v, 7) AS in_step FROM typed;
+CREATE OR REPLACE TRIGGER encode BEFORE INSERT ON typed FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger('code', 'v', '8');
+SELECT fails('INSERT INTO typed VALUES (2, ''{1,2,3}'')');
+DROP TABLE typed;
+
 -- what a trigger may be
-CREATE TABLE wrong (v text, code bqvec, w real[], n int DEFAULT 1);
+CREATE TABLE wrong (v text, code bqvec, w real[], n int DEFAULT 1, g real[] GENERATED ALWAYS AS (w || 1::real) STORED);
 CREATE FUNCTION fails_as(definition text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
 	failure text;
@@ -107,10 +114,11 @@ SELECT definition, fails_as(definition) FROM (VALUES
 	('BEFORE INSERT ON wrong FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger(''code'', ''x'', ''0'')'),
 	('BEFORE INSERT ON wrong FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger(''n'', ''w'', ''0'')'),
 	('BEFORE INSERT ON wrong FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger(''code'', ''w'', ''65536'')'),
+	('BEFORE INSERT ON wrong FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger(''code'', ''g'', ''0'')'),
 	('AFTER INSERT ON wrong FOR EACH ROW EXECUTE FUNCTION bq_encode_trigger(''code'', ''w'', ''0'')'),
 	('BEFORE INSERT ON wrong FOR EACH STATEMENT EXECUTE FUNCTION bq_encode_trigger(''code'', ''w'', ''0'')')) AS s(definition);
 
-DELETE FROM bq_columns;
+DELETE FROM bq_column_data;
 DROP FUNCTION fails_as(text);
 DROP TABLE items, others, wrong;
 DROP ROLE regress_bq_writer;
