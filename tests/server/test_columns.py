@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 import pybq
+from pybq.errors import LoadError
 from pybq.statistics import Statistics
 
 DIM = 40
@@ -46,14 +47,74 @@ def test_insert_privilege_is_enough_to_ingest(
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         conn.execute("DELETE FROM items")
     conn.rollback()
-    # what it may not do with its neighbour's row of bq_columns, it may not do directly either
-    assert conn.execute("UPDATE bq_columns SET transform = 9").rowcount == 0
+    # nor what would stop others: writing to what all have in common, or locking it
+    for statement in (
+        "UPDATE bq_columns SET transform = 9",
+        "LOCK TABLE bq_columns IN ACCESS EXCLUSIVE MODE",
+        "LOCK TABLE bq_column_data IN ACCESS EXCLUSIVE MODE",
+        "LOCK TABLE bq_loads IN ACCESS EXCLUSIVE MODE",
+        "SELECT bq_set_next_column('items', 'code', 'code', 1)",
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            conn.execute(statement)
+        conn.rollback()
     conn.execute("RESET ROLE")
     conn.execute(f"REVOKE INSERT ON items FROM {writer}")
     conn.execute(f"SET ROLE {writer}")
     conn.commit()
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="items"):
         table.ingest(range(500, 501), vectors[:1])
+
+
+def test_what_others_say_was_loaded_is_not_believed(
+    conn: Conn, writer: str, rng: np.random.Generator
+) -> None:
+    vectors = rng.standard_normal((300, DIM), dtype=np.float32)
+    table = pybq.Table.create(conn, "items", DIM, store=None)
+    conn.commit()
+    table.ingest([250], vectors[250:251])
+    conn.commit()
+    with pytest.raises(LoadError):  # two batches are written, the third is to be resumed
+        table.load(vectors, name="books", batch_rows=100)
+    conn.execute("DELETE FROM items WHERE id = 250")
+    (forged,) = conn.execute("SELECT array_agg(fingerprint) FROM bq_loads").fetchone() or ()
+    conn.execute(f"GRANT INSERT ON items TO {writer}")
+    conn.execute(f"SET ROLE {writer}")
+    assert conn.execute("SELECT count(*) FROM bq_loads").fetchone() == (0,)
+    for batch in (2, 0, 1):
+        conn.execute(
+            "SELECT bq_record_load('items', 'books', %s, 100, %s, 100)", [batch, forged[0]]
+        )
+    conn.execute("RESET ROLE")
+    conn.commit()
+    assert table.load(vectors, name="books", batch_rows=100, resume=True) == 100
+    assert conn.execute("SELECT count(*) FROM items").fetchone() == (300,)
+
+
+def test_made_up_statistics_stop_nobody(conn: Conn, writer: str, rng: np.random.Generator) -> None:
+    """They may be wrong, as those of made up vectors would be; all else goes on."""
+    vectors = rng.standard_normal((600, DIM), dtype=np.float32)
+    table = pybq.Table.create(conn, "items", DIM)
+    table.ingest(range(300), vectors[:300])
+    conn.execute(f"GRANT INSERT ON items TO {writer}")
+    conn.execute(f"SET ROLE {writer}")
+    forged = """
+        SELECT bq_add_statistics('items', 'code', ROW(%s, array_fill(%s::float8, ARRAY[40]),
+            array_fill(%s::float8, ARRAY[40]), array_fill(-%s::float8, ARRAY[40]),
+            array_fill(%s::float8, ARRAY[40]), array_fill(-%s::float8, ARRAY[40]),
+            array_fill(%s::bigint, ARRAY[40]))::bq_statistics)"""
+    for count, mean, square in ((2**62, 0, 0), (5, 1e308, 0), (5, 0, 1e308)):
+        with pytest.raises(psycopg.errors.DataException, match="bq_statistics"), conn.transaction():
+            conn.execute(forged, [count, mean, square, mean, square, square, count])
+    for _ in range(3):
+        conn.execute(forged, [2**53, 3e38, 1e92, 3e38, 1e92, 1e92, 2**53])
+    conn.execute("RESET ROLE")
+    conn.commit()
+    table.ingest(range(300, 600), vectors[300:])
+    assert table.status().count == 2**53
+    assert table.search(vectors[500], k=1)[0].id == 500
+    conn.commit()
+    assert table.reencode(transform=9) == 600
 
 
 @pytest.mark.usefixtures("vector")

@@ -25,18 +25,22 @@ FROM generate_series(1, 100) AS i,
     LATERAL (SELECT array_agg(sin(i * j)::real) AS x FROM generate_series(1, 40) AS j) AS v;
 INSERT INTO items VALUES (0, bq_encode(array_fill(0::real, ARRAY[40])), NULL);
 CREATE TABLE gone (code bqvec(40));
-INSERT INTO bq_columns (table_name, code_column, dim, metric, transform, statistics)
-SELECT 'items', 'code', 40, 'cosine', 1, bq_statistics(bq_decode(code)) FROM items;
-INSERT INTO bq_columns (table_name, code_column, dim, metric, transform)
-VALUES ('gone', 'code', 40, 'l2', 0);
+CREATE TABLE excluded (code bqvec(40, 5));
+SELECT bq_register_column('items', 'code', NULL, 40, 'cosine', 1, 'a reason');
+SELECT bq_add_statistics('items', 'code', (SELECT bq_statistics(bq_decode(code)) FROM items));
+SELECT bq_register_column('excluded', 'code', NULL, 40, 'l2', 5);
+SELECT bq_register_column('excluded', 'code2', NULL, 40, 'l2', 5);
+SELECT bq_register_column('gone', 'code', NULL, 40, 'l2', 0);
 DROP TABLE gone;
 """
 
 CONTENTS = """
 SELECT (SELECT string_agg(concat_ws(' ', id, code, query, vector_norm(query)), ',' ORDER BY id)
         FROM items),
-    (SELECT string_agg(b::text, ',') FROM bq_columns AS b
-     WHERE EXISTS (SELECT FROM pg_class WHERE oid = table_name))
+    (SELECT string_agg(b::text, ',' ORDER BY b.table_name::text, code_column) FROM bq_columns AS b
+     WHERE EXISTS (SELECT FROM pg_class WHERE oid = table_name)),
+    (SELECT format_type(atttypid, atttypmod) FROM pg_attribute
+     WHERE attrelid = to_regclass('excluded') AND attname = 'code')
 """
 
 
@@ -103,6 +107,15 @@ def contents(conn: psycopg.Connection[Any], dbname: str, user: str) -> Any:
         return other.execute(CONTENTS).fetchone()
 
 
+def registered(
+    conn: psycopg.Connection[Any], dbname: str, user: str, relation: str = "bq_columns"
+) -> list[str]:
+    """Return the tables that have a row."""
+    query = "SELECT table_name::text FROM {} ORDER BY 1"
+    with psycopg.connect(conninfo(conn, dbname, user)) as other:
+        return [name for (name,) in other.execute(query.format(relation)).fetchall()]
+
+
 @pytest.mark.parametrize("superuser", [True, False])
 def test_dump_of_extension_owner_restores(
     conn: psycopg.Connection[Any], databases: tuple[str, str], superuser: bool
@@ -118,38 +131,58 @@ def test_dump_of_extension_owner_restores(
     assert b"GRANT" not in script
     restore(conn, restored, user, script)
     before = contents(conn, dumped, user)
-    assert before[0].count(",") > 100 and "cosine" in before[1] and "l2" not in before[1]
+    assert before[0].count(",") > 100 and "cosine" in before[1] and "l2" in before[1]
+    assert before[2] == "bqvec(40,5)"
     assert contents(conn, restored, user) == before
-    with psycopg.connect(conninfo(conn, restored, user)) as target:
-        assert target.execute("SELECT count(*) FROM bq_columns").fetchone() == (1,)
+    assert registered(conn, restored, user) == ["excluded", "excluded", "items"]
 
 
-def test_dump_of_table_owner_needs_row_security(
+def test_rows_of_tables_that_are_not_restored_are_left_out(
     conn: psycopg.Connection[Any], databases: tuple[str, str]
 ) -> None:
-    """The owner of tables, in databases where someone else created the extension."""
     dumped, restored = databases
-    for name in databases:
-        with psycopg.connect(conninfo(conn, name, conn.info.user)) as other:
-            other.execute("CREATE EXTENSION bq")
-            other.execute(sql.SQL("GRANT ALL ON SCHEMA public TO {}").format(sql.Identifier(OTHER)))
+    with psycopg.connect(conninfo(conn, dumped, OWNER)) as source:
+        source.execute("CREATE EXTENSION bq")
+        source.execute(FILL)
+        source.execute("CREATE TEMP TABLE passing (code bqvec(3))")
+        source.execute("SELECT bq_register_column('passing', 'code', NULL, 3, 'l2')")
+        source.commit()
+        assert registered(conn, dumped, OWNER, "bq_column_data").count("0") == 0
+        script = dump(conn, dumped, OWNER, "--exclude-table=excluded")
+        assert b"public.excluded" in script and b"passing" not in script
+    restore(conn, restored, OWNER, script)
+    assert registered(conn, restored, OWNER, "bq_column_data") == ["items"]
+
+
+def test_whoever_may_read_all_data_may_dump_all(
+    conn: psycopg.Connection[Any], databases: tuple[str, str]
+) -> None:
+    dumped, restored = databases
+    with psycopg.connect(conninfo(conn, dumped, OWNER)) as source:
+        source.execute("CREATE EXTENSION bq")
+        source.execute(FILL)
+        source.execute("SELECT bq_record_load('items', 'books.npy', 0, 100, 'print', 100)")
+    conn.execute(sql.SQL("GRANT pg_read_all_data TO {}").format(sql.Identifier(OTHER)))
+    restore(conn, restored, OWNER, dump(conn, dumped, OTHER))
+    before = contents(conn, dumped, OWNER)
+    assert "a reason" in before[1] and before[1].count("{") > 5  # statistics, too
+    assert contents(conn, restored, OWNER) == before
+
+
+def test_dump_by_others_needs_select(
+    conn: psycopg.Connection[Any], databases: tuple[str, str]
+) -> None:
+    """The owner of tables, in a database where someone else created the extension."""
+    dumped, restored = databases
+    with psycopg.connect(conninfo(conn, dumped, conn.info.user)) as other:
+        other.execute("CREATE EXTENSION bq")
+        other.execute(sql.SQL("GRANT ALL ON SCHEMA public TO {}").format(sql.Identifier(OTHER)))
     with psycopg.connect(conninfo(conn, dumped, OTHER)) as source:
-        source.execute(FILL.replace("DROP TABLE gone;", ""))
-    with pytest.raises(RuntimeError, match='row-level security policy for table "bq_columns"'):
+        source.execute(FILL)
+    with pytest.raises(RuntimeError, match="permission denied for table bq_column_data"):
         dump(conn, dumped, OTHER)
-    script = dump(
-        conn,
-        dumped,
-        OTHER,
-        "--enable-row-security",
-        "--inserts",
-        "--data-only",
-        "--table=items",
-        "--table=bq_columns",
-        "--table=gone",
-    )
-    with psycopg.connect(conninfo(conn, restored, OTHER)) as target:
-        target.execute("CREATE TABLE items (id int PRIMARY KEY, code bqvec(40), query bqquery)")
-        target.execute("CREATE TABLE gone (code bqvec(40))")
-    restore(conn, restored, OTHER, script)
+    assert b"items" in dump(conn, dumped, OTHER, "--table=items")
+    with psycopg.connect(conninfo(conn, dumped, conn.info.user)) as other:
+        other.execute(sql.SQL("GRANT SELECT ON bq_column_data TO {}").format(sql.Identifier(OTHER)))
+    restore(conn, restored, conn.info.user, dump(conn, dumped, OTHER))
     assert contents(conn, restored, OTHER) == contents(conn, dumped, OTHER)
