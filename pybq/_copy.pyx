@@ -52,7 +52,8 @@ cdef extern from *:
     /* Round to float16 and back, by the instructions for it; numpy uses none of them. */
     #if defined(__x86_64__) && defined(__GNUC__)
     #include <immintrin.h>
-    static int has_half(void) { return __builtin_cpu_supports("f16c") != 0; }
+    #include "bqcpu.h"
+    static int has_half(void) { return (bq_cpu_features() & BQ_CPU_F16C) != 0; }
     __attribute__((target("avx,f16c")))
     static void round_to_half(const float *x, uint16_t *half, float *rounded, Py_ssize_t n)
     {

@@ -16,7 +16,10 @@ saved_states(void)
 	return ((uint64_t) high << 32) | low;
 }
 
-/* Intel SDM volume 2A, CPUID; volume 1, 14.3 and 15.2 for the order of the questions. */
+/*
+ * Intel SDM volume 2A, CPUID; volume 1, 14.3 and 15.2 for the order of the questions.  Not
+ * __builtin_cpu_supports(): which names it takes depends on the compiler.
+ */
 static int
 ask_cpu(void)
 {
