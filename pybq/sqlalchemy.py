@@ -57,13 +57,13 @@ from psycopg import BaseConnection, ProgrammingError
 from psycopg.adapt import AdaptersMap, PyFormat
 from sqlalchemy import REAL, Double, Integer, Select, bindparam, event, func, select
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import aliased
 from sqlalchemy.pool import Pool
 from sqlalchemy.sql import ColumnElement
-from sqlalchemy.types import TypeEngine, UserDefinedType
+from sqlalchemy.types import UserDefinedType
 
 from pybq.psycopg import _BinaryDumper, _TextDumper
 from pybq.quantizer import Quantizer
@@ -145,8 +145,11 @@ class BQVec(_ValueType[Code]):
     dim : int, optional
         Number of dimensions, checked by the server. None: any, as in an unmodified `bqvec`.
     transform : int
-        Number of the rotation that the codes were made with, 0 for the original axes. Not part
-        of the SQL type: it is what a float vector in a comparison goes through before it is sent.
+        Number of the rotation that the codes were made with, 0 for the original axes: what a float
+        vector in a comparison goes through before it is sent.
+    declare : bool
+        Whether the transform is part of the SQL type, `bqvec(dim, transform)`: then the server
+        refuses codes of another one. Not for columns that `pybq.Table` is to encode anew.
 
     Notes
     -----
@@ -160,7 +163,7 @@ class BQVec(_ValueType[Code]):
     written here, or to be applied to one statement by
     ``type_coerce(Item.code, BQVec(384, transform=...))``. A ready `pybq.Query` needs no number.
 
-    Reflection finds the type and its dim (not the transform) once this module is imported.
+    Reflection finds the type, its dim and a declared transform once this module is imported.
 
     Examples
     --------
@@ -175,14 +178,19 @@ class BQVec(_ValueType[Code]):
     _class = Code
     _function = "bq_encode"
 
-    def __init__(self, dim: int | None = None, transform: int = 0) -> None:
+    def __init__(self, dim: int | None = None, transform: int = 0, declare: bool = False) -> None:
         super().__init__()
         _quantizer(1 if dim is None else dim, transform)  # checks both
+        if declare and dim is None:
+            raise ValueError("expected dim with declare=True, as in bqvec(384, 7)")
         self.dim = dim
         self.transform = transform
+        self.declare = declare
 
     def get_col_spec(self, **options: Any) -> str:
-        return "BQVEC" if self.dim is None else f"BQVEC({self.dim})"
+        if self.dim is None:
+            return "BQVEC"
+        return f"BQVEC({self.dim}, {self.transform})" if self.declare else f"BQVEC({self.dim})"
 
     class Comparator(UserDefinedType.Comparator[Code]):
         """Distances of a column of codes."""
@@ -503,9 +511,14 @@ def _register_dumpers(dbapi_connection: Any, record: Any, proxy: Any) -> None:
                 adapters.register_dumper(value, type(dumper.__name__, (dumper,), {"value": value}))
 
 
-_reflected: dict[str, type[TypeEngine[Any]]] = {
-    "bqvec": BQVec,
+def _reflect_bqvec(dim: int | None = None, transform: str | None = None) -> BQVec:
+    return BQVec(dim) if transform is None else BQVec(dim, int(transform), declare=True)
+
+
+_reflected: dict[str, Any] = {
+    "bqvec": _reflect_bqvec,
     "bqquery": BQQuery,
     "bq_statistics": _Statistics,
+    "bq_table": REGCLASS,  # of the extension's own table
 }
 ischema_names.update(_reflected)

@@ -340,6 +340,7 @@ def test_functions_equal_the_quantizer(
 def test_reflection_finds_types_and_index(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE open_dim (code bqvec, query bqquery)"))
+        connection.execute(text("CREATE TABLE typed (code bqvec(4,7))"))
     items = Table("items", MetaData(), autoload_with=engine)
     assert isinstance(items.c.code.type, BQVec)
     assert items.c.code.type.dim == DIM
@@ -347,6 +348,11 @@ def test_reflection_finds_types_and_index(engine: Engine) -> None:
     open_dim = Table("open_dim", MetaData(), autoload_with=engine)
     assert repr(open_dim.c.code.type) == "BQVec()"
     assert isinstance(open_dim.c.query.type, BQQuery)
+    typed = Table("typed", MetaData(), autoload_with=engine)
+    assert repr(typed.c.code.type) == "BQVec(dim=4, transform=7, declare=True)"
+    assert str(typed.c.code.type.compile(engine.dialect)) == "BQVEC(4, 7)"
+    with pytest.raises(ValueError, match="expected dim with declare=True"):
+        BQVec(transform=7, declare=True)
     bq_columns = Table("bq_columns", MetaData(), autoload_with=engine)  # warns of no type
     assert "statistics" in bq_columns.c
     (index,) = inspect(engine).get_indexes("items")
