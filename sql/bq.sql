@@ -737,7 +737,7 @@ COMMENT ON TRIGGER skip_missing_tables ON bq_column_data IS 'a dump may name tab
 SELECT pg_catalog.pg_extension_config_dump('bq_column_data',
 	'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) table_name::pg_catalog.oid AND c.relpersistence OPERATOR(pg_catalog.<>) ''t'')');
 
--- Facts for who has any privilege on the table; what was learned from its rows for who may
+-- Facts for who may read or write in the table; what was learned from its rows for who may
 -- read them all, as pg_stats has it.  Rows of tables that are gone for the owner.  Casts leave
 -- no choice of function or operator to what else may lie in this schema.
 CREATE VIEW bq_columns WITH (security_barrier) AS
