@@ -77,7 +77,7 @@ WHERE attrelid = 'typed'::regclass AND attnum > 1 ORDER BY attnum;
 INSERT INTO typed VALUES (1, '7:1:0123', '0:1:0123'), (2, ARRAY[1, 2, 3, 4]::real[], ARRAY[1, 2, 3, 4]::real[]),
 	(3, bq_encode('{1,2,3,4}', 7), NULL);
 INSERT INTO typed (id, far) SELECT 4, bq_encode(random_vector(16000, 1), 65535);
-SELECT id, code = bq_encode('{1,2,3,4}', 7) AS rotated, axes = bq_encode('{1,2,3,4}') AS on_axes, transform(far) FROM typed;
+SELECT id, code = bq_encode('{1,2,3,4}', 7) AS rotated, axes = bq_encode('{1,2,3,4}') AS on_axes, transform(far) FROM typed ORDER BY id;
 SELECT ARRAY[1, 2, 3, 4]::real[]::bqvec(4,7) = bq_encode('{1,2,3,4}', 7) AS cast_encodes;
 SELECT statement, fails(statement) FROM (VALUES
 	('INSERT INTO typed (code) VALUES (''0:1:0123'')'),
