@@ -91,6 +91,7 @@ def test_what_others_say_was_loaded_is_not_believed(
     assert conn.execute("SELECT count(*) FROM items").fetchone() == (300,)
 
 
+@pytest.mark.usefixtures("vector")
 def test_made_up_statistics_stop_nobody(conn: Conn, writer: str, rng: np.random.Generator) -> None:
     """They may be wrong, as those of made up vectors would be; all else goes on."""
     vectors = rng.standard_normal((600, DIM), dtype=np.float32)
