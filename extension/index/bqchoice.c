@@ -16,7 +16,9 @@
 #include "index/bqsource.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
+#include "type/bqcolumns.h"
 #include "type/bqvec.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
 #define SAMPLE_ROWS 2000
@@ -213,6 +215,18 @@ find_truth(const Sample *sample)
 	return truth;
 }
 
+/* What pybq decided for codes of the same column; -1: nothing. */
+static int
+decided_transform(Relation heap, Relation index)
+{
+	AttrNumber	column = index->rd_index->indkey.values[0];
+
+	if (column == 0)			/* an expression */
+		return -1;
+	return bq_decided_transform(get_func_namespace(index->rd_amhandler), RelationGetRelid(heap),
+								NameStr(TupleDescAttr(RelationGetDescr(heap), column - 1)->attname));
+}
+
 /*
  * The transform of an index that has no rows.  One on codes has that of its column's type; -1: it
  * has none, the first row decides.
@@ -227,15 +241,20 @@ bq_transform_without_rows(Relation index)
 	return options != NULL && options->transform >= 0 ? options->transform : ROTATION;
 }
 
-/* Choose the transform of an index on vectors from the rows of its table. */
+/* Choose the transform of an index on vectors: what was decided before, or what suits the rows. */
 BqChoice
 bq_choose_transform(Relation heap, Relation index, IndexInfo *info, int dim)
 {
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "bq choice",
-												  ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old_context = MemoryContextSwitchTo(context);
-	BqChoice	choice = {.transform = ROTATION};
+	BqChoice	choice = {.transform = decided_transform(heap, index)};
+	MemoryContext context;
+	MemoryContext old_context;
 	Sample		sample = {0};
+
+	if (choice.transform >= 0)
+		return choice;
+	choice.transform = ROTATION;
+	context = AllocSetContextCreate(CurrentMemoryContext, "bq choice", ALLOCSET_DEFAULT_SIZES);
+	old_context = MemoryContextSwitchTo(context);
 
 	sample.form = bq_begin_forming(index, dim, 0);
 	sample.limit = (int) Max(Min((size_t) SAMPLE_ROWS,

@@ -62,10 +62,13 @@ report_unmatched(Oid table, const char *code_column)
 					code_column, get_rel_name(table))));
 }
 
-/* Find the row of a code column; false if there is none, *transform -1 if it is not decided. */
+/*
+ * Find the row of a column, whose name is in `attribute`; false if there is none, *transform -1 if it
+ * is not decided.
+ */
 static bool
-find_transform(Relation columns, Snapshot snapshot, Oid table, const char *code_column,
-			   int *transform)
+find_transform(Relation columns, Snapshot snapshot, Oid table, const char *attribute,
+			   const char *column, int *transform)
 {
 	Oid			columns_oid = RelationGetRelid(columns);
 	ScanKeyData keys[2];
@@ -74,10 +77,10 @@ find_transform(Relation columns, Snapshot snapshot, Oid table, const char *code_
 	NameData	name;
 	bool		undecided;
 
-	namestrcpy(&name, code_column);
+	namestrcpy(&name, column);
 	ScanKeyInit(&keys[0], get_attnum(columns_oid, "table_name"), BTEqualStrategyNumber, F_OIDEQ,
 				ObjectIdGetDatum(table));
-	ScanKeyInit(&keys[1], get_attnum(columns_oid, "code_column"), BTEqualStrategyNumber, F_NAMEEQ,
+	ScanKeyInit(&keys[1], get_attnum(columns_oid, attribute), BTEqualStrategyNumber, F_NAMEEQ,
 				NameGetDatum(&name));
 	scan = systable_beginscan(columns, InvalidOid, false, snapshot, 2, keys);
 	tuple = systable_getnext(scan);
@@ -108,11 +111,12 @@ bq_column_transform(FunctionCallInfo fcinfo, Oid table, const char *code_column)
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	List	   *ancestors = get_rel_relispartition(table) ? get_partition_ancestors(table) : NIL;
 	int			transform;
-	bool		found = find_transform(columns, snapshot, table, code_column, &transform);
+	bool		found = find_transform(columns, snapshot, table, "code_column", code_column,
+									   &transform);
 
 	for (int i = 0; !found && i < list_length(ancestors); i++)
-		found = find_transform(columns, snapshot, list_nth_oid(ancestors, i), code_column,
-							   &transform);
+		found = find_transform(columns, snapshot, list_nth_oid(ancestors, i), "code_column",
+							   code_column, &transform);
 	if (!found)
 		report_unknown(table, code_column);
 	UnregisterSnapshot(snapshot);
@@ -123,6 +127,28 @@ bq_column_transform(FunctionCallInfo fcinfo, Oid table, const char *code_column)
 				 errmsg("transform of column \"%s\" of table \"%s\" is not decided yet",
 						code_column, get_rel_name(table)),
 				 errhint("Ingest the first rows with pybq, which decides it, or make the table with a transform.")));
+	return transform;
+}
+
+/*
+ * Transform that was decided for the codes of a column of vectors, -1 if none was; `schema` is that
+ * of the extension.
+ */
+int
+bq_decided_transform(Oid schema, Oid table, const char *source_column)
+{
+	Oid			columns_oid = get_relname_relid("bq_column_data", schema);
+	Relation	columns;
+	Snapshot	snapshot;
+	int			transform = -1;
+
+	if (!OidIsValid(columns_oid))
+		return -1;
+	columns = table_open(columns_oid, AccessShareLock);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	(void) find_transform(columns, snapshot, table, "source_column", source_column, &transform);
+	UnregisterSnapshot(snapshot);
+	table_close(columns, AccessShareLock);
 	return transform;
 }
 
