@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from psycopg.rows import tuple_row
 
-from pybq.recall import compose, fetch_rows, find_distances, take_queries
+from pybq.recall import compose, fetch_rows, find_distances, reading_all_rows, take_queries
 from pybq.table import Table
 
 
@@ -174,9 +174,7 @@ def bench_table(
 def _search_exactly(table: Table, vector: NDArray[Any], k: int) -> tuple[float, list[Any]]:
     """Seconds, and the nearest rows of all by the stored vectors."""
     text = str(vector.tolist())
-    with table.connection.transaction(), table.connection.cursor(row_factory=tuple_row) as cursor:
-        # an index over the vectors would be approximate
-        cursor.execute("SET LOCAL enable_indexscan = off")
+    with reading_all_rows(table), table.connection.cursor(row_factory=tuple_row) as cursor:
         statement = compose(
             table,
             "SELECT {id} FROM {table} WHERE {vector} IS NOT NULL"
@@ -185,7 +183,6 @@ def _search_exactly(table: Table, vector: NDArray[Any], k: int) -> tuple[float, 
         start = time.perf_counter()
         rows = cursor.execute(statement, [text, k], prepare=True).fetchall()
         elapsed = time.perf_counter() - start
-        cursor.execute("SET LOCAL enable_indexscan TO DEFAULT")
     return elapsed, [key for (key,) in rows]
 
 

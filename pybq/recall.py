@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
@@ -141,17 +142,28 @@ def sample_rows(table: Table, n: int) -> tuple[list[Any], NDArray[np.float32]]:
 
 def find_exact(table: Table, vector: NDArray[Any], own: Any, k: int) -> list[float]:
     """Exact distances of the k nearest rows, but for the row that the query comes from."""
-    with table.connection.transaction(), table.connection.cursor() as cursor:
-        # an index over the vectors would be approximate
-        cursor.execute("SET LOCAL enable_indexscan = off")
+    with reading_all_rows(table):
         rows = fetch_rows(
             table,
             "SELECT {vector} {operator} %s::real[]::{type} AS distance FROM {table}"
             " WHERE {id} IS DISTINCT FROM %s AND {vector} IS NOT NULL ORDER BY distance LIMIT %s",
             [vector.tolist(), own, k],
         )
-        cursor.execute("SET LOCAL enable_indexscan TO DEFAULT")
     return [row[0] for row in rows]
+
+
+@contextmanager
+def reading_all_rows(table: Table) -> Iterator[None]:
+    """A transaction, or a part of the one that is open, that uses no index for an order.
+
+    An index over the vectors would be approximate.
+    """
+    change = "SELECT current_setting('enable_indexscan'), set_config('enable_indexscan', %s, true)"
+    with table.connection.transaction():
+        ((before, _),) = fetch_rows(table, change, ["off"])
+        yield
+        # Not the default: the caller's transaction goes on, perhaps with a setting of its own.
+        fetch_rows(table, change, [before])
 
 
 def find_distances(table: Table, vector: NDArray[Any], ids: list[Any]) -> list[float]:

@@ -539,6 +539,19 @@ def test_calibration_leaves_settings_as_they_were(conn: Conn) -> None:
 
 
 @needs_pgvector
+@pytest.mark.parametrize("measure_table", [measure_recall, bench_table])
+def test_measuring_leaves_settings_as_they_were(conn: Conn, measure_table: Any) -> None:
+    table = pybq.Table.create(conn, "items", 16)
+    table.ingest(range(100), low_fidelity(100)[0])
+    for setting in ("off", "on"):
+        with conn.transaction():
+            conn.execute(f"SET LOCAL enable_indexscan = {setting}".encode())
+            measure_table(table, sample=2)
+            assert conn.execute("SHOW enable_indexscan").fetchone() == (setting,)
+    assert conn.execute("SHOW enable_indexscan").fetchone() == ("on",)
+
+
+@needs_pgvector
 @pytest.mark.parametrize("index", [False, True])
 def test_rows_without_vectors_are_passed_over(conn: Conn, index: bool) -> None:
     base, queries = low_fidelity(500)
