@@ -18,6 +18,17 @@ Output = Literal["hits", "numpy", "arrow", "pandas", "polars"]
 # The package that makes a form.
 PACKAGES = {"arrow": "pyarrow", "pandas": "pandas", "polars": "polars"}
 INTEGERS = ("int2", "int4", "int8")
+# What columns of a frame are, whatever rows were found: names of types in polars and Arrow.
+# Others are inferred. Polars has no type for uuid.
+FRAME_TYPES = {
+    **dict.fromkeys(INTEGERS, ("Int64", "int64")),
+    **dict.fromkeys(("float4", "float8"), ("Float64", "float64")),
+    **dict.fromkeys(("text", "varchar", "bpchar", "name", "uuid"), ("String", "string")),
+    "bool": ("Boolean", "bool"),
+    "bytea": ("Binary", "binary"),
+    "date": ("Date", "date32"),
+    "timestamp": ("Datetime", "timestamp[us]"),
+}
 
 
 @dataclass(slots=True)
@@ -95,6 +106,8 @@ class Results:
         self._module = _load(output)
         self._output = output
         self._integers = layout.id.type_name in INTEGERS
+        self._types = {"id": layout.id.type_name}
+        self._types |= {name: layout.columns[name].type_name for name in columns}
         self._k = k
         self._columns = columns
         self._single = single  # one query, not a batch of one
@@ -111,9 +124,24 @@ class Results:
         if self._output == "numpy":
             return self._make_arrays(found)
         columns = self._make_columns(found)
-        if self._output == "arrow":
-            return self._module.table(columns)
-        return self._module.DataFrame(columns)
+        if self._output == "pandas":
+            return self._module.DataFrame(columns)
+        return self._make_typed_frame(columns)
+
+    def _make_typed_frame(self, columns: dict[str, Any]) -> Any:
+        """Of polars or Arrow: nothing found, or only nulls, gives the types that rows give."""
+        module, types = self._module, {}
+        for name, type_name in self._types.items():
+            if type_name == "uuid":
+                columns[name] = [None if uuid is None else str(uuid) for uuid in columns[name]]
+            if type_name in FRAME_TYPES:
+                polars, arrow = FRAME_TYPES[type_name]
+                types[name] = arrow if self._output == "arrow" else getattr(module, polars)
+        if self._output == "polars":
+            return module.DataFrame(columns, schema_overrides=types)
+        return module.table(
+            {name: module.array(values, types.get(name)) for name, values in columns.items()}
+        )
 
     def _make_arrays(self, found: Sequence[Sequence[Row]]) -> Arrays:
         shape = (len(found), self._k)

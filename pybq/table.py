@@ -624,7 +624,8 @@ class Table(_Table[BlockingDatabase]):
             For "numpy": ids and distances, of shape (k,) or (q, k).
         pyarrow.Table, pandas.DataFrame or polars.DataFrame
             For the others: columns id, distance and further ones, nearest first. For several
-            queries, the number of the query in a first column, query.
+            queries, the number of the query in a first column, query. In Arrow and polars a uuid
+            is text, and columns have the same types if nothing was found.
 
         Raises
         ------

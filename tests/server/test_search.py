@@ -7,8 +7,10 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import psycopg
@@ -361,6 +363,45 @@ def test_frames(table: pybq.Table, queries: np.ndarray, output: Any) -> None:
     assert one == {"id": [h.id for h in hits[2]], "distance": [h.distance for h in hits[2]]}
     nothing = FRAMES[output](table.search(queries, where="false", output=output))
     assert nothing == {"query": [], "id": [], "distance": []}
+
+
+@pytest.mark.parametrize("output", ["arrow", "polars"])
+def test_frames_have_the_same_types_whatever_was_found(
+    conn: Conn, vectors: np.ndarray, output: Any
+) -> None:
+    module = pytest.importorskip({"arrow": "pyarrow"}.get(output, output))
+    now = datetime(2026, 11, 21, 12, 30)
+    values: dict[str, tuple[str, Any]] = {
+        "title": ("text", "a title"),
+        "letter": ("varchar(3)", "abc"),
+        "price": ("int", 3),
+        "weight": ("real", 0.5),
+        "sold": ("bool", True),
+        "picture": ("bytea", b"\0\1"),
+        "day": ("date", now.date()),
+        "made": ("timestamp", now),
+        "owner": ("uuid", UUID(int=5)),
+    }
+    columns = {name: kind for name, (kind, _) in values.items()}
+    table = pybq.Table.create(
+        conn, "items", DIM, store=None, id_type="uuid", columns=columns, transform=1
+    )
+    ids = [UUID(int=i) for i in range(4)]
+    filled = {name: [value, None, value, None] for name, (_, value) in values.items()}
+    table.ingest(ids, vectors[:4], filled)
+    frames = [
+        table.search(vectors[0], columns=list(columns), where=where, output=output)
+        for where in ("true", "false", "price IS NULL")
+    ]
+    rows, nothing, nulls = frames
+    assert [len(frame) for frame in frames] == [4, 0, 2]
+    assert rows.schema == nothing.schema == nulls.schema
+    found = FRAMES[output](rows)
+    i = found["id"].index(str(ids[2]))
+    expected = {name: value for name, (_, value) in values.items()} | {"owner": str(UUID(int=5))}
+    assert {name: found[name][i] for name in columns} == expected
+    join = getattr(module, "concat_tables", None) or module.concat
+    assert len(join(frames)) == 6
 
 
 @pytest.mark.parametrize(("output", "package"), [("arrow", "pyarrow"), ("polars", "polars")])
