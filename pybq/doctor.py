@@ -192,7 +192,11 @@ def _examine_index(conn: Connection[Any], index: str, check: bool) -> Finding:
     except InsufficientPrivilege as error:
         return Finding(name, "warning", f"not looked at: {error}", "ask as the table's owner")
     except Error as error:
-        return Finding(name, "error", str(error), f"run REINDEX INDEX {index}")
+        # Class XX: data or index corrupted, or what must not happen. Others, like a timeout or a
+        # lock that another session has, say nothing about the index.
+        if (error.sqlstate or "").startswith("XX"):
+            return Finding(name, "error", str(error), f"run REINDEX INDEX {index}")
+        return Finding(name, "warning", f"not looked at: {error}", "look again when it is not used")
     text = f"{rows:,} rows in {lists:,} {'list' if lists == 1 else 'lists'}"
     if check:
         text += ", checked"
