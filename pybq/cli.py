@@ -40,6 +40,9 @@ from pybq.table import Metric, Table
 # Rows of a file that `advise --file` looks at, spread evenly over it.
 ADVISE_ROWS = 100_000
 
+# Variables of libpq that say which server or database is meant.
+NAMING = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGSERVICE", "PGDATABASE")
+
 Conflict = Literal["error", "update", "skip"]
 
 _out = Console()
@@ -544,9 +547,7 @@ def doctor(
 @contextmanager
 def _connect(dsn: str | None) -> Iterator[psycopg.Connection[Any]]:
     """Connect to the database asked for, that of libpq's variables, or that of `pybq serve`."""
-    if dsn is None and not any(
-        name in os.environ for name in ("PGHOST", "PGSERVICE", "PGDATABASE")
-    ):
+    if dsn is None and not any(name in os.environ for name in NAMING):
         dsn = _running_dsn(_default_data_dir())
         if dsn is None:
             raise CommandError(

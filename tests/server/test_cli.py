@@ -304,6 +304,23 @@ def test_picture_says_the_decision(files: Path, vectors: np.ndarray) -> None:
 # -- what it prints, and when it fails ----------------------------------------------------------
 
 
+def test_doctor_does_not_take_an_index_that_is_in_use_for_a_damaged_one(
+    ask: Callable[..., Any], run: Callable[..., tuple[int, str]], conn: psycopg.Connection[Any]
+) -> None:
+    ask("create", "items", "--dim", 4)
+    conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+    conn.commit()
+    with psycopg.connect(conn.info.dsn, password=conn.info.password, autocommit=True) as other:
+        other.execute("SET lock_timeout = '100ms'")
+        conn.execute("LOCK TABLE items IN ROW EXCLUSIVE MODE")  # as a writer
+        found = {each.name: each for each in examine(other, check_indexes=True)}["index items_code"]
+        conn.rollback()
+        assert found.state == "warning" and "lock timeout" in found.text
+        assert "REINDEX" not in found.hint and "again" in found.hint
+        found = {each.name: each for each in examine(other, check_indexes=True)}["index items_code"]
+        assert (found.state, found.hint) == ("ok", "")
+
+
 def test_people_get_tables_and_sentences(run: Callable[..., tuple[int, str]], files: Path) -> None:
     code, output = run("ingest", files / "items.npz", "--table", "items")
     assert code == 0 and f"{ROWS} rows written to items" in output and "why: rotate" in output
@@ -422,6 +439,12 @@ def test_no_server_is_explained(
     monkeypatch.setenv("PYBQ_DATA_DIR", str(tmp_path))
     answer = ask("status", "items", expected=1)
     assert "no server of pybq runs" in answer["error"] and "pybq serve" in answer["hint"]
+    for name, value in (("PGHOSTADDR", "127.0.0.1"), ("PGPORT", "1")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            patch.setenv("PGCONNECT_TIMEOUT", "2")
+            answer = ask("status", "items", expected=1)
+            assert "connection" in answer["error"] and "--dsn" in answer["hint"]
 
 
 @pytest.mark.slow
