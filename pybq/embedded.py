@@ -37,6 +37,28 @@ _MAX_SOCKET_PATH = 103
 
 _UNUSED_BUILD_DAYS = 30
 
+# Of the machine's memory, what a server takes for its buffers: PostgreSQL's advice is a quarter
+# on a machine of its own, and the application is on this one, too.
+_BUFFERS_SHARE = 1 / 8
+_MIN_BUFFERS_MB, _MAX_BUFFERS_MB = 128, 8192
+# Memory of a container, versions 2 and 1 of cgroups.
+_MEMORY_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+# Stops a server whose process is gone, however it ended, and removes its folders: data folder,
+# process id of the server, folders.  Nothing is ever written to its input, which ends with us.
+_WATCH = """
+read -r nothing
+if [ "$(head -n 1 "$1/postmaster.pid")" = "$2" ]; then
+    kill -INT "$2"
+    while kill -0 "$2"; do sleep 0.1; done
+fi
+shift 2
+[ $# = 0 ] || rm -rf "$@"
+"""
+
 Setting = str | int | float | bool
 
 
@@ -69,6 +91,7 @@ class Server:
         self._socket_dir: Path | None = None
         self._port = int(self.settings.get("port", 5432))
         self._owner: int | None = None  # process that started the server and will stop it
+        self._watcher: subprocess.Popen[bytes] | None = None  # stops it if that cannot
 
     @property
     def dsn(self) -> str:
@@ -149,6 +172,24 @@ class Server:
         self._socket_dir = socket_dir
         self._owner = os.getpid()
         atexit.register(self.stop)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Have the server stopped if this process is killed: no exit handler would run."""
+        assert self.data_dir is not None
+        uid, gid = _server_ids()
+        pid = (self.data_dir / "postmaster.pid").read_text().splitlines()[0]
+        self._watcher = subprocess.Popen(
+            ["sh", "-c", _WATCH, "sh", self.data_dir, pid, *self._folders],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,  # Ctrl-C is for us
+            user=uid,
+            group=gid,
+            extra_groups=None if uid is None else [],
+        )
 
     def stop(self, mode: str = "fast") -> None:
         """Stop the server, if this object started it; a temporary database is removed.
@@ -158,13 +199,18 @@ class Server:
         mode : {"smart", "fast", "immediate"}
             As for pg_ctl: wait for clients, roll them back, or crash.
         """
+        if self._owner not in (None, os.getpid()):
+            return  # a forked child, where this runs at exit as well
         try:
-            # not in a forked child, where this runs at exit as well
-            if self._owner == os.getpid():
+            if self._owner is not None:
                 atexit.unregister(self.stop)
                 if self._is_running():
                     self._pg_ctl("--mode", mode, "stop")
         finally:
+            if self._watcher is not None:
+                self._watcher.kill()
+                self._watcher.communicate()
+            self._watcher = None
             self._owner = None
             self._socket_dir = None
             for folder in self._folders:
@@ -215,6 +261,8 @@ class Server:
             "--encoding=UTF8",
             "--locale=C",
             "--no-sync",
+            # Where ALTER SYSTEM can change it.
+            f"--set=shared_buffers={_choose_buffers_mb()}MB",
         )
 
     def _is_running(self) -> bool:
@@ -292,7 +340,8 @@ def serve(
     """A private PostgreSQL whose database has `vector` and `bq` ready.
 
     Needs `pip install "pybq[embedded]"`, and at the first start make and a C compiler. Listens on
-    a Unix socket that only the current OS user can reach.
+    a Unix socket that only the current OS user can reach. Ends with the process that started it,
+    even if that is killed.
 
     Parameters
     ----------
@@ -301,7 +350,8 @@ def serve(
     postgres : {18, 16}
         Major version.
     settings : mapping, optional
-        Server settings, e.g. ``{"shared_buffers": "1GB"}``.
+        Server settings, e.g. ``{"work_mem": "64MB"}``. Of `shared_buffers`, a new database
+        takes an eighth of the machine's memory (or container's), from 128 MB to 8 GB.
 
     Returns
     -------
@@ -317,6 +367,15 @@ def serve(
     ('0:2.238303:202',)
     """
     return Server(data_dir, postgres, settings)
+
+
+def _choose_buffers_mb() -> int:
+    """Megabytes of shared buffers for a new database."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for file in _MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+            memory = min(memory, int(file.read_text()))
+    return max(_MIN_BUFFERS_MB, min(_MAX_BUFFERS_MB, int(memory * _BUFFERS_SHARE) >> 20))
 
 
 def _format_setting(value: Setting) -> str:

@@ -3,10 +3,12 @@
 import os
 import pwd
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psycopg
@@ -116,6 +118,73 @@ print(psycopg.connect(server.dsn).info.backend_pid)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
     assert not (folder / "data" / "postmaster.pid").exists()
+
+
+@pytest.mark.parametrize("data_dir", [False, True], ids=["temporary", "folder"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_server_ends_with_a_process_that_is_killed(folder, number, data_dir):
+    """No handler runs then."""
+    script = f"""
+import pybq, time
+server = pybq.serve({str(folder / "data") if data_dir else None!r}).start()
+print(server.data_dir, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as process:
+        data = Path(process.stdout.readline().strip())
+        pid = int((data / "postmaster.pid").read_text().split()[0])
+        process.send_signal(number)
+        assert process.wait() == -number
+    left = Path(f"/proc/{pid}")
+    for _ in range(300):
+        if not left.exists() and (data_dir or not data.parent.exists()):
+            break
+        time.sleep(0.1)
+    assert not left.exists() and not (data / "postmaster.pid").exists()
+    assert data.exists() == data_dir
+    if data_dir:
+        assert "database system is shut down" in (data / "server.log").read_text()
+        with pybq.serve(folder / "data") as server:
+            assert query(server, "SELECT 1") == (1,)
+
+
+def test_exit_of_a_forked_child_leaves_the_server_alone():
+    with pybq.serve() as server:
+        pid = os.fork()
+        if pid == 0:
+            server.stop()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert server.data_dir.exists()
+        assert query(server, "SELECT 1") == (1,)
+
+
+def test_buffers_are_a_share_of_memory(monkeypatch, folder):
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    limit = folder / "limit"
+    monkeypatch.setattr(embedded, "_MEMORY_LIMITS", (folder / "missing", limit))
+    limit.write_text("max\n")
+    assert embedded._choose_buffers_mb() == max(128, min(8192, machine // 8))
+    for megabytes, expected in ((2048, 256), (100, 128)):
+        limit.write_text(f"{megabytes << 20}\n")
+        assert embedded._choose_buffers_mb() == expected
+    with pybq.serve(folder / "data") as server:
+        assert query(server, "SHOW shared_buffers") == ("128MB",)
+        query(server, "ALTER SYSTEM SET shared_buffers = '160MB'")
+    with pybq.serve(folder / "data") as server:
+        assert query(server, "SHOW shared_buffers") == ("160MB",)
+    limit.unlink()
+    with pybq.serve(settings={"shared_buffers": "130MB"}) as server:
+        assert query(server, "SHOW shared_buffers") == ("130MB",)
+    with pybq.serve() as server:
+        expected = f"{embedded._choose_buffers_mb()}MB"
+        assert query(
+            server,
+            f"SELECT pg_size_bytes('{expected}') ="
+            " pg_size_bytes(current_setting('shared_buffers'))",
+        ) == (True,)
 
 
 def test_environment_for_other_servers_does_no_harm(folder, monkeypatch):
