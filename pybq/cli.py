@@ -176,6 +176,14 @@ def serve(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A server setting; may be repeated."),
     ] = None,
+    password: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PYBQ_PASSWORD",
+            help="Password of clients on the network, with --set listen_addresses=...",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a private PostgreSQL with bq and pgvector until interrupted (Ctrl-C).
@@ -190,7 +198,7 @@ def serve(
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    with pybq.serve(folder, postgres, dict(pairs)) as server:
+    with pybq.serve(folder, postgres, dict(pairs), password) as server:
         if as_json:
             _print_json({"dsn": server.dsn, "data_dir": folder, "log": server.log_path})
         else:

@@ -78,13 +78,17 @@ class Server:
         data_dir: str | os.PathLike[str] | None = None,
         postgres: int = 18,
         settings: Mapping[str, Setting] | None = None,
+        password: str | None = None,
     ) -> None:
+        if password == "":
+            raise ValueError("expected a password, got an empty text")
         if postgres not in _INSTALLS:
             versions = " or ".join(map(str, _INSTALLS))
             raise ValueError(f"expected postgres version {versions}, got {postgres!r}")
         self.postgres = postgres
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser().absolute()
         self.settings = dict(settings or {})
+        self._password = password
         self._temporary = data_dir is None
         self._folders: list[Path] = []  # ours, removed at the end
         self._bin: Path | None = None
@@ -125,7 +129,8 @@ class Server:
         BuildError
             If the extension cannot be built, e.g. for want of a compiler.
         ServerError
-            If the server does not start; the message ends with its log.
+            If the server does not start; the message ends with its log. If it is to listen on
+            the network, and the role postgres has no password.
         ValueError
             If `data_dir` holds something else.
         """
@@ -139,6 +144,8 @@ class Server:
             with _lock():
                 self._start()
             self._create_extensions()
+            if self._owner is not None:
+                self._set_password()
         except BaseException:
             self.stop()
             raise
@@ -292,6 +299,28 @@ class Server:
         arguments = [f"--command={command}" for command in commands]
         self._run("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", *arguments, self.dsn)
 
+    def _set_password(self) -> None:
+        """Set the password of clients on the network, or check that there is one."""
+        import psycopg
+
+        # the user's PGOPTIONS are meant for other servers
+        with psycopg.connect(self.dsn, options="", autocommit=True) as conn:
+            if self._password is not None:
+                # as the server keeps it, so that the password itself comes into no log
+                verifier = conn.pgconn.encrypt_password(
+                    self._password.encode(), b"postgres", b"scram-sha-256"
+                )
+                literal = psycopg.sql.Literal(verifier.decode())
+                conn.execute(psycopg.sql.SQL("ALTER ROLE postgres PASSWORD {}").format(literal))
+            elif conn.execute(
+                "SELECT 1 FROM pg_authid WHERE rolname = 'postgres' AND rolpassword IS NULL"
+                " AND current_setting('listen_addresses') <> ''"
+            ).fetchone():
+                raise ServerError(
+                    "clients on the network need a password, and there is none; give one to "
+                    "serve(password=...), or to pybq serve --password"
+                )
+
     def _pg_ctl(self, *arguments: str) -> None:
         self._run("pg_ctl", f"--pgdata={self.data_dir}", "--wait", "--silent", *arguments)
 
@@ -336,6 +365,7 @@ def serve(
     data_dir: str | os.PathLike[str] | None = None,
     postgres: int = 18,
     settings: Mapping[str, Setting] | None = None,
+    password: str | None = None,
 ) -> Server:
     """A private PostgreSQL whose database has `vector` and `bq` ready.
 
@@ -352,6 +382,10 @@ def serve(
     settings : mapping, optional
         Server settings, e.g. ``{"work_mem": "64MB"}``. Of `shared_buffers`, a new database
         takes an eighth of the machine's memory (or container's), from 128 MB to 8 GB.
+    password : str, optional
+        Password of the user postgres on the network, kept with the database. Needed at the first
+        start with ``{"listen_addresses": "localhost"}`` or the like; the socket asks for none.
+        For clients on other machines add lines to `pg_hba.conf` in `data_dir`.
 
     Returns
     -------
@@ -366,7 +400,7 @@ def serve(
     ...         conn.execute("SELECT bq_encode(ARRAY[0.1, -2, 1], 0)::text").fetchone()
     ('0:2.238303:202',)
     """
-    return Server(data_dir, postgres, settings)
+    return Server(data_dir, postgres, settings, password)
 
 
 def _choose_buffers_mb() -> int:

@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -185,6 +186,30 @@ def test_buffers_are_a_share_of_memory(monkeypatch, folder):
             f"SELECT pg_size_bytes('{expected}') ="
             " pg_size_bytes(current_setting('shared_buffers'))",
         ) == (True,)
+
+
+def test_clients_on_the_network_need_the_password_that_was_given(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"listen_addresses": "127.0.0.1", "port": port, "log_statement": "all"}
+    with pytest.raises(pybq.ServerError, match=r"give one to serve\(password=...\)"):
+        pybq.serve(folder / "data", settings=settings).start()
+    with pytest.raises(ValueError, match="expected a password, got an empty text"):
+        pybq.serve(password="")
+    address = {"host": "127.0.0.1", "port": port, "user": "postgres", "dbname": "postgres"}
+
+    def connect(password):
+        with psycopg.connect(**address, password=password) as conn:
+            return conn.execute("SHOW listen_addresses").fetchone()
+
+    with pybq.serve(folder / "data", settings=settings, password="séc'ret%s") as server:
+        assert connect("séc'ret%s") == ("127.0.0.1",)
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            connect("another")
+        assert "séc'ret" not in server.log_path.read_text()
+    with pybq.serve(folder / "data", settings=settings):  # which keeps it
+        assert connect("séc'ret%s") == ("127.0.0.1",)
 
 
 def test_environment_for_other_servers_does_no_harm(folder, monkeypatch):
