@@ -37,6 +37,9 @@ _MAX_SOCKET_PATH = 103
 
 _UNUSED_BUILD_DAYS = 30
 
+# Status of `pg_ctl status` where no server runs; another one where the folder cannot be read.
+_NOT_RUNNING = 3
+
 # Of the machine's memory, what a server takes for its buffers: PostgreSQL's advice is a quarter
 # on a machine of its own, and the application is on this one, too.
 _BUFFERS_SHARE = 1 / 8
@@ -273,11 +276,8 @@ class Server:
         )
 
     def _is_running(self) -> bool:
-        try:
-            self._pg_ctl("status")
-        except ServerError:
-            return False
-        return True
+        """Whether a server runs on the folder; an error if that cannot be told."""
+        return self._pg_ctl("status", accept=_NOT_RUNNING) == 0
 
     def _attach(self) -> bool:
         """Use the server that runs on the folder, if there is one."""
@@ -321,11 +321,12 @@ class Server:
                     "serve(password=...), or to pybq serve --password"
                 )
 
-    def _pg_ctl(self, *arguments: str) -> None:
-        self._run("pg_ctl", f"--pgdata={self.data_dir}", "--wait", "--silent", *arguments)
+    def _pg_ctl(self, *arguments: str, accept: int = 0) -> int:
+        folder = f"--pgdata={self.data_dir}"
+        return self._run("pg_ctl", folder, "--wait", "--silent", *arguments, accept=accept)
 
-    def _run(self, program: str, *arguments: str) -> None:
-        """Run a program of the server as the server's user."""
+    def _run(self, program: str, *arguments: str, accept: int = 0) -> int:
+        """Run a program of the server as the server's user; returns 0, or the status accepted."""
         assert self._bin is not None
         # The user's PGHOST, PGOPTIONS and so on are meant for other servers.
         env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
@@ -351,8 +352,9 @@ class Server:
                 ) from error
             output.seek(0)
             text = output.read().decode(errors="replace").strip()
-        if code != 0:
+        if code not in (0, accept):
             raise ServerError(f"{program} failed: {text}")
+        return code
 
     def _log_tail(self) -> str:
         if self.log_path is None or not self.log_path.exists():

@@ -110,6 +110,16 @@ def test_stop_of_a_server_that_has_ended_is_no_error(folder):
     assert "stopped" in repr(server)
 
 
+def test_server_that_cannot_be_stopped_is_not_taken_for_one_that_has_ended(folder):
+    server = pybq.serve(folder / "data").start()
+    (folder / "data").rename(folder / "elsewhere")
+    with pytest.raises(pybq.ServerError, match="pg_ctl failed: .*does not exist"):
+        server.stop()
+    (folder / "elsewhere").rename(folder / "data")
+    with pybq.serve(folder / "data") as same:
+        same._pg_ctl("--mode", "fast", "stop")
+
+
 def test_server_ends_with_the_process(folder):
     """Without stop(), at the end of the interpreter."""
     script = f"""
