@@ -8,6 +8,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,7 +130,7 @@ class Search:
     async def fetch(
         self, db: Database, quantizer: Quantizer, statement: str, probes: int | None = None
     ) -> list[list[Row]]:
-        """Return the rows of each query: id, distance, further columns.
+        """Return the rows of each query: id, distance, further columns; nearest first.
 
         Without the index, rows that have no code, or no vector to be re-ranked by, come last.
         They are left out, as the index does.
@@ -149,7 +150,11 @@ class Search:
             found = [await db.fetch(statement, parameters[0])]
         else:
             found = await db.fetch_each(statement, parameters)
-        return [[row for row in rows if row[1] is not None] for rows in found]
+        # An index whose order is relaxed finds rows a little out of it, and the planner does not
+        # sort what comes from an index.
+        return [
+            sorted((row for row in rows if row[1] is not None), key=itemgetter(1)) for rows in found
+        ]
 
 
 @asynccontextmanager

@@ -641,6 +641,13 @@ class Table(_Table[BlockingDatabase]):
 
         Notes
         -----
+        The order is always that of `Hit.distance`, whatever `bq.iterative_scan` says: exact if
+        the search was re-ranked, else that of the codes; rows at the same distance come in any
+        order. Which rows are found is approximate: of those that meet the condition, the best
+        candidates by code that a scan of the index comes to, or of all rows without an index.
+        With `where`, a scan in strict order (the default) passes over rows that come late;
+        ``SET bq.iterative_scan = relaxed_order`` finds more of them.
+
         On a connection with ``autocommit=True`` a search is one round trip, else three. An
         expression of SQLAlchemy is compiled anew by each search, which takes about 0.3 ms.
 

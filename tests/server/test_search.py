@@ -247,6 +247,31 @@ def test_a_selective_condition_gets_its_rows_from_an_index_of_lists(
         assert_same(hits, expected)
 
 
+@needs_pgvector
+@pytest.mark.parametrize("rerank", [None, 1.5, 4])
+def test_rows_come_in_the_order_of_their_distances(
+    conn: Conn, vectors: np.ndarray, queries: np.ndarray, rerank: float | None
+) -> None:
+    """Of all scans: one that goes on through further lists need not find them so."""
+    table = pybq.Table.create(conn, "items", DIM, columns={"price": "int"}, transform=1)
+    table.ingest(range(N), vectors, {"price": np.arange(N) % 10})
+    conn.execute("CREATE INDEX ON items USING bq (code) WITH (lists = 40, probes = 1)")
+    conn.execute("SET enable_seqscan = off")
+    ((values,),) = conn.execute(
+        "SELECT coalesce(enumvals, '{on,off}') FROM pg_settings WHERE name = 'bq.iterative_scan'"
+    ).fetchall()
+    for setting in values:
+        conn.execute(sql.SQL("SET bq.iterative_scan = {}").format(setting))
+        for where in (None, "price = 7"):
+            found = table.search(queries, k=100, rerank=rerank, where=where, probes=2)
+            assert setting == "off" or [len(hits) for hits in found] == [100] * len(queries)
+            for hits in found:
+                distances = [hit.distance for hit in hits]
+                assert distances == sorted(distances)
+        _, distances = table.search(queries, 200, rerank, where="price < 3", output="numpy")
+        assert (np.diff(distances[np.isfinite(distances).all(axis=1)]) >= 0).all()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
