@@ -1,8 +1,9 @@
-"""What a wanted recall needs, measured on the table itself."""
+"""What a wanted recall needs: measured on the table itself, kept in bq_columns, found there."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from psycopg import sql
+from psycopg.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
 from pybq.database import Database, Row
+from pybq.errors import TableError
 from pybq.quantizer import Quantizer
 from pybq.schema import Layout
 from pybq.search import MAX_PROBES, Effort, Search, Shape, check_recall
+from pybq.status import count_rows, estimate_rows, read_calibrations
 
 # Number of queries, unless told otherwise.
 SAMPLE = 200
@@ -25,6 +29,8 @@ AMONG, MARGIN = 32, 8
 MAX_CANDIDATES = 50_000
 # Numbers of lists that are tried where those of the index do not suffice.
 PROBES = tuple(2**power for power in range(3, 16))
+# A table that has so many times the rows it was measured with calls for another measurement.
+GROWTH = 2
 # Pages that are read to draw one row of the sample from.
 PAGES_PER_ROW = 10
 
@@ -103,6 +109,53 @@ def _is_met(found: NDArray[np.bool_], nearest: _Array, recall: float) -> bool:
     shares = np.where(there > 0, found.sum(axis=1) / np.maximum(there, 1), 1)
     error = shares.std(ddof=1) / math.sqrt(len(shares))
     return bool(shares.mean() - 2 * error >= recall)
+
+
+async def keep_effort(db: Database, layout: Layout, recall: float, k: int, effort: Effort) -> None:
+    """Enter what was measured into bq_columns; warn who may not."""
+    rows, _ = await count_rows(db, layout)
+    try:
+        async with db.transaction():
+            await db.fetch(
+                "SELECT bq_keep_calibration(%s::oid, %s, %s, %s, %s, %s, %s)",
+                [layout.oid, layout.code.name, recall, k, effort.rerank, effort.probes, rows],
+            )
+    except (InsufficientPrivilege, ReadOnlySqlTransaction) as error:
+        warnings.warn(
+            f"the calibration of table {layout.name!r} holds for this object only: {error}; let "
+            "the table's owner calibrate it",
+            stacklevel=2,
+        )
+
+
+async def find_effort(
+    db: Database, layout: Layout, transform: int, recall: float, k: int
+) -> Effort | None:
+    """Return the least effort for at least this recall that was kept; None if none was."""
+    kept = await read_calibrations(db, layout, transform)
+    enough = [one for one in kept if one.k == k and one.recall >= recall - 1e-9]
+    if not enough:
+        return None
+    best = min(enough, key=lambda one: (one.recall, one.measured_at))
+    rows = await estimate_rows(db, layout)
+    if rows is not None and best.rows is not None and rows > GROWTH * best.rows:
+        warnings.warn(
+            f"table {layout.name!r} has grown since it was calibrated at {best.rows:,} rows; "
+            f"{_advise(best.recall, k)}",
+            stacklevel=2,
+        )
+    return Effort(best.rerank, best.probes)
+
+
+def not_calibrated(layout: Layout, recall: float, k: int) -> TableError:
+    return TableError(
+        f"table {layout.name!r} is not calibrated for recall {recall:g} of the {k} nearest rows; "
+        f"{_advise(recall, k)}"
+    )
+
+
+def _advise(recall: float, k: int) -> str:
+    return f"call calibrate({recall:g}, k={k}) once, or run pybq calibrate"
 
 
 async def sample_rows(

@@ -30,6 +30,7 @@ from typer.core import TyperGroup
 import pybq
 from pybq import doctor as doctors
 from pybq.bench import bench_table
+from pybq.calibrate import SAMPLE
 from pybq.errors import BuildError, ExtensionMissingError, LoadError, ServerError, TableError
 from pybq.recall import measure_recall
 from pybq.sources import Source, load_numpy, open_source
@@ -388,8 +389,8 @@ def search(
     recall: Annotated[
         float | None,
         typer.Option(
-            help="Share of the true nearest rows wanted, below 1; measures what that needs, "
-            "in place of --rerank and --probes.",
+            help="Share of the true nearest rows wanted, below 1, in place of --rerank and "
+            "--probes; pybq calibrate measures once what that needs.",
             show_default=False,
         ),
     ] = None,
@@ -458,6 +459,33 @@ def recall(
         name = "codes alone" if one.rerank is None else f"{one.rerank:g}"
         grid.add_row(name, f"{one.recall:.3f}", f"{one.milliseconds:.2f}")
     _out.print(grid)
+
+
+@app.command()
+def calibrate(
+    table: Name,
+    wanted: Annotated[
+        float,
+        typer.Option("--recall", help="Share of the true nearest rows wanted, below 1."),
+    ] = 0.98,
+    k: Wanted = 10,
+    sample: Sample = SAMPLE,
+    queries: Queries = None,
+    schema: Schema = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a wanted recall needs, and keep it for searches with --recall."""
+    given = None if queries is None else _read_queries(queries)
+    with _connect(dsn) as conn:
+        effort = _open(conn, table, schema).calibrate(wanted, k, given, sample)
+    if as_json:
+        _print_json({"recall": wanted, "k": k, **effort._asdict()})
+        return
+    probes = "as many lists as the index reads by itself"
+    if effort.probes is not None:
+        probes = f"probes {effort.probes}"
+    _out.print(f"recall {wanted:g} of the {k} nearest: rerank {effort.rerank:g}, {probes}")
 
 
 @app.command()

@@ -7,11 +7,46 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from psycopg import sql
+
 from pybq.database import Database
 from pybq.drift import Drift, compare
 from pybq.errors import TableError
 from pybq.schema import Layout
 from pybq.statistics import Statistics
+
+# Tables of more bytes are not counted: that would take longer than a second.
+MAX_COUNTED_NBYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What searches need for a recall, as `Table.calibrate` measured it.
+
+    Attributes
+    ----------
+    recall : float
+    k : int
+        Share of the true k nearest rows that is found.
+    rerank : float
+    probes : int or None
+        As given to `Table.search`.
+    rows : int or None
+        Rows of the table then.
+    measured_at : datetime
+    """
+
+    recall: float
+    k: int
+    rerank: float
+    probes: int | None
+    rows: int | None
+    measured_at: datetime
+
+    def __str__(self) -> str:
+        probes = "" if self.probes is None else f" and probes {self.probes}"
+        rows = "" if self.rows is None else f", measured at {self.rows:,} rows"
+        return f"{self.recall:g} of the {self.k} nearest by rerank {self.rerank:g}{probes}{rows}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +63,13 @@ class Status:
         "cosine", "l2" or "inner_product".
     store : str or None
         Type of the stored vectors; None: codes only.
+    row_count : int or None
+        Rows of the table that the current role may see; None if it may not read any.
+    row_count_exact : bool
+        False if `row_count` is the planner's estimate, as for tables above 1 GB.
     count : int
-        Rows ingested through pybq so far.
+        Vectors ingested through pybq so far, which `statistics` are of: also those of rows that
+        were deleted or written over since.
     transform : int or None
         0: codes on the original axes, otherwise the number of the rotation; None before the
         first ingest.
@@ -46,12 +86,16 @@ class Status:
         before the first ingest, and while there are too few rows.
     next_transform : int or None
         What `Table.reencode` has begun and not finished, if anything.
+    calibrations : list of Calibration
+        What `Table.calibrate` has measured of these codes, and `search(recall=...)` uses.
     """
 
     name: str
     dim: int
     metric: str
     store: str | None
+    row_count: int | None
+    row_count_exact: bool
     count: int
     transform: int | None
     f_axis: float | None
@@ -61,12 +105,17 @@ class Status:
     decided_at: datetime | None
     drift: Drift | None
     next_transform: int | None
+    calibrations: list[Calibration]
 
     def __str__(self) -> str:
+        rows = "unknown" if self.row_count is None else f"{self.row_count:,}"
+        about = "" if self.row_count_exact else "about "
         lines = [
-            f"{self.name}: {self.count:,} rows x {self.dim} dimensions, metric {self.metric}",
+            f"{self.name}: {about}{rows} rows x {self.dim} dimensions, metric {self.metric}",
             f"vectors: {self.store or 'not stored, codes only'}",
         ]
+        if self.row_count is not None and self.row_count_exact and self.count != self.row_count:
+            lines.append(f"statistics: of {self.count:,} vectors ingested so far")
         if self.transform is None:
             lines.append("codes: none yet, the first ingest decides between axes and rotation")
         else:
@@ -82,6 +131,7 @@ class Status:
                 f"being encoded anew, with transform {self.next_transform}; if nobody is at it, "
                 "Table.reencode() or pybq reencode continues"
             )
+        lines += [f"recall: {calibration}" for calibration in self.calibrations]
         return "\n".join(lines)
 
 
@@ -102,11 +152,14 @@ async def read_status(db: Database, layout: Layout) -> Status:
     drift = None
     if decided:
         drift = await db.compute(compare, transform, then if then.count else None, now)
+    rows, exact = await count_rows(db, layout)
     return Status(
         layout.name,
         layout.dim,
         layout.metric,
         layout.store,
+        rows,
+        exact,
         now.count,
         transform if decided else None,
         f_axis,
@@ -116,7 +169,53 @@ async def read_status(db: Database, layout: Layout) -> Status:
         decided_at,
         drift,
         following,
+        await read_calibrations(db, layout, transform),
     )
+
+
+async def count_rows(db: Database, layout: Layout) -> tuple[int | None, bool]:
+    """Return the number of rows, None for who may not read, and whether it was counted."""
+    row = await db.fetch_one(
+        "SELECT has_any_column_privilege(%s::oid, 'SELECT'), pg_relation_size(%s::oid)",
+        [layout.oid, layout.oid],
+    )
+    if row is None or not row[0]:
+        return None, True
+    if row[1] > MAX_COUNTED_NBYTES:
+        estimated = await estimate_rows(db, layout)
+        if estimated is not None:
+            return estimated, False
+    counted = await db.fetch_one(sql.SQL("SELECT count(*) FROM {}").format(layout.identifier))
+    assert counted is not None
+    return int(counted[0]), True
+
+
+async def estimate_rows(db: Database, layout: Layout) -> int | None:
+    """Estimate the number of rows as the planner does; None before the first VACUUM or ANALYZE."""
+    row = await db.fetch_one(
+        "SELECT round(reltuples / relpages"
+        " * (pg_relation_size(oid) / current_setting('block_size')::int))::bigint"
+        " FROM pg_class WHERE oid = %s AND reltuples >= 0 AND relpages > 0",
+        [layout.oid],
+    )
+    return None if row is None else int(row[0])
+
+
+async def read_calibrations(
+    db: Database, layout: Layout, transform: int | None
+) -> list[Calibration]:
+    """Ask the database for what was measured of codes of this transform."""
+    rows = await db.fetch(
+        """
+        SELECT c.recall, c.k, c.rerank, c.probes, c.rows, c.measured_at
+        FROM bq_columns, jsonb_to_recordset(calibrations) AS c(
+            recall float8, k int, rerank float8, probes int, rows bigint, transform int,
+            measured_at timestamptz)
+        WHERE table_name = %s AND code_column = %s AND c.transform = %s ORDER BY c.k, c.recall
+        """,
+        [layout.oid, layout.code.name, transform],
+    )
+    return [Calibration(*row) for row in rows]
 
 
 async def read_transform(db: Database, layout: Layout) -> int | None:

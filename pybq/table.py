@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from types import MappingProxyType
@@ -10,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import ArrayLike, NDArray
 from psycopg import AsyncConnection, Connection, DataError, sql
 
-from pybq.calibrate import SAMPLE, calibrate
+from pybq.calibrate import SAMPLE, calibrate, find_effort, keep_effort, not_calibrated
 from pybq.condition import Where
 from pybq.database import AsyncDatabase, BlockingDatabase, Database, run
 from pybq.errors import TableError
@@ -33,6 +35,9 @@ from pybq.statistics import Statistics
 from pybq.status import Status, read_statistics, read_status, read_transform
 from pybq.strategy import Metric
 
+# For so long a calibration that was read is used.
+KEEP_SECONDS = 60
+
 __all__ = ["Arrays", "AsyncTable", "Effort", "Hit", "Metric", "Status", "Store", "Table"]
 
 _D = TypeVar("_D", bound=Database)
@@ -45,7 +50,8 @@ class _Table(Generic[_D]):
         self._db = db
         self._layout = layout
         self._quantizer: Quantizer | None = None  # what made the codes; None: not known yet
-        self._efforts: dict[tuple[float, int], Effort] = {}  # (recall, k) -> calibrated
+        # (recall, k) -> what was calibrated, and when it was read: others may measure anew
+        self._efforts: dict[tuple[float, int], tuple[Effort, float]] = {}
         # Bounded, because conditions may be written anew for each search.
         self._write = lru_cache(100)(partial(write_statement, layout, db.connection))
         register_queries(db.connection, layout)
@@ -111,9 +117,22 @@ class _Table(Generic[_D]):
     async def _search_once(self, search: Search) -> Any:
         quantizer = await self._current_quantizer()
         if search.recall is not None and quantizer is not None:
-            effort = self._efforts.get((search.recall, search.k))
-            search.rerank, search.probes = effort or await self._calibrate(search.recall, search.k)
+            search.rerank, search.probes = await self._find_effort(
+                quantizer, search.recall, search.k
+            )
         return await search.run(self._db, quantizer, self._write)
+
+    async def _find_effort(self, quantizer: Quantizer, recall: float, k: int) -> Effort:
+        """Return what was calibrated, as the database has had it within the last minute."""
+        known, read_at = self._efforts.get((recall, k), (None, -math.inf))
+        now = time.monotonic()
+        if known is None or now - read_at > KEEP_SECONDS:
+            found = await find_effort(self._db, self._layout, quantizer.transform, recall, k)
+            known = found or known  # which could not be kept in the database
+            if known is None:
+                raise not_calibrated(self._layout, recall, k)
+            self._efforts[recall, k] = known, now
+        return known
 
     async def _calibrate(
         self, recall: float, k: int, queries: ArrayLike | None = None, sample: int = SAMPLE
@@ -124,15 +143,14 @@ class _Table(Generic[_D]):
         effort = await calibrate(
             self._db, self._layout, quantizer, self._write, recall, k, queries, sample
         )
-        self._efforts[recall, k] = effort
+        await keep_effort(self._db, self._layout, recall, k, effort)
+        self._efforts[recall, k] = effort, time.monotonic()
         return effort
 
     async def _ingest(self, *arguments: Any, **options: Any) -> int:
-        self._efforts.clear()
         return await ingest(self._db, self._layout, *arguments, **options)
 
     async def _load(self, *arguments: Any) -> int:
-        self._efforts.clear()
         return await load(self._db, self._layout, *arguments)
 
     async def _reencode(self, transform: int | None, progress: bool | None) -> int:
@@ -609,8 +627,8 @@ class Table(_Table[BlockingDatabase]):
             Form of the result, see below.
         recall : float, optional
             Share of the true k nearest rows that is wanted on average, in place of `rerank` and
-            `probes`: with what `calibrate` finds to be needed, measured by the first search
-            that asks for this recall and k. That is for searches without a condition.
+            `probes`: with what `calibrate` has found to be needed for this k and at least this
+            recall. That is for searches without a condition.
         probes : int, optional
             Lists of the index that are read first; left out, what was measured when it was
             built, unless its option or `bq.probes` says otherwise. Takes up to three more round
@@ -635,7 +653,7 @@ class Table(_Table[BlockingDatabase]):
         TypeError
             If the query is not of numbers, or `where` is of another kind.
         TableError
-            If recall is asked of a table that keeps codes only.
+            If recall is asked of a table that keeps codes only, or was not calibrated for it.
         ModuleNotFoundError
             If the package for the output is not installed.
 
@@ -709,9 +727,10 @@ class Table(_Table[BlockingDatabase]):
         Effort
             The smallest of the tried settings that meets the recall, with two standard errors
             of the sample to spare: `rerank` of 1, 1.5, 2, 3, 4, 6, 8, 12, ..., and `probes` only
-            if the lists that the index reads by itself do not suffice. `search` uses it for the
-            same recall and k, until this object ingests; measure anew when others have made
-            the table much larger.
+            if the lists that the index reads by itself do not suffice. It is kept in
+            `bq_columns`, where `search` finds it for the same k and this recall or less,
+            of any connection, until the codes are made anew; `status` shows it. Searches warn
+            once the table has twice the rows: measure again then.
 
         Raises
         ------

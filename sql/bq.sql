@@ -719,6 +719,7 @@ CREATE TABLE bq_column_data (
 	decided_at timestamptz,
 	next_column name,
 	next_transform integer CHECK (next_transform BETWEEN 0 AND 65535),
+	calibrations jsonb NOT NULL DEFAULT '[]',
 	PRIMARY KEY (table_name, code_column)
 );
 COMMENT ON TABLE bq_column_data IS 'what the view bq_columns shows; written by functions that check who calls them';
@@ -756,7 +757,7 @@ CREATE VIEW bq_columns WITH (security_barrier) AS
 			NOT row_security_active(d.table_name::oid) THEN d.reason END AS reason,
 		CASE WHEN has_table_privilege(d.table_name::oid, 'SELECT'::text) AND
 			NOT row_security_active(d.table_name::oid) THEN d.decided_count END AS decided_count,
-		d.decided_at, d.next_column, d.next_transform
+		d.decided_at, d.next_column, d.next_transform, d.calibrations
 	FROM bq_column_data AS d
 	WHERE coalesce(
 		has_any_column_privilege(d.table_name::oid, 'SELECT, INSERT, UPDATE, REFERENCES'::text),
@@ -781,6 +782,8 @@ COMMENT ON COLUMN bq_columns.decided_at IS 'time of the decision, null if there 
 COMMENT ON COLUMN bq_columns.next_column IS
 	'column that is being filled with codes of next_transform, to take the place of code_column';
 COMMENT ON COLUMN bq_columns.next_transform IS 'transform of the codes in next_column';
+COMMENT ON COLUMN bq_columns.calibrations IS
+	'what searches need for a recall, as measured: objects of recall, k, rerank, probes, rows, transform, measured_at';
 
 -- The owner of the extension, who need not be a superuser, dumps and restores the table.
 -- Before GRANT, or pg_dump sees changed privileges.
@@ -834,6 +837,12 @@ CREATE FUNCTION bq_add_statistics("table" regclass, code_column name, statistics
 	SET search_path = pg_catalog, pg_temp;
 COMMENT ON FUNCTION bq_add_statistics(regclass, name, bq_statistics) IS
 	'merge statistics of new rows into bq_columns. Needs INSERT on the table';
+
+CREATE FUNCTION bq_keep_calibration("table" regclass, code_column name, recall float8, k integer,
+	rerank float8, probes integer, "rows" bigint) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp;
+COMMENT ON FUNCTION bq_keep_calibration(regclass, name, float8, integer, float8, integer, bigint) IS
+	'enter what searches need for a recall of the k nearest rows, in place of what was measured for the same. For the owner of the table';
 
 CREATE FUNCTION bq_column_statistics("table" regclass, "column" name DEFAULT NULL)
 	RETURNS TABLE (code_column name, coordinate integer, mean float8, stddev float8,

@@ -394,6 +394,23 @@ bq_decide_again(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+PG_FUNCTION_INFO_V1(bq_keep_calibration);
+
+/* SQL: bq_keep_calibration(table, code_column, recall, k, rerank, probes, rows) */
+Datum
+bq_keep_calibration(PG_FUNCTION_ARGS)
+{
+	Oid			types[] = {COLUMN_TYPES, FLOAT8OID, INT4OID, FLOAT8OID, INT4OID, INT8OID};
+
+	change_column(fcinfo, 5,
+				  "UPDATE %s.bq_column_data SET calibrations ="
+				  " (SELECT coalesce(jsonb_agg(c), '[]') FROM jsonb_array_elements(calibrations) AS c"
+				  " WHERE (c ->> 'recall')::float8 <> $3 OR (c ->> 'k')::integer <> $4)"
+				  " || jsonb_build_object('recall', $3, 'k', $4, 'rerank', $5, 'probes', $6,"
+				  " 'rows', $7, 'transform', transform, 'measured_at', now())" WHERE_COLUMN, types);
+	PG_RETURN_VOID();
+}
+
 PG_FUNCTION_INFO_V1(bq_decide);
 
 /*

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime
@@ -500,8 +501,8 @@ def test_wanted_recall_is_met(conn: Conn, name: str, index: bool) -> None:
     if index:
         table.create_index()
     for wanted in (0.9, 0.98, 0.995):
-        recall = measure(table, base, queries, recall=wanted)
         rerank, probes = table.calibrate(wanted)
+        recall = measure(table, base, queries, recall=wanted)
         print(f"{name}: wanted {wanted}, found {recall:.4f} by rerank {rerank:g}, probes {probes}")
         assert recall >= wanted - 0.005
         # not by taking far more than is needed
@@ -540,34 +541,129 @@ def test_default_rerank_finds_98_percent_of_real_vectors(conn: Conn, name: str) 
 
 
 @needs_pgvector
-def test_calibration_is_kept_until_the_next_ingest(conn: Conn) -> None:
+def test_a_search_finds_what_was_calibrated_and_never_measures(conn: Conn) -> None:
     base, queries = low_fidelity(4000)
     table = pybq.Table.create(conn, "items", 16)
     with pytest.raises(TableError, match="no rows to measure recall on"):
         table.calibrate()
     assert table.search(queries[0], recall=0.9) == []
-    table.ingest([0], base[:1])
-    assert len(table.search(queries[0], recall=0.9)) == 1
-    assert table.calibrate(0.9) == (1, None)
-    table.ingest(range(1, 4000), base[1:])
-    rerank, probes = table.calibrate(0.9)
-    assert rerank > 1 and probes is None
-    assert table.search(queries, recall=0.9) == table.search(queries, rerank=rerank)
+    table.ingest(range(4000), base)
+    advice = r"not calibrated for recall 0.9 of the 10 nearest rows; call calibrate\(0.9, k=10\)"
+    with pytest.raises(TableError, match=advice):
+        table.search(queries[0], recall=0.9)
+    effort = table.calibrate(0.9)
+    assert effort.rerank > 1 and effort.probes is None
+    table.ingest([4000], base[:1])  # does not end it
+    expected = table.search(queries, rerank=effort.rerank)
+    assert table.search(queries, recall=0.9) == expected
+    # other connections find it, for a lower recall, too, but not for a higher one or another k
+    with psycopg.connect(conn.info.dsn, password=conn.info.password) as other:
+        same = pybq.Table(other, "items")
+        assert same.search(queries, recall=0.9) == expected
+        assert same.search(queries, recall=0.5) == expected
+        for options in ({"recall": 0.91}, {"recall": 0.9, "k": 9}):
+            with pytest.raises(TableError, match="not calibrated"):
+                same.search(queries[0], **options)
+        (kept,) = same.status().calibrations
+        assert (kept.recall, kept.k, kept.rerank, kept.probes) == (0.9, 10, effort.rerank, None)
+        assert kept.rows == 4000
+        more = f"recall: 0.9 of the 10 nearest by rerank {effort.rerank:g}, measured at 4,000 rows"
+        assert more in str(same.status())
+        # of several, the one for the lowest recall that suffices
+        high = same.calibrate(0.99)
+        assert high.rerank > effort.rerank
+        assert same.search(queries, recall=0.8) == expected
+        assert same.search(queries, recall=0.95) == same.search(queries, rerank=high.rerank)
+        assert len(same.status().calibrations) == 2
     # from the queries given, which are rows: each finds itself
     assert table.calibrate(0.9, k=1, queries=base[:50]) == (1, None)
+    assert table.calibrate(0.9, k=1) != (1, None)
+    assert [(one.recall, one.k) for one in table.status().calibrations] == [
+        (0.9, 1),
+        (0.9, 10),
+        (0.99, 10),
+    ]
+
+
+@needs_pgvector
+def test_a_search_says_when_the_table_has_outgrown_its_calibration(conn: Conn) -> None:
+    base, queries = low_fidelity(4000)
+    table = pybq.Table.create(conn, "items", 16, transform=1)
+    table.ingest(range(1000), base[:1000])
+    table.calibrate(0.9)
+    table.ingest(range(1000, 1900), base[1000:1900])
+    conn.execute("ANALYZE items")
+    pybq.Table(conn, "items").search(queries[0], recall=0.9)
+    table.ingest(range(1900, 4000), base[1900:])  # estimated, with nothing analyzed since
+    with pytest.warns(UserWarning, match=r"calibrated at 1,000 rows; call calibrate\(0.9, k=10\)"):
+        pybq.Table(conn, "items").search(queries[0], recall=0.9)
+    table.calibrate(0.9)
+    pybq.Table(conn, "items").search(queries[0], recall=0.9)
+
+
+@needs_pgvector
+def test_a_calibration_of_another_process_is_seen_within_a_minute(
+    conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, queries = low_fidelity(500)
+    table = pybq.Table.create(conn, "items", 16, transform=1)
+    table.ingest(range(500), base)
+    first = table.calibrate(0.9).rerank
+    keep = "SELECT bq_keep_calibration('items', 'code', 0.9, 10, %s, NULL, 500)"
+    conn.execute(keep, [50 * first])
+    expected = table.search(queries, rerank=50 * first)
+    assert table.search(queries, recall=0.9) == table.search(queries, rerank=first) != expected
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 61)
+    assert table.search(queries, recall=0.9) == expected
+
+
+@needs_pgvector
+def test_only_the_owner_calibrates_for_others(conn: Conn) -> None:
+    base, queries = low_fidelity(500)
+    table = pybq.Table.create(conn, "items", 16, transform=1)
+    table.ingest(range(500), base)
+    conn.execute("CREATE ROLE regress_bq_reader")
+    conn.execute("GRANT SELECT ON items TO regress_bq_reader")
+    try:
+        with conn.transaction(force_rollback=True):
+            conn.execute("SET LOCAL ROLE regress_bq_reader")
+            reader = pybq.Table(conn, "items")
+            with pytest.warns(UserWarning, match="holds for this object only: must be owner of"):
+                rerank, _ = reader.calibrate(0.9)
+            assert reader.search(queries, recall=0.9) == reader.search(queries, rerank=rerank)
+            assert reader.status().calibrations == []
+        table.calibrate(0.9)
+        with conn.transaction(force_rollback=True):
+            conn.execute("SET LOCAL ROLE regress_bq_reader")
+            assert len(pybq.Table(conn, "items").search(queries[0], recall=0.9)) == 10
+        conn.commit()
+        with conn.transaction():  # as on a standby
+            conn.execute("SET TRANSACTION READ ONLY")
+            with pytest.warns(UserWarning, match="read-only transaction"):
+                assert pybq.Table(conn, "items").calibrate(0.5).rerank >= 1
+    finally:
+        conn.rollback()
+        conn.execute("DROP OWNED BY regress_bq_reader")
+        conn.execute("DROP ROLE regress_bq_reader")
+        conn.commit()
 
 
 @needs_pgvector
 def test_calibration_does_not_outlive_the_codes(conn: Conn) -> None:
-    base, queries = low_fidelity(4000)
+    base, queries = low_fidelity(500)
     table = pybq.Table.create(conn, "items", 16, transform=1)
-    table.ingest([0], base[:1])
-    assert len(table.search(queries[0], recall=0.9)) == 1  # of one row, all is found
+    table.ingest(range(500), base)
+    table.calibrate(0.9)
+    conn.commit()
     with psycopg.connect(conn.info.dsn, password=conn.info.password) as other:
         same = pybq.Table(other, "items")
-        same.ingest(range(1, 4000), base[1:])
         same.reencode(9)
-        table.search(queries[0], rerank=1)
+        assert same.status().calibrations == []
+        with pytest.raises(TableError, match="not calibrated"):
+            table.search(queries[0], recall=0.9)
+        same.calibrate(0.9)
+        other.commit()
         assert table.search(queries, recall=0.9) == same.search(queries, recall=0.9)
 
 

@@ -87,6 +87,41 @@ def test_too_few_rows_say_nothing(conn: Conn, rng: np.random.Generator) -> None:
     assert table.status().drift is None
 
 
+def test_rows_are_those_that_are_left(
+    conn: Conn, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pybq.Table.create(conn, "items", DIM, store=None, transform=0)
+    assert (table.status().row_count, table.status().count) == (0, 0)
+    table.ingest(range(2000), make_flat(rng, 2000))
+    assert "items: 2,000 rows x 32" in str(table.status())
+    assert "statistics" not in str(table.status())
+    conn.execute("DELETE FROM items WHERE id >= 101")
+    status = table.status()
+    assert (status.row_count, status.row_count_exact, status.count) == (101, True, 2000)
+    assert "items: 101 rows x 32" in str(status)
+    assert "statistics: of 2,000 vectors ingested so far" in str(status)
+
+    # large tables: as the planner has it, once it knows something
+    monkeypatch.setattr("pybq.status.MAX_COUNTED_NBYTES", 0)
+    assert (table.status().row_count, table.status().row_count_exact) == (101, True)
+    conn.execute("ANALYZE items")
+    conn.execute("DELETE FROM items WHERE id >= 50")
+    status = table.status()
+    assert (status.row_count, status.row_count_exact) == (101, False)
+    assert "items: about 101 rows x 32" in str(status)
+
+
+def test_who_may_not_read_the_table_learns_no_number(conn: Conn, rng: np.random.Generator) -> None:
+    table = pybq.Table.create(conn, "items", DIM, store=None, transform=0)
+    table.ingest(range(100), make_flat(rng, 100))
+    with conn.transaction(force_rollback=True):
+        conn.execute("CREATE ROLE regress_bq_writer")
+        conn.execute("GRANT INSERT ON items TO regress_bq_writer")
+        conn.execute("SET LOCAL ROLE regress_bq_writer")
+        status = table.status()
+    assert status.row_count is None and "items: unknown rows x 32" in str(status)
+
+
 def test_command_shows_drift(
     conn: Conn, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
