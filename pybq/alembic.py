@@ -17,11 +17,11 @@ Alembic how a type is written, and which tables are ours to leave alone:
 What autogenerate then does beyond its own:
 
 - Migrations import the modules of the types they name, pybq's and pgvector's.
-- If a model has a type of an extension that the database lacks, the migration starts with
-  ``CREATE EXTENSION IF NOT EXISTS bq`` (or ``vector``), and its downgrade ends with
-  ``DROP EXTENSION``, which the server refuses while anything uses it. The role that migrates must
-  be allowed to create extensions; else have an administrator do it once, and autogenerate finds
-  it there. A development database that has had the extension all along gives no such line: add
+- If a model has a type of an extension that the database lacks, or an index ``USING bq``, the
+  migration starts with ``CREATE EXTENSION IF NOT EXISTS bq`` (or ``vector``), and its downgrade
+  ends with ``DROP EXTENSION``, which the server refuses while anything uses it. The role that
+  migrates must be allowed to create extensions; else have an administrator do it once, and
+  autogenerate finds it there. A development database that has had the extension all along gives no such line: add
   ``op.execute("CREATE EXTENSION IF NOT EXISTS bq")`` to the first migration, or generate that
   from an empty database.
 - An index ``USING bq`` whose access method or options differ from the model is dropped and
@@ -81,7 +81,7 @@ def render_item(kind: str, item: Any, autogen_context: AutogenContext) -> str | 
 def compare_extensions(
     autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: Any
 ) -> None:
-    """Create the extensions whose types the models use."""
+    """Create the extensions whose types or access method the models use."""
     connection = autogen_context.connection
     if connection is None or connection.dialect.name != "postgresql":
         return
@@ -91,6 +91,12 @@ def compare_extensions(
         for column in table.columns
         if (package := _package(column.type)) in _EXTENSIONS
     }
+    if any(
+        _storage(index)[0] == "bq"
+        for table in autogen_context.sorted_tables
+        for index in table.indexes
+    ):
+        used.add("bq")
     there = set(connection.scalars(text("SELECT extname FROM pg_extension")))
     for name in sorted(used - there):
         upgrade_ops.ops.insert(0, CreateExtensionOp(name))

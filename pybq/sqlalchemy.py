@@ -47,6 +47,7 @@ it into migrations, and `pybq.serve()` has done it.
 # annotations SQLAlchemy would then look up in this module.
 
 import math
+import operator
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
@@ -55,7 +56,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 from psycopg import BaseConnection, ProgrammingError
 from psycopg.adapt import AdaptersMap, PyFormat
-from sqlalchemy import REAL, Double, Integer, Select, bindparam, event, func, select
+from sqlalchemy import (
+    REAL,
+    BindParameter,
+    Double,
+    Integer,
+    Select,
+    TextClause,
+    bindparam,
+    event,
+    func,
+    select,
+    text,
+    type_coerce,
+)
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
 from sqlalchemy.dialects.postgresql.base import ischema_names
@@ -63,7 +77,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import aliased
 from sqlalchemy.pool import Pool
 from sqlalchemy.sql import ColumnElement
-from sqlalchemy.types import UserDefinedType
+from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
 
 from pybq.psycopg import _BinaryDumper, _TextDumper
 from pybq.quantizer import Quantizer
@@ -277,7 +291,7 @@ class BQQuery(_ValueType[Query]):
 
 
 class _Statistics(UserDefinedType[str]):
-    """The SQL type `bq_statistics`, for whoever reflects the extension's table `bq_columns`."""
+    """The SQL type `bq_statistics`, for whoever reflects the extension's tables."""
 
     cache_ok = True
 
@@ -308,9 +322,17 @@ def bq_encode(vector: Any, transform: int = 0) -> ColumnElement[Code]:
     >>> items = Table("items", MetaData(), Column("embedding", HALFVEC(3)), Column("code", BQVec()))
     >>> statement = update(items).values(code=bq_encode(items.c.embedding))
     >>> print(statement.compile(dialect=postgresql.dialect()))
-    UPDATE items SET code=bq_encode(CAST(items.embedding AS REAL[]), %(bq_encode_1)s::INTEGER)
+    UPDATE items SET code=bq_encode(CAST(items.embedding AS REAL[]), 0)
+
+    An index without a column of codes, and what uses it; the cast says the dimensions:
+
+    >>> from sqlalchemy import Index, cast, select
+    >>> code = cast(bq_encode(items.c.embedding, 1), BQVec(3, transform=1))
+    >>> index = Index("ix_items_code", code, postgresql_using="bq")
+    >>> statement = select(items.c.embedding).order_by(code.cosine_distance([1, 0, 2])).limit(10)
     """
-    return func.bq_encode(_as_reals(vector), transform, type_=BQVec(transform=transform))
+    number = _write_transform(transform)
+    return func.bq_encode(_as_reals(vector), number, type_=BQVec(transform=transform))
 
 
 def bq_query(vector: Any, transform: int = 0) -> ColumnElement[Query]:
@@ -327,10 +349,10 @@ def bq_query(vector: Any, transform: int = 0) -> ColumnElement[Query]:
     >>> other = items.alias("other")
     >>> distance = other.c.code.l2_distance(bq_query(items.c.v)).label("distance")
     >>> print(select(distance).compile(dialect=postgresql.dialect()))
-    SELECT other.code <-> bq_query(CAST(items.v AS REAL[]), %(bq_query_1)s::INTEGER) AS distance
+    SELECT other.code <-> bq_query(CAST(items.v AS REAL[]), 0) AS distance
     FROM items AS other, items
     """
-    return func.bq_query(_as_reals(vector), transform, type_=BQQuery())
+    return func.bq_query(_as_reals(vector), _write_transform(transform), type_=BQQuery())
 
 
 @overload
@@ -338,7 +360,7 @@ def nearest(
     entity: type[_Entity],
     *,
     code: Any,
-    query: ArrayLike | Query,
+    query: ArrayLike | Query | ColumnElement[Any],
     vector: Any = None,
     metric: Metric = "cosine",
     k: int = 10,
@@ -352,7 +374,7 @@ def nearest(
     entity: "Select[Unpack[_Ts]]",
     *,
     code: Any,
-    query: ArrayLike | Query,
+    query: ArrayLike | Query | ColumnElement[Any],
     vector: Any = None,
     metric: Metric = "cosine",
     k: int = 10,
@@ -365,7 +387,7 @@ def nearest(
     entity: Any,
     *,
     code: Any,
-    query: ArrayLike | Query,
+    query: ArrayLike | Query | ColumnElement[Any],
     vector: Any = None,
     metric: Metric = "cosine",
     k: int = 10,
@@ -380,8 +402,11 @@ def nearest(
         What to find. A Select may join and filter: its WHERE chooses the rows that are searched.
     code : column of type BQVec
         The codes, e.g. ``Item.code``.
-    query : array_like of float, shape (dim,), or Query
-        What to look for; a Query only if there is nothing to re-rank by.
+    query : array_like of float, shape (dim,), Query or SQL expression
+        What to look for; a Query only if there is nothing to re-rank by. With a
+        ``bindparam("query")`` the statement can be made once, which takes half a millisecond, and
+        executed with many vectors (or, without `vector`, many a Query); the server then makes
+        what is compared with codes.
     vector : column of one of pgvector's types, optional
         The full vectors, e.g. ``Item.embedding``. Left out, the order is that of the codes.
     metric : {"cosine", "l2", "inner_product"}
@@ -424,9 +449,18 @@ def nearest(
     FROM items ORDER BY items.code <=> :param_1
     LIMIT 40) AS candidates ORDER BY distance
     LIMIT 10
+
+    Made once, executed with many vectors:
+
+    >>> from sqlalchemy import bindparam
+    >>> statement = nearest(
+    ...     select(items.c.id), code=items.c.code, vector=items.c.embedding,
+    ...     query=bindparam("query"))  # session.execute(statement, {"query": [1, 0, 2]})
     """
     if metric not in _OPERATORS:
         raise ValueError(f"expected metric of {', '.join(_OPERATORS)}, got {metric!r}")
+    if vector is not None and (isinstance(query, Query) or _has_type(query, BQQuery)):
+        raise TypeError("expected a vector to re-rank by, got Query; leave out `vector`")
     if k < 1:
         raise ValueError(f"expected k of at least 1, got {k}")
     if not 1 <= rerank < math.inf:
@@ -434,14 +468,14 @@ def nearest(
     statement: Select[Any] = entity if isinstance(entity, Select) else select(entity)
     if where is not None:
         statement = statement.where(where)
-    by_code = getattr(code, "inner_product" if metric == "inner_product" else f"{metric}_distance")(
-        query
-    )
+    code_query = query
+    if _is_expression(query):
+        code_query, query = _take_expression(query, code, vector)
+    method = "inner_product" if metric == "inner_product" else f"{metric}_distance"
+    by_code = getattr(code, method)(code_query)
     if vector is None:
         distance = by_code.label("distance")
         return statement.add_columns(distance).order_by(None).order_by(distance).limit(_limit(k))
-    if isinstance(query, Query):
-        raise TypeError("expected a vector to re-rank by, got Query; leave out `vector`")
 
     statement = statement.order_by(None).order_by(by_code).limit(_limit(math.ceil(k * rerank)))
     wanted = statement.column_descriptions
@@ -461,9 +495,37 @@ def nearest(
     return select(*found, distance).order_by(distance).limit(_limit(k))
 
 
+def _take_expression(query: Any, code: Any, vector: Any) -> tuple[Any, Any]:
+    """What codes and what vectors are compared with, of a query that is an expression.
+
+    A parameter has one type for the server, wherever it stands: that of the vectors, cast. A
+    subquery is evaluated once, a call of bq_query with a parameter for each row returned.
+    """
+    query = _as_column(query)
+    unknown = isinstance(query.type, NullType)
+    if vector is None:
+        if isinstance(query, BindParameter) and unknown:
+            query = type_coerce(query, BQQuery())
+        if unknown or isinstance(query.type, BQQuery):
+            return query, query
+    elif isinstance(query, BindParameter):
+        kind = _as_column(vector).type
+        query = sql_cast(type_coerce(query, kind), kind)
+    transform = cast(BQVec, _as_column(code).type).transform
+    return select(bq_query(query, transform)).scalar_subquery(), query
+
+
 def _limit(n: int) -> ColumnElement[int]:
     """Written out, though not in the cache: a generic plan would guess a parameter."""
     return bindparam(None, n, type_=Integer(), unique=True, literal_execute=True)
+
+
+def _write_transform(transform: int) -> TextClause:
+    """Written out: with a parameter, a generic plan knows no index on an expression of it.
+
+    No literal_column: Index would take it for the column that is indexed.
+    """
+    return text(str(operator.index(transform)))
 
 
 def _as_column(column: Any) -> Any:
@@ -472,6 +534,10 @@ def _as_column(column: Any) -> Any:
 
 def _is_expression(value: Any) -> bool:
     return isinstance(value, ColumnElement) or hasattr(value, "__clause_element__")
+
+
+def _has_type(value: Any, kind: type[TypeEngine[Any]]) -> bool:
+    return _is_expression(value) and isinstance(_as_column(value).type, kind)
 
 
 def _as_reals(vector: Any) -> ColumnElement[Any]:

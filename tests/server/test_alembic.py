@@ -209,6 +209,25 @@ def test_missing_extensions_are_created(run: Callable[..., str], engine: Engine)
         assert connection.scalars(text("SELECT extname FROM pg_extension")).all() == ["plpgsql"]
 
 
+def test_an_index_alone_needs_the_extension(run: Callable[..., str], engine: Engine) -> None:
+    """A model with a vector of pgvector's, and an index on what it is encoded to."""
+    metadata = MetaData()
+    items = Table(
+        "items",
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("embedding", pgvector.HALFVEC(16)),
+    )
+    code = text("(bq_encode(embedding::real[], 1)::bqvec(16))")
+    Index("ix_items_code", code, _table=items, postgresql_using="bq")
+    with engine.begin() as connection:
+        connection.execute(text("DROP EXTENSION bq"))
+    script = revise(run, metadata)
+    assert body(script).splitlines()[0] == "op.execute('CREATE EXTENSION IF NOT EXISTS bq')"
+    assert body(script, "downgrade").splitlines()[-1] == "op.execute('DROP EXTENSION bq')"
+    assert "USING bq" in dict(catalog(engine))["ix_items_code"]
+
+
 def test_models_without_our_types_get_none_of_it(engine: Engine) -> None:
     metadata = MetaData()
     plain = Table("plain", metadata, Column("id", Integer, primary_key=True))

@@ -28,6 +28,7 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import psycopg2
 from sqlalchemy.exc import DataError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -334,6 +335,32 @@ def test_functions_equal_the_quantizer(
         bq_encode(vectors)
 
 
+def test_a_generic_plan_uses_an_index_on_an_expression(engine: Engine, vectors: np.ndarray) -> None:
+    """The transform is part of the expression: as a parameter it would hide the index."""
+    table = Base.metadata.tables["items"]
+    code = sql_cast(bq_encode(table.c.embedding, 5), BQVec(DIM, transform=5))
+    index = Index("ix_items_encoded", code, postgresql_using="bq")
+    statement = select(Item.id).order_by(code.cosine_distance(vectors[3])).limit(5)
+    try:
+        with engine.begin() as connection:
+            index.create(connection)
+    finally:
+        table.indexes.discard(index)
+    written = statement.compile(engine)
+    with engine.connect() as connection:
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        connection.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
+        cursor = connection.connection.cursor()
+        query = next(value for value in written.params.values() if isinstance(value, pybq.Query))
+        limit = next(name for name, value in written.params.items() if value == 5)
+        names = {**dict.fromkeys(written.params, query), limit: 5}
+        plan = cursor.execute(f"EXPLAIN {written}", names, prepare=True).fetchall()
+        assert "Index Scan using ix_items_encoded" in str(plan)
+        assert connection.scalars(statement).first() == 3
+        with pytest.raises(TypeError):
+            bq_query(Item.embedding, 1.5)  # type: ignore[arg-type]
+
+
 # -- the catalog ---------------------------------------------------------------------------
 
 
@@ -455,6 +482,47 @@ def test_nearest_takes_the_transform_of_one_statement(engine: Engine, vectors: n
         assert connection.scalars(statement).all() == [9]
 
 
+@pytest.mark.parametrize("metric", ["cosine", "l2", "inner_product"])
+def test_nearest_is_made_once_and_executed_with_many_vectors(
+    engine: Engine, vectors: np.ndarray, metric: Any
+) -> None:
+    options: dict[str, Any] = {"code": Item.code, "vector": Item.embedding, "metric": metric}
+    once = nearest(Item, query=bindparam("query"), k=4, **options)
+    with Session(engine) as session:
+        for i in range(12):  # psycopg prepares it meanwhile
+            session.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
+            found = session.execute(once, {"query": vectors[i]}).all()
+            each = session.execute(nearest(Item, query=vectors[i], k=4, **options)).all()
+            assert [(item.id, distance) for item, distance in found] == [
+                (item.id, distance) for item, distance in each
+            ]
+    plan = explain(engine, once.params(query=vectors[0]))
+    assert any("Index Scan using ix_items_code" in line for line in plan), plan
+    assert any("InitPlan" in line for line in plan), plan  # evaluated once
+
+
+def test_nearest_takes_a_parameter_for_a_query_and_the_vector_of_a_row(
+    engine: Engine, vectors: np.ndarray, quantizer: pybq.Quantizer
+) -> None:
+    by_code = nearest(select(Item.id), code=Item.code, query=bindparam("query"), k=3)
+    other = aliased(Item)
+    like_row = select(other.embedding).where(other.id == 9).scalar_subquery()
+    with Session(engine) as session:
+        found = session.execute(by_code, {"query": quantizer.query(vectors[8])}).all()
+        assert (
+            found
+            == session.execute(
+                nearest(select(Item.id), code=Item.code, query=vectors[8], k=3)
+            ).all()
+        )
+        with pytest.raises(StatementError, match="expected a Query, got list"):
+            session.execute(by_code, {"query": vectors[8].tolist()})
+        for options in ({}, {"vector": Item.embedding}):
+            alike = nearest(select(Item.id), code=Item.code, query=like_row, k=3, **options)
+            of_vector = nearest(select(Item.id), code=Item.code, query=vectors[9], k=3, **options)
+            assert session.scalars(alike).all() == session.scalars(of_vector).all()
+
+
 def test_nearest_limits_are_known_to_the_planner(engine: Engine, vectors: np.ndarray) -> None:
     statement = nearest(Item, code=Item.code, vector=Item.embedding, query=vectors[9], k=3)
     executed: list[str] = []
@@ -477,6 +545,8 @@ def test_nearest_says_what_it_expects(vectors: np.ndarray, quantizer: pybq.Quant
         find(metric="dot")
     with pytest.raises(TypeError, match="expected a vector to re-rank by, got Query"):
         find(query=quantizer.query(vectors[0]), vector=Item.embedding)
+    with pytest.raises(TypeError, match="expected a vector to re-rank by, got Query"):
+        find(query=bindparam("query", type_=BQQuery()), vector=Item.embedding)
 
 
 def test_async_engine(engine: Engine, conn: psycopg.Connection[Any], vectors: np.ndarray) -> None:
