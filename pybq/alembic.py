@@ -18,12 +18,13 @@ What autogenerate then does beyond its own:
 
 - Migrations import the modules of the types they name, pybq's and pgvector's.
 - If a model has a type of an extension that the database lacks, or an index ``USING bq``, the
-  migration starts with ``CREATE EXTENSION IF NOT EXISTS bq`` (or ``vector``), and its downgrade
+  migration starts with ``CREATE EXTENSION IF NOT EXISTS bq`` (or ``vector``; ``bq_pgvector`` for
+  an index on a column of pgvector's types), and its downgrade
   ends with ``DROP EXTENSION``, which the server refuses while anything uses it. The role that
   migrates must be allowed to create extensions; else have an administrator do it once, and
-  autogenerate finds it there. A development database that has had the extension all along gives no such line: add
-  ``op.execute("CREATE EXTENSION IF NOT EXISTS bq")`` to the first migration, or generate that
-  from an empty database.
+  autogenerate finds it there. A development database that has had the extension all along
+  gives no such line: add ``op.execute("CREATE EXTENSION IF NOT EXISTS bq")`` to the first
+  migration, or generate that from an empty database.
 - An index ``USING bq`` whose access method or options differ from the model is dropped and
   created again (Alembic itself compares columns only). To change `probes` of a large index
   without building it again, write ``op.execute("ALTER INDEX ... SET (probes = 20)")`` instead.
@@ -47,6 +48,8 @@ __all__ = ["include_name", "render_item"]
 
 # Where the types of an extension come from.
 _EXTENSIONS = {"pybq": "bq", "pgvector": "vector"}
+# Each needs those before it.
+_ORDER = ("vector", "bq", "bq_pgvector")
 
 
 def include_name(name: str | None, kind: str, parent_names: Any) -> bool:
@@ -91,15 +94,15 @@ def compare_extensions(
         for column in table.columns
         if (package := _package(column.type)) in _EXTENSIONS
     }
-    if any(
-        _storage(index)[0] == "bq"
-        for table in autogen_context.sorted_tables
-        for index in table.indexes
-    ):
-        used.add("bq")
+    for table in autogen_context.sorted_tables:
+        for index in table.indexes:
+            if _storage(index)[0] == "bq":
+                # on vectors themselves by operator classes for pgvector's types
+                packages = {_package(getattr(key, "type", None)) for key in index.expressions}
+                used |= {"bq", "bq_pgvector"} if "pgvector" in packages else {"bq"}
     there = set(connection.scalars(text("SELECT extname FROM pg_extension")))
-    for name in sorted(used - there):
-        upgrade_ops.ops.insert(0, CreateExtensionOp(name))
+    missing = [name for name in _ORDER if name in used - there]
+    upgrade_ops.ops[:0] = [CreateExtensionOp(name) for name in missing]
 
 
 @comparators.dispatch_for("table")

@@ -388,6 +388,12 @@ column_dim(Relation index)
 	/* pgvector's types have no other modifier either */
 	int			dim = bq_typmod_dim(bq_column_typmod(RelationGetDescr(index), 1));
 	const BqSource *source = bq_get_source(index);
+	const char *type = source != NULL ? source->type : "bqvec";
+	bool		expression = index->rd_index->indkey.values[0] == InvalidAttrNumber;
+	/* that of CREATE INDEX CONCURRENTLY has been committed, and is valid only in the end */
+	const char *leftover = index->rd_index->indisvalid ? "" :
+		psprintf(" First drop index \"%s\", which is left invalid.",
+				 RelationGetRelationName(index));
 
 	if (OidIsValid(index_getprocid(index, 1, BQ_KEY_PROC)))
 		ereport(ERROR,
@@ -395,12 +401,19 @@ column_dim(Relation index)
 				 errmsg("first column of a bq index must have vectors or codes"),
 				 errhint("Name it before the columns to filter by.")));
 
+	if (dim < 1 && expression)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("expression does not have dimensions"),
+				 errhint("Cast it to a type that has them, for example (%s::%s(384)).%s",
+						 source != NULL ? "embedding" : "bq_encode(embedding::real[], 1)", type,
+						 leftover)));
 	if (dim < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("column does not have dimensions"),
-				 errhint("Declare it with them, for example with ALTER TABLE ... ALTER COLUMN ... TYPE %s(384).",
-						 source != NULL ? source->type : "bqvec")));
+				 errhint("Declare it with them, for example with ALTER TABLE ... ALTER COLUMN ... TYPE %s(384).%s",
+						 type, leftover)));
 	if (dim > BQ_INDEX_MAX_DIM)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),

@@ -228,6 +228,28 @@ def test_an_index_alone_needs_the_extension(run: Callable[..., str], engine: Eng
     assert "USING bq" in dict(catalog(engine))["ix_items_code"]
 
 
+def test_an_index_on_vectors_needs_the_extension_for_them(
+    run: Callable[..., str], engine: Engine
+) -> None:
+    metadata = MetaData()
+    items = Table("items", metadata, Column("embedding", pgvector.HALFVEC(16)))
+    classes = {"embedding": "halfvec_cosine_ops"}
+    Index("ix_items", items.c.embedding, postgresql_using="bq", postgresql_ops=classes)
+    with engine.begin() as connection:
+        connection.execute(text("DROP EXTENSION bq CASCADE"))
+        connection.execute(text("DROP EXTENSION vector"))
+    script = revise(run, metadata)
+    names = ["vector", "bq", "bq_pgvector"]
+    assert body(script).splitlines()[:3] == [
+        f"op.execute('CREATE EXTENSION IF NOT EXISTS {name}')" for name in names
+    ]
+    assert body(script, "downgrade").splitlines()[-3:] == [
+        f"op.execute('DROP EXTENSION {name}')" for name in reversed(names)
+    ]
+    assert "USING bq" in dict(catalog(engine))["ix_items"]
+    run("check", metadata)
+
+
 def test_models_without_our_types_get_none_of_it(engine: Engine) -> None:
     metadata = MetaData()
     plain = Table("plain", metadata, Column("id", Integer, primary_key=True))

@@ -216,3 +216,20 @@ def test_lost_worker_is_an_error(items: str) -> None:
         observer.execute("SELECT pg_terminate_backend(%s)", (worker_of(observer, conn),))
         assert fail().sqlstate == "57P01"  # admin_shutdown
         assert observer.execute("SELECT to_regclass('slow')").fetchone() == (None,)
+
+
+def test_an_expression_without_dimensions_says_what_to_cast_and_to_drop(
+    conn: psycopg.Connection[Any],
+) -> None:
+    conn.autocommit = True
+    conn.execute("CREATE TABLE items (v real[])")
+    conn.execute("INSERT INTO items VALUES ('{1, 2, 3}')")
+    create = "CREATE INDEX CONCURRENTLY encoded ON items USING bq ((bq_encode(v, 1){}))"
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="expression does not") as error:
+        conn.execute(create.format(""))
+    hint = error.value.diag.message_hint or ""
+    assert "1)::bqvec(384))." in hint and 'drop index "encoded", which is left invalid' in hint
+    conn.execute("DROP INDEX encoded")  # it was there
+    conn.execute(create.format("::bqvec(3)"))
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'encoded'::regclass"
+    assert conn.execute(valid).fetchone() == (True,)

@@ -80,6 +80,7 @@ SELECT transform, live_rows FROM bq_index_info('mixed_code');
 -- Columns that cannot be indexed
 CREATE TABLE loose (code bqvec, large bqvec(8001), largest_possible bqvec(8000), number int);
 SELECT fails('CREATE INDEX ON loose USING bq (code)');
+SELECT fails('CREATE INDEX ON loose USING bq ((bq_encode(bq_decode(code), 1)))');
 SELECT fails('CREATE INDEX ON loose USING bq (large)');
 SELECT fails('CREATE INDEX ON loose USING bq (largest_possible)');
 SELECT fails('CREATE INDEX ON loose USING bq (number)');
