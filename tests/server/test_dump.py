@@ -28,6 +28,7 @@ CREATE TABLE gone (code bqvec(40));
 CREATE TABLE excluded (code bqvec(40, 5));
 SELECT bq_register_column('items', 'code', NULL, 40, 'cosine', 1, 'a reason');
 SELECT bq_add_statistics('items', 'code', (SELECT bq_statistics(bq_decode(code)) FROM items));
+SELECT bq_keep_calibration('items', 'code', 0.95, 10, 4, 20, 101);
 SELECT bq_register_column('excluded', 'code', NULL, 40, 'l2', 5);
 SELECT bq_register_column('excluded', 'code2', NULL, 40, 'l2', 5);
 SELECT bq_register_column('gone', 'code', NULL, 40, 'l2', 0);
