@@ -69,7 +69,8 @@ def measure_recall(
     Returns
     -------
     list of Recall
-        One per setting.
+        One per setting. What counts is which rows are found: a search gives them in the order of
+        its distance, which without re-ranking is that of the codes.
 
     Raises
     ------

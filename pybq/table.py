@@ -728,9 +728,10 @@ class Table(_Table[BlockingDatabase]):
             The smallest of the tried settings that meets the recall, with two standard errors
             of the sample to spare: `rerank` of 1, 1.5, 2, 3, 4, 6, 8, 12, ..., and `probes` only
             if the lists that the index reads by itself do not suffice. It is kept in
-            `bq_columns`, where `search` finds it for the same k and this recall or less,
-            of any connection, until the codes are made anew; `status` shows it. Searches warn
-            once the table has twice the rows: measure again then.
+            `bq_columns`, where `search` finds it for the same k and this recall or less, on any
+            connection (on open ones within a minute), until the codes are made anew; `status`
+            shows it. Searches warn once the table has twice the rows: measure again then. For
+            who does not own the table, only this object keeps it, with a warning.
 
         Raises
         ------
@@ -744,7 +745,8 @@ class Table(_Table[BlockingDatabase]):
         Searches are run as `search` runs them, with the index if there is one. What they find
         is compared with the best of at least eight times as many candidates (at most 50,000)
         from all lists of the index, and not with an exact search of all rows: what even those
-        miss goes unnoticed. `pybq recall` compares with all rows.
+        miss goes unnoticed. `pybq recall` compares with all rows. What counts is which rows are
+        found, those at the distance of the k-th included; their order is that of `search`.
 
         With an index it takes about a second for 100,000 rows, without one as long as 600
         searches.
