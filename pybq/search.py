@@ -27,6 +27,9 @@ from pybq.schema import OPERATORS, Layout
 # The largest value of bq.probes: BQ_MAX_LISTS in extension/index/bqindex.h.
 MAX_PROBES = 65_536
 
+# What settings are that nobody has changed.
+DEFAULTS = {"bq.probes": "0", "bq.iterative_scan": "strict_order"}
+
 
 class Effort(NamedTuple):
     """What a search costs and finds: arguments of `Table.search`.
@@ -135,9 +138,17 @@ class Search:
         Without the index, rows that have no code, or no vector to be re-ranked by, come last.
         They are left out, as the index does.
         """
-        if probes is not None:
-            async with _reading_lists(db, probes):
-                return await self.fetch(db, quantizer, statement)
+        settings = {} if probes is None else {"bq.probes": str(probes)}
+        if self._condition.text:
+            # The scan goes on until enough rows meet the condition. In strict order it would pass
+            # over those that come late, even if there are no others.
+            settings["bq.iterative_scan"] = "relaxed_order"
+        if settings:
+            async with _setting(db, settings):
+                return await self._fetch(db, quantizer, statement)
+        return await self._fetch(db, quantizer, statement)
+
+    async def _fetch(self, db: Database, quantizer: Quantizer, statement: str) -> list[list[Row]]:
         codes = _to_wire("bqquery", quantizer.rotate(self.queries), quantizer.transform)
         exact: Sequence[_Wire | None] = [None] * len(codes)
         if self._layout.source is not None:
@@ -158,15 +169,22 @@ class Search:
 
 
 @asynccontextmanager
-async def _reading_lists(db: Database, probes: int) -> AsyncIterator[None]:
-    """Let scans of the index read so many lists first."""
-    change = "SELECT current_setting('bq.probes', true), set_config('bq.probes', %s, true)"
+async def _setting(db: Database, values: Mapping[str, str]) -> AsyncIterator[None]:
+    """Let settings of the index, by name, have other values; one that is off stays so."""
+    change = (
+        "current_setting(%s, true), set_config(%s,"
+        " CASE WHEN current_setting(%s, true) = 'off' THEN 'off' ELSE %s END, true)"
+    )
+    parameters = [part for name, value in values.items() for part in (name, name, name, value)]
     within = db.in_transaction
     async with db.transaction():
-        before = await db.fetch_one(change, [str(probes)])
+        row = await db.fetch_one(f"SELECT {', '.join([change] * len(values))}", parameters)
         yield
-        if within:  # it goes on; if it has failed, it is rolled back, and the setting with it
-            await db.fetch(change, [(before and before[0]) or "0"])
+        if within:  # it goes on; if it has failed, it is rolled back, and the settings with it
+            assert row is not None
+            for name, before in zip(values, row[::2], strict=True):
+                # null where the server has not loaded the extension's library yet
+                await db.fetch("SELECT set_config(%s, %s, true)", [name, before or DEFAULTS[name]])
 
 
 def write_statement(layout: Layout, connection: BaseConnection[Any], shape: Shape) -> str:

@@ -631,8 +631,7 @@ class Table(_Table[BlockingDatabase]):
             recall. That is for searches without a condition.
         probes : int, optional
             Lists of the index that are read first; left out, what was measured when it was
-            built, unless its option or `bq.probes` says otherwise. Takes up to three more round
-            trips.
+            built, unless its option or `bq.probes` says otherwise.
 
         Returns
         -------
@@ -661,13 +660,13 @@ class Table(_Table[BlockingDatabase]):
         -----
         The order is always that of `Hit.distance`, whatever `bq.iterative_scan` says: exact if
         the search was re-ranked, else that of the codes; rows at the same distance come in any
-        order. Which rows are found is approximate: of those that meet the condition, the best
-        candidates by code that a scan of the index comes to, or of all rows without an index.
-        With `where`, a scan in strict order (the default) passes over rows that come late;
-        ``SET bq.iterative_scan = relaxed_order`` finds more of them.
+        order. Which rows are found is approximate: the best candidates by code that a scan of the
+        index comes to, or of all rows without an index. With `where`, the scan is in relaxed
+        order, unless it is off: it passes over none of the rows that it comes to.
 
-        On a connection with ``autocommit=True`` a search is one round trip, else three. An
-        expression of SQLAlchemy is compiled anew by each search, which takes about 0.3 ms.
+        On a connection with ``autocommit=True`` a search is one round trip, else three; `where`
+        and `probes` take up to three more. An expression of SQLAlchemy is compiled anew by each
+        search, which takes about 0.3 ms.
 
         Examples
         --------

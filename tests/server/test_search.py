@@ -698,6 +698,11 @@ def test_calibration_leaves_settings_as_they_were(conn: Conn) -> None:
         table.calibrate(0.9)
         table.search(base[0], probes=7)
         assert conn.execute("SHOW bq.probes").fetchone() == ("3",)
+        for setting in ("strict_order", "relaxed_order", "off"):
+            conn.execute(sql.SQL("SET LOCAL bq.iterative_scan = {}").format(setting))
+            table.search(base[0], where="id < 100")
+            assert conn.execute("SHOW bq.iterative_scan").fetchone() == (setting,)
+    assert conn.execute("SHOW bq.iterative_scan").fetchone() == ("strict_order",)
 
 
 @needs_pgvector
