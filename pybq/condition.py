@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from psycopg import BaseConnection, sql
 
-from pybq.schema import Layout
+from pybq.schema import Layout, check_text
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -48,6 +48,7 @@ def make_condition(
     if isinstance(where, str):
         if not where.strip():
             raise ValueError("expected a condition in where, got an empty text")
+        check_text("where", where)
         # As in psycopg: without parameters, a percent sign is a percent sign.
         text = where.replace("%", "%%") if parameters is None else where
         return Condition(text, parameters or {})
@@ -110,4 +111,5 @@ def _compile(where: Any, parameters: Mapping[str, Any] | None, layout: Layout) -
     }
     # As it was written, because an alias need not have a name before.
     alias = bare.rpartition(" AS ")[2] if froms and isinstance(froms[0], Alias) else None
+    check_text("where", state.statement)
     return Condition(state.statement.removeprefix(prefix), values, alias)

@@ -68,7 +68,15 @@ class Layout:
 
 
 def name_table(name: str, schema: str | None) -> sql.Identifier:
+    for what, text in (("table", name), ("schema", schema)):
+        check_text(f"{what} {text!r}", text or "")
     return sql.Identifier(schema, name) if schema else sql.Identifier(name)
+
+
+def check_text(what: str, text: str) -> None:
+    """Refuse text for a statement that the client library would cut off, and send the rest."""
+    if "\0" in text:
+        raise ValueError(f"{what}: expected text without NUL characters")
 
 
 async def open_table(
@@ -147,6 +155,7 @@ async def create_table(
         raise ValueError(f"expected store of {', '.join(ITEM_NBYTES)} or None, got {store!r}")
     columns = columns or {}
     for name in columns:
+        check_text(f"column {name!r}", name)
         if name in ("id", "embedding", "code"):
             raise ValueError(f"column {name!r} is the table's own; choose another name")
     types = {"id": id_type, **columns}

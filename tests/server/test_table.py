@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 import pybq
@@ -238,6 +239,21 @@ def test_names_are_quoted(conn: Conn, vectors: np.ndarray, store: Any) -> None:
             conn.commit()
             assert table.reencode(transform=77) == N
     assert conn.execute("SELECT count(*) FROM bq_columns").fetchone() == (2,)
+
+
+def test_text_after_nul_is_not_cut_off(conn: Conn, table: pybq.Table, vectors: np.ndarray) -> None:
+    for where in ("id < 5\0 AND id < 2", sql.SQL("id < 5\0 AND id < 2")):
+        with pytest.raises(ValueError, match="^where: expected text without NUL"):
+            table.search(vectors[0], where=where)
+    for arguments, options in (
+        (("items\0x",), {}),
+        (("items",), {"schema": "public\0x"}),
+        (("new\0x", DIM), {"store": None}),
+        (("new", DIM), {"store": None, "columns": {"a\0x": "text"}}),
+    ):
+        with pytest.raises(ValueError, match="expected text without NUL characters"):
+            pybq.Table(conn, *arguments, **options)
+    assert conn.execute("SELECT to_regclass('new')").fetchone() == (None,)
 
 
 def test_a_renamed_column_is_named(conn: Conn, table: pybq.Table) -> None:
