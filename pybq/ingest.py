@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import sys
 from collections import deque
@@ -16,15 +17,17 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from psycopg import BaseConnection, sql
+from psycopg import BaseConnection, ProgrammingError, sql
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import Format
+from psycopg.types.json import Json, Jsonb
 
 from pybq._copy import HEADER, TRAILER, encode_rows, to_half
 from pybq.database import Database
 from pybq.errors import RowError
 from pybq.quantizer import Quantizer
 from pybq.schema import Column, Layout
+from pybq.sources import fill_mask, spread
 from pybq.statistics import Statistics
 from pybq.status import no_statistics, read_transform
 from pybq.strategy import MIN_ROWS, Decision, choose, probe
@@ -47,6 +50,8 @@ KINDS = {
     "text": "text",
     "varchar": "text",
     "bpchar": "text",
+    "citext": "text",
+    "name": "text",
     "bytea": "bytea",
     "uuid": "uuid",
 }
@@ -69,7 +74,7 @@ async def ingest(
     progress: bool | None = None,
 ) -> int:
     """Encode vectors and write them with their codes, as `Table.ingest` promises."""
-    array = as_vectors(vectors, layout.dim)
+    array = await db.compute(as_vectors, vectors, layout.dim)
     n = len(array)
     check_columns(layout, n, ids, columns)
     if on_conflict not in ON_CONFLICT:
@@ -138,10 +143,19 @@ async def write_rows(
     places = await _write_staged(db, layout, target, on_conflict)
     await db.execute(sql.SQL("DROP TABLE {}").format(STAGE))
     if len(places) < len(vectors):  # only what is in the table counts
-        statistics = no_statistics(layout)
-        _, exact = stored_vectors(vectors[places], layout.store, 0, list(ids))
-        statistics.update(exact)
+        statistics = await db.compute(_count_stored, layout, vectors, places)
     return len(places), statistics
+
+
+def _count_stored(layout: Layout, vectors: NDArray[Any], places: NDArray[np.int64]) -> Statistics:
+    """Make statistics of the rows at these places, a chunk at a time."""
+    statistics = no_statistics(layout)
+    rows = max(1, CHUNK_NBYTES // (4 * layout.dim))
+    for start in range(0, len(places), rows):
+        part = vectors[places[start : start + rows]]
+        _, exact = stored_vectors(part, layout.store, 0, places)
+        statistics.update(exact)
+    return statistics
 
 
 async def _write_staged(
@@ -231,7 +245,7 @@ def finite(value: float) -> float | None:
 
 
 def as_vectors(vectors: ArrayLike, dim: int) -> NDArray[Any]:
-    array = np.asarray(vectors)
+    array = fill_mask(vectors)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"expected vectors of float32, got dtype {array.dtype}")
     if array.ndim != 2 or array.shape[1] != dim:
@@ -243,16 +257,23 @@ def check_columns(layout: Layout, n: int, ids: Any, columns: Mapping[str, Any]) 
     for name in columns:
         if name not in layout.columns:
             raise ValueError(f"no column {name!r} in table {layout.name!r}")
-    for name, values in {"ids": ids, **columns}.items():
+    named = [("ids", ids), *((f"column {name!r}", values) for name, values in columns.items())]
+    for what, values in named:
         if len(values) != n:
-            raise ValueError(f"{name}: expected {n} values, got {len(values)}")
+            raise ValueError(f"{what}: expected {n} values, got {len(values)}")
 
 
 def by_place(values: Any) -> Any:
     """Make an array of a Series, whose items are found by label and not by place.
 
-    What is missing from one of pandas is NaN among other values, and meant as NULL.
+    What is missing from one of pandas is NaN among other values, and meant as NULL; so is what
+    an array of NumPy masks.
     """
+    if isinstance(values, np.ma.MaskedArray):
+        hidden = np.ma.getmaskarray(values).tolist()
+        return [
+            None if masked else value for masked, value in zip(hidden, values.data, strict=True)
+        ]
     if isinstance(values, np.ndarray) or not hasattr(values, "__array__"):
         return values
     array = np.asarray(values)
@@ -369,6 +390,8 @@ def copy_column(
     column: Column, values: Any, start: int, connection: BaseConnection[Any]
 ) -> tuple[Any, ...]:
     """Return what the COPY encoder takes for some rows of one column: kind, values, NULL mask."""
+    if column.is_enum:
+        return ("bytea", _dump_labels(values, connection))
     kind = KINDS.get(column.type_name)
     if kind is None:
         return ("bytea", dump_values(column, values, start, connection))
@@ -382,24 +405,67 @@ def copy_column(
     return (kind, values)
 
 
+def _dump_labels(values: Any, connection: BaseConnection[Any]) -> list[bytes | None]:
+    """Return the wire form of values of an enum: labels, in binary, too; the server checks them."""
+    transformer = Transformer(connection)
+
+    def dump(value: Any) -> bytes | None:
+        if value is None:
+            return None
+        if isinstance(value, str):
+            return value.encode()
+        # Python's enums as psycopg dumps them, registered or not.
+        dumped = transformer.get_dumper(value, PyFormat.TEXT).dump(value)
+        return None if dumped is None else bytes(dumped)
+
+    return [dump(value) for value in values]
+
+
 def dump_values(
     column: Column, values: Any, start: int, connection: BaseConnection[Any]
 ) -> list[bytes | None]:
     """Return the wire form of each value, by psycopg's dumper of the column's type."""
     transformer = Transformer(connection)
-    transformer.set_dumper_types([column.type_oid], Format.BINARY)
+    what = f"column {column.name!r} of type {column.declared}"
+    try:
+        transformer.set_dumper_types([column.type_oid], Format.BINARY)
+    except ProgrammingError as error:
+        raise TypeError(
+            f"{what}: psycopg has no binary dumper for {column.type_name}; register one on the "
+            "connection, or leave the column out"
+        ) from error
     dumped: list[bytes | None] = []
     for i, value in enumerate(values):
-        if column.type_name == "numeric" and isinstance(value, (float, np.floating)):
-            value = Decimal(str(value))  # psycopg leaves the choice of digits to others
         try:
-            (field,) = transformer.dump_sequence([value], [PyFormat.BINARY])
+            (field,) = transformer.dump_sequence(
+                [_as_python(column.type_name, value)], [PyFormat.BINARY]
+            )
         except Exception as error:
-            raise TypeError(
-                f"column {column.name!r} of type {column.type_name}, row {start + i}: {error}"
-            ) from error
+            raise TypeError(f"{what}, row {start + i}: {error}") from error
         dumped.append(None if field is None else bytes(field))
     return dumped
+
+
+def _as_python(type_name: str, value: Any) -> Any:
+    """Return a value as psycopg's dumper of the type expects it."""
+    if isinstance(value, str) and type_name in ("json", "jsonb"):
+        # As in SQL, where text becomes a document: its dumper would make one string of it.
+        try:
+            json.loads(value)
+        except ValueError:
+            raise ValueError(
+                f"expected JSON text or Python values, got {value[:40]!r}; a string that is the "
+                f"value itself is {type_name.capitalize()}(...) of psycopg.types.json"
+            ) from None
+        return Json(value, dumps=str) if type_name == "json" else Jsonb(value, dumps=str)
+    if isinstance(value, np.datetime64):
+        unit = "D" if type_name == "date" else "us"
+        return value.astype(f"datetime64[{unit}]").item()  # NaT: None
+    if isinstance(value, np.timedelta64):
+        return value.astype("timedelta64[us]").item()
+    if isinstance(value, (float, np.floating)) and type_name == "numeric":
+        return Decimal(str(value))  # psycopg leaves the choice of digits to others
+    return value
 
 
 def encode_chunks(
@@ -437,9 +503,8 @@ def take_sample(vectors: NDArray[Any]) -> NDArray[np.float32]:
 
     Rows that are not finite are passed over: encoding names them.
     """
-    rows = np.linspace(0, len(vectors) - 1, min(len(vectors), SAMPLE_ROWS)).astype(np.int64)
     with np.errstate(over="ignore"):
-        sample = np.asarray(vectors[rows], np.float32)
+        sample = np.asarray(vectors[spread(len(vectors), SAMPLE_ROWS)], np.float32)
     return sample[np.isfinite(sample).all(axis=1)]
 
 

@@ -35,8 +35,10 @@ class Column:
     """A column of the table: its name, and its type as PostgreSQL has it."""
 
     name: str
-    type_name: str  # pg_type.typname
+    declared: str  # pg_type.typname of its type, which may be a domain
+    type_name: str  # that of its values: the type below all domains
     type_oid: int
+    is_enum: bool
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -114,21 +116,31 @@ async def _read_layout(db: Database, name: str, schema: str | None) -> Layout:
     oid, code, source, dim, metric, unfinished = managed
     attributes = await db.fetch(
         """
-        SELECT a.attname, t.typname, t.oid, coalesce(a.attnum = i.indkey[0], false)
+        SELECT a.attname, t.typname, b.typname, b.oid, b.typtype = 'e',
+               coalesce(a.attnum = i.indkey[0], false)
         FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+        CROSS JOIN LATERAL (
+            WITH RECURSIVE base AS (
+                SELECT t.oid, t.typname, t.typtype, t.typbasetype
+                UNION ALL
+                SELECT d.oid, d.typname, d.typtype, d.typbasetype
+                FROM base JOIN pg_type d ON d.oid = base.typbasetype
+            )
+            SELECT * FROM base WHERE typtype <> 'd'
+        ) b
         LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary AND i.indnkeyatts = 1
         WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
         """,
         [oid],
     )
-    columns = {name: Column(name, kind, oid) for name, kind, oid, _ in attributes}
+    columns = {name: Column(name, *kind) for name, *kind, _ in attributes}
     for column in (code, source):
         if column is not None and column not in columns:
             raise TableError(
                 f"table {name!r} has no column {column!r}, which bq_columns names; if it was "
                 "renamed, call bq_rename_column, too"
             )
-    keys = [name for name, _, _, primary in attributes if primary]
+    keys = [name for name, *_, primary in attributes if primary]
     if len(keys) != 1:
         raise TableError(f"table {name!r} has no primary key of one column")
     key, codes = columns.pop(keys[0]), columns.pop(code)

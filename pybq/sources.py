@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     import pyarrow  # type: ignore[import-untyped, unused-ignore]
@@ -137,6 +137,17 @@ class _Array(Protocol):
 def spread(total: int, rows: int) -> NDArray[np.int64]:
     """Return up to `rows` row numbers, spread evenly over `total`, in order."""
     return np.linspace(0, total - 1, min(total, rows)).astype(np.int64)
+
+
+def fill_mask(vectors: ArrayLike) -> NDArray[Any]:
+    """Return an array with NaN where NumPy masks a value: encoding names the row."""
+    if not isinstance(vectors, np.ma.MaskedArray):
+        return np.asarray(vectors)
+    if not np.ma.is_masked(vectors):
+        return np.asarray(vectors.data)
+    kind = vectors.dtype if vectors.dtype.kind == "f" else np.dtype(np.float64)
+    filled: NDArray[Any] = np.ma.filled(vectors.astype(kind), np.nan)
+    return filled
 
 
 def open_source(

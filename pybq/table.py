@@ -99,7 +99,7 @@ class _Table(Generic[_D]):
     @property
     def columns(self) -> Mapping[str, str]:
         """Further columns: name to SQL type, as in pg_type."""
-        return MappingProxyType({n: c.type_name for n, c in self._layout.columns.items()})
+        return MappingProxyType({n: c.declared for n, c in self._layout.columns.items()})
 
     async def _search(self, search: Search) -> Any:
         try:

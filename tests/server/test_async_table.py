@@ -156,7 +156,7 @@ def test_a_missing_extension_is_named(run: Run, conn: psycopg.Connection[Any]) -
 def test_the_event_loop_stays_free_during_ingest(
     run: Run, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The decision and each chunk are held up until the loop has had a turn."""
+    """The decision, each chunk and the statistics are held up until the loop has had a turn."""
     vectors = rng.standard_normal((3000, 256), dtype=np.float32)
     turn = threading.Event()
 
@@ -170,14 +170,17 @@ def test_the_event_loop_stays_free_during_ingest(
 
     monkeypatch.setattr(ingest, "take_sample", hold_up(ingest.take_sample))
     monkeypatch.setattr(ingest.ChunkEncoder, "encode", hold_up(ingest.ChunkEncoder.encode))
+    monkeypatch.setattr(ingest.Statistics, "update", hold_up(ingest.Statistics.update))
 
     async def work(mine: AsyncConn) -> None:
         table = await pybq.AsyncTable.create(mine, "items", 256, store=None)
-        ingesting = asyncio.create_task(table.ingest(range(3000), vectors))
-        while not ingesting.done():
-            turn.set()
-            await asyncio.sleep(0.001)
-        assert await ingesting == 3000
+        for first, written in ((0, 3000), (1000, 1000)):
+            keys = range(first, first + 3000)
+            ingesting = asyncio.create_task(table.ingest(keys, vectors, on_conflict="skip"))
+            while not ingesting.done():
+                turn.set()
+                await asyncio.sleep(0.001)
+            assert await ingesting == written
 
     run(work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -171,6 +172,107 @@ def test_further_columns_of_many_types(conn: Conn, vectors: np.ndarray) -> None:
         assert found == expected, name
 
 
+class Mood(enum.Enum):
+    sad = 1
+    happy = 2
+
+
+def test_enums_and_domains_are_written_as_what_they_are_made_of(
+    conn: Conn, vectors: np.ndarray
+) -> None:
+    conn.execute("CREATE TYPE mood AS ENUM ('sad', 'happy')")
+    conn.execute("CREATE DOMAIN good_mood AS mood CHECK (VALUE <> 'sad')")
+    conn.execute("CREATE DOMAIN price AS numeric(9, 2) CHECK (VALUE > 0)")
+    conn.execute("CREATE DOMAIN low_price AS price CHECK (VALUE < 10)")
+    conn.execute("CREATE DOMAIN short AS text CHECK (length(VALUE) < 5)")
+    kinds = {"mood": "mood", "good": "good_mood", "price": "low_price", "note": "short"}
+    table = pybq.Table.create(conn, "items", DIM, store=None, columns=kinds, id_type="short")
+    assert table.columns == {"mood": "mood", "good": "good_mood", "price": "low_price"} | {
+        "note": "short"
+    }
+    rows: dict[str, list[Any]] = {
+        "mood": ["sad", None, Mood.happy],
+        "good": ["happy", None, "happy"],
+        "price": [1.5, None, Decimal("2.25")],
+        "note": ["a", None, "c"],
+    }
+    assert table.ingest(["x", "y", "z"], vectors[:3], rows) == 3
+    assert table.ingest(["x"], vectors[:1], {"mood": ["happy"]}, on_conflict="update") == 1
+    rows["mood"] = ["happy", None, "happy"]
+    found = conn.execute("SELECT mood, good, price, note FROM items ORDER BY id").fetchall()
+    assert found == list(zip(*rows.values(), strict=True))
+    with pytest.raises(psycopg.errors.CheckViolation, match="low_price"), conn.transaction():
+        table.ingest(["w"], vectors[:1], {"price": [11]})
+    with (
+        pytest.raises(psycopg.errors.InvalidTextRepresentation, match='mood: "bored"'),
+        conn.transaction(),
+    ):
+        table.ingest(["w"], vectors[:1], {"mood": ["bored"]})
+
+
+def test_a_column_that_nothing_can_be_written_to_is_named(conn: Conn, vectors: np.ndarray) -> None:
+    table = pybq.Table.create(conn, "items", DIM, store=None, columns={"spot": "point"})
+    with pytest.raises(TypeError, match="column 'spot' of type point: psycopg has no binary"):
+        table.ingest([1], vectors[:1], {"spot": ["(1,2)"]})
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonb"])
+def test_text_for_json_is_a_document(conn: Conn, vectors: np.ndarray, kind: str) -> None:
+    table = pybq.Table.create(conn, "items", DIM, store=None, columns={"doc": kind})
+    given = ['{"a": [1]}', {"a": [2]}, '"x"', Jsonb("y"), "null", None, [3]]
+    table.ingest(range(7), vectors[:7], {"doc": given})
+    found = conn.execute("SELECT doc FROM items ORDER BY id").fetchall()
+    assert found == [({"a": [1]},), ({"a": [2]},), ("x",), ("y",), (None,), (None,), ([3],)]
+    assert fetch(conn, "SELECT count(*) FROM items WHERE doc IS NULL") == 1
+    with pytest.raises(TypeError, match=f"column 'doc' of type {kind}, row 1: .*got 'plain'"):
+        table.ingest([8, 9], vectors[:2], {"doc": ["1", "plain"]})
+
+
+def test_times_of_numpy(conn: Conn, vectors: np.ndarray) -> None:
+    kinds = {"day": "date", "moment": "timestamp", "span": "interval"}
+    table = pybq.Table.create(conn, "items", DIM, store=None, columns=kinds)
+    nanoseconds = np.array(["2026-11-21T12:30:01.5", "NaT"], "datetime64[ns]")
+    columns = {
+        "day": nanoseconds.astype("datetime64[D]"),
+        "moment": nanoseconds,
+        "span": np.array([90, 0], "timedelta64[m]"),
+    }
+    table.ingest([1, 2], vectors[:2], columns)
+    assert conn.execute("SELECT day, moment, span FROM items ORDER BY id").fetchall() == [
+        (
+            datetime.date(2026, 11, 21),
+            datetime.datetime(2026, 11, 21, 12, 30, 1, 500_000),
+            datetime.timedelta(minutes=90),
+        ),
+        (None, None, datetime.timedelta(0)),
+    ]
+
+
+def test_what_is_masked_is_null_and_no_vector(conn: Conn, vectors: np.ndarray) -> None:
+    kinds = {"n": "int", "title": "text", "price": "numeric", "day": "date"}
+    table = pybq.Table.create(conn, "items", DIM, store=None, columns=kinds)
+    mask = [False, True, False]
+    columns = {
+        "n": np.ma.array([1, 2, 3], mask=mask),
+        "title": np.ma.array(["a", "b", "c"], mask=mask),
+        "price": np.ma.array([1.5, 2.5, 3.5], mask=mask),
+        "day": np.ma.array(np.array([1, 2, 3], "datetime64[D]"), mask=mask),
+    }
+    table.ingest(np.ma.array([1, 2, 3]), np.ma.array(vectors[:3]), columns)
+    found = conn.execute("SELECT n, title, price, day - '1970-01-01' FROM items ORDER BY id")
+    assert found.fetchall() == [
+        (1, "a", Decimal("1.5"), 1),
+        (None, None, None, None),
+        (3, "c", Decimal("3.5"), 3),
+    ]
+    hidden = np.zeros((3, DIM), bool)
+    hidden[1, 7] = True
+    for kind in (np.float32, np.int64):
+        with pytest.raises(RowError, match="NaN") as caught:
+            table.ingest([4, 5, 6], np.ma.array(vectors[:3].astype(kind), mask=hidden))
+        assert (caught.value.row, caught.value.id) == (1, 5)
+
+
 def test_columns_left_out_get_their_default(conn: Conn, vectors: np.ndarray) -> None:
     table = pybq.Table.create(conn, "items", DIM, store=None, columns={"n": "int"})
     conn.execute("ALTER TABLE items ALTER n SET DEFAULT 5")
@@ -233,7 +335,7 @@ def test_an_id_that_is_there_already_is_named(conn: Conn, vectors: np.ndarray) -
         (range(3), (3, DIM + 1), {}, ValueError, r"expected vectors of shape \(n, 48\), got"),
         (range(3), (DIM,), {}, ValueError, r"expected vectors of shape \(n, 48\), got \(48,\)"),
         (range(4), (3, DIM), {}, ValueError, "id.*: expected 3 values, got 4"),
-        (range(3), (3, DIM), {"n": [1]}, ValueError, "n: expected 3 values, got 1"),
+        (range(3), (3, DIM), {"n": [1]}, ValueError, "column 'n': expected 3 values, got 1"),
         (range(3), (3, DIM), {"m": [1, 2, 3]}, ValueError, "no column 'm' in table 'items'"),
         (range(3), (3, DIM), {"code": [1, 2, 3]}, ValueError, "no column 'code'"),
         (range(3), (3, DIM), {"n": [1, 2, 2**40]}, ValueError, "out of range"),
@@ -249,6 +351,15 @@ def test_bad_input_says_what_is_wrong(
     with pytest.raises(error, match=message):
         table.ingest(ids, np.ones(shape, np.float32), columns)
     assert fetch(conn, "SELECT count(*) FROM items") == 0
+
+
+def test_a_column_of_any_name_does_not_hide_the_keys(conn: Conn, vectors: np.ndarray) -> None:
+    table = pybq.Table.create(conn, "items", DIM, store=None, columns={"ids": "int"})
+    with pytest.raises(ValueError, match="^ids: expected 200 values, got 250"):
+        table.ingest(range(250), vectors[:200], {"ids": range(200)})
+    with pytest.raises(ValueError, match="^column 'ids': expected 200 values, got 250"):
+        table.ingest(range(200), vectors[:200], {"ids": range(250)})
+    assert table.ingest(range(200), vectors[:200], {"ids": range(200)}) == 200
 
 
 def test_bad_dtype_says_what_is_wrong(conn: Conn) -> None:
