@@ -43,21 +43,27 @@ class RowError(ValueError):
 
 
 class LoadError(RuntimeError):
-    """A batch of a load that was not written; the exception that stopped it is its `__cause__`.
+    """Rows of a load that were not written; the exception that stopped it is its `__cause__`.
 
     Attributes
     ----------
     source : str
         Name of the source.
-    first, last : int
-        Rows of the source that the batch has, counted from 0.
+    first : int
+        First row of the source, counted from 0, of the batch that could not be written, or that
+        the source failed to give.
+    last : int or None
+        Last row of that batch; None if the source failed.
     written : int
         Rows that the load has written in other batches, which stay.
     """
 
-    def __init__(self, source: str, first: int, last: int, written: int, reason: str) -> None:
+    def __init__(
+        self, source: str, first: int, last: int | None, written: int, reason: str
+    ) -> None:
+        rows = f"rows {first} to {last}" if last is not None else f"rows from {first} on"
         super().__init__(
-            f"rows {first} to {last} of {source} were not written: {reason}"
+            f"{rows} of {source} were not written: {reason}"
             f" ({written} rows of other batches were; resume continues)"
         )
         self.source = source

@@ -27,7 +27,7 @@ from pybq.database import Database
 from pybq.errors import RowError
 from pybq.quantizer import Quantizer
 from pybq.schema import Column, Layout
-from pybq.sources import fill_mask, spread
+from pybq.sources import fill_mask, spread, unmask
 from pybq.statistics import Statistics
 from pybq.status import no_statistics, read_transform
 from pybq.strategy import MIN_ROWS, Decision, choose, probe
@@ -270,10 +270,7 @@ def by_place(values: Any) -> Any:
     an array of NumPy masks.
     """
     if isinstance(values, np.ma.MaskedArray):
-        hidden = np.ma.getmaskarray(values).tolist()
-        return [
-            None if masked else value for masked, value in zip(hidden, values.data, strict=True)
-        ]
+        return unmask(values)
     if isinstance(values, np.ndarray) or not hasattr(values, "__array__"):
         return values
     array = np.asarray(values)
@@ -339,12 +336,18 @@ class ChunkEncoder:
         statistics = Statistics(self.quantizer.dim, self.normalize)
         statistics.update(exact)
 
-        fields = [copy_column(self.id_column, ids, start, self._connection)]
-        if self.store is not None:
-            fields.append((self.store, stored))
-        fields.append(("bqvec", codes))
-        fields += [copy_column(c, extra[c.name], start, self._connection) for c in self.extra]
-        data = b"".join(part for part in encode_rows(fields) if part not in (HEADER, TRAILER))
+        fields = {self.id_column: copy_column(self.id_column, ids, start, self._connection)}
+        made = (
+            [("bqvec", codes)] if self.store is None else [(self.store, stored), ("bqvec", codes)]
+        )
+        for column in self.extra:
+            fields[column] = copy_column(column, extra[column.name], start, self._connection)
+        key, *further = fields.values()
+        try:
+            parts = list(encode_rows([key, *made, *further]))
+        except (TypeError, ValueError):
+            raise _bad_field(start, fields) from None
+        data = b"".join(part for part in parts if part not in (HEADER, TRAILER))
         return Chunk(len(vectors), data, statistics)
 
     def _bad_row(self, start: int, ids: Any, vectors: NDArray[np.float32]) -> RowError:
@@ -384,6 +387,20 @@ def row_error(start: int, row: int, ids: Any, reason: str) -> RowError:
     """Make the error for one row of the chunk that begins at row `start` of the ingest."""
     key = list(ids)[row]
     return RowError(start + row, key.item() if isinstance(key, np.generic) else key, reason)
+
+
+def _bad_field(start: int, fields: Mapping[Column, tuple[Any, ...]]) -> Exception:
+    """Make the error that names the column, and the row of the ingest, of a value that is wrong."""
+    for column, field in fields.items():
+        try:
+            list(encode_rows([field]))
+        except (TypeError, ValueError) as error:
+            where, _, reason = str(error).partition(": ")  # "column 0", perhaps ", row 7"
+            row = where.partition(", row ")[2]
+            at = f", row {start + int(row)}" if row else ""
+            kind = f"column {column.name!r} of type {column.declared}{at}"
+            return type(error)(f"{kind}: {reason}")
+    raise AssertionError("columns are wrong together, but not one by one")
 
 
 def copy_column(

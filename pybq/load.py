@@ -15,6 +15,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from psycopg import BaseConnection
+from psycopg.rows import tuple_row
 
 from pybq.database import BlockingDatabase, Database, Row, run
 from pybq.errors import LoadError, RowError, TableError
@@ -32,6 +33,18 @@ from pybq.ingest import (
 from pybq.quantizer import Quantizer
 from pybq.schema import Layout
 from pybq.sources import BATCH_NBYTES, Batch, Source, open_source
+
+# What SET has changed in a session, in an order in which another one may set it: the roles, which
+# pg_settings does not show, at last.
+SESSION = """
+    SELECT name, setting FROM (
+        SELECT 1 AS place, name, current_setting(name) AS setting FROM pg_settings
+        WHERE source = 'session' AND name NOT IN
+        ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')
+        UNION ALL SELECT 2, 'session_authorization', session_user
+        UNION ALL SELECT 3, 'role', current_setting('role')
+    ) AS settings ORDER BY place
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +67,13 @@ class Part:
     number: int
     first: int
     batch: Batch
+
+
+class _SourceFailed(Exception):
+    """The source raised the `__cause__` instead of row `first`."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
 
 
 Written: TypeAlias = AsyncGenerator[tuple[Part, int], None]
@@ -95,7 +115,8 @@ async def load(
     batch_rows = batch_rows or max(1, BATCH_NBYTES // (4 * layout.dim))
 
     sample = partial(opened.sample, SAMPLE_ROWS)
-    fingerprint = f"{opened.fingerprint}, keys from {first_id}"
+    carried = ", ".join(sorted(wanted)) or "none"
+    fingerprint = f"{opened.fingerprint}, columns: {carried}, keys from {first_id}"
     task = Task(layout, sample, named, batch_rows, fingerprint, on_conflict, resume)
     # The decision first, in a transaction of its own: then nobody waits for anybody.
     async with db.transaction():
@@ -124,16 +145,14 @@ def _choose_columns(layout: Layout, source: Source, columns: Sequence[str] | Non
         lost = sorted(set(source.skipped) & set(layout.columns))
         if lost:
             raise ValueError(
-                f"{source.name}: values of column {lost[0]!r} are of a kind that cannot be stored; "
-                "convert them, or say by columns= what to carry along"
+                f"{source.name}: column {lost[0]!r} does not have one value for each vector; "
+                "leave it out, or say by columns= what to carry along"
             )
-        return [name for name in source.column_types if name in layout.columns]
+        return [name for name in source.columns if name in layout.columns]
     for name in columns:
-        if name not in source.column_types:
-            known = ", ".join(source.column_types) or "none but its vectors"
-            raise ValueError(
-                f"{source.name}: no column {name!r} that can be stored; it has {known}"
-            )
+        if name not in source.columns:
+            known = ", ".join(source.columns) or "none but its vectors"
+            raise ValueError(f"{source.name}: no column {name!r} to carry along; it has {known}")
     return list(columns)
 
 
@@ -165,7 +184,14 @@ def _split(
 ) -> Iterator[Part]:
     """Yield the batches that are not done yet; all but the last have `batch_rows` rows."""
     first = 0
-    for number, batch in enumerate(_join(source.batches(columns, batch_rows), batch_rows)):
+    batches = enumerate(_join(source.batches(columns, batch_rows), batch_rows))
+    while True:
+        try:
+            number, batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise _SourceFailed(first) from error
         n = len(batch.vectors)
         if number not in done:
             if batch.ids is None:
@@ -257,12 +283,17 @@ async def _write_here(db: Database, task: Task, parts: Iterator[Part]) -> Writte
     total = 0
     async with _threads(db, 1) as pool:
         coming = pool.submit(next, parts, None)
-        while (part := await db.wait_for(coming)) is not None:
-            coming = pool.submit(next, parts, None)
+        while True:
+            part = None
             try:
+                part = await db.wait_for(coming)
+                if part is None:
+                    return
+                coming = pool.submit(next, parts, None)
                 rows = await write_part(db, task, part)
-            except (psycopg.Error, ValueError, TypeError) as error:
-                raise _load_error(task, part, total, error) from error
+            except Exception as error:
+                failure = _load_error(task, part, total, error)
+                raise failure from failure.__cause__
             total += rows
             yield part, rows
 
@@ -271,7 +302,7 @@ async def _write_in_parallel(
     db: Database, task: Task, parts: Iterator[Part], connections: int
 ) -> Written:
     """Write the parts on connections like the caller's, each with a thread of its own."""
-    search_path = await db.fetch_one("SELECT current_setting('search_path')")
+    settings = await db.fetch(SESSION)
     idle: SimpleQueue[BlockingDatabase] = SimpleQueue()
 
     def write(part: Part) -> int:
@@ -283,19 +314,23 @@ async def _write_in_parallel(
 
     async with AsyncExitStack() as stack:
         for _ in range(connections):
-            own = await db.compute(_connect_alike, db.connection, search_path)
+            own = await db.compute(_connect_alike, db.connection, settings)
             stack.enter_context(own.connection)
             idle.put(own)
         pool = await stack.enter_async_context(_threads(db, connections))
         pending: dict[Future[int], Part] = {}
-        failure: LoadError | None = None
+        failed: tuple[Part | None, BaseException] | None = None
         total = 0
         # The first one alone if it makes room for the records of the others.
         limit = 2 * connections if task.resume or not task.source else 1
         while True:
             # As many wait as are being written, so that memory stays bounded.
-            while failure is None and len(pending) < limit:
-                part = await db.compute(next, parts, None)
+            while failed is None and len(pending) < limit:
+                try:
+                    part = await db.compute(next, parts, None)
+                except _SourceFailed as stop:
+                    failed = None, stop
+                    break
                 if part is None:
                     break
                 pending[pool.submit(write, part)] = part
@@ -309,15 +344,12 @@ async def _write_in_parallel(
                     limit = 2 * connections
                     total += future.result()
                     yield part, future.result()
-                elif failure is None:
-                    failure = _load_error(task, part, 0, error)
-                    failure.__cause__ = error
+                elif failed is None or failed[0] is None:
+                    failed = part, error
                     pending = {f: p for f, p in pending.items() if not f.cancel()}
-        if failure is not None:
-            cause = failure.__cause__
-            raise LoadError(
-                failure.source, failure.first, failure.last, total, failure.reason
-            ) from cause
+        if failed is not None:
+            failure = _load_error(task, failed[0], total, failed[1])
+            raise failure from failure.__cause__
 
 
 @asynccontextmanager
@@ -331,17 +363,29 @@ async def _threads(db: Database, n: int) -> AsyncIterator[ThreadPoolExecutor]:
         await db.compute(pool.shutdown)
 
 
-def _connect_alike(connection: BaseConnection[Any], search_path: Row | None) -> BlockingDatabase:
-    """Open a connection to the same database that finds the same tables by name."""
+def _connect_alike(connection: BaseConnection[Any], settings: Sequence[Row]) -> BlockingDatabase:
+    """Open a connection to the same database: same adapters, same settings, same role."""
     info = connection.info
-    own = psycopg.connect(info.dsn, password=info.password, autocommit=True)
-    own.execute("SELECT set_config('search_path', %s, false)", search_path)
-    db = BlockingDatabase(own)
-    run(db.register())
-    return db
+    own = psycopg.connect(info.dsn, password=info.password, autocommit=True, context=connection)
+    try:
+        with own.cursor(row_factory=tuple_row) as cursor:
+            cursor.executemany("SELECT set_config(%s, %s, false)", settings)
+    except BaseException:
+        own.close()
+        raise
+    return BlockingDatabase(own)
 
 
-def _load_error(task: Task, part: Part, written: int, error: BaseException) -> LoadError:
-    last = part.first + len(part.batch.vectors) - 1
-    reason = str(error).strip() or type(error).__name__
-    return LoadError(task.source or "the source", part.first, last, written, reason)
+def _load_error(task: Task, part: Part | None, written: int, error: BaseException) -> LoadError:
+    """Make the error for a part that was not written, or for a source that failed: no part."""
+    cause: BaseException | None = error
+    last = None
+    if isinstance(error, _SourceFailed):
+        first, cause = error.first, error.__cause__
+    else:
+        assert part is not None
+        first, last = part.first, part.first + len(part.batch.vectors) - 1
+    reason = str(cause).strip() or type(cause).__name__
+    failure = LoadError(task.source or "the source", first, last, written, reason)
+    failure.__cause__ = cause
+    return failure

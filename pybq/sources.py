@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,15 @@ VECTOR_NAMES = ("embedding", "embeddings", "vector", "vectors")
 ID_NAMES = ("id", "ids")
 
 # numpy.dtype.kind -> SQL type of a column made for it
-_SQL_TYPES = {"i": "bigint", "u": "bigint", "f": "double precision", "b": "boolean", "U": "text"}
+_SQL_TYPES = {
+    "i": "bigint",
+    "u": "bigint",
+    "f": "double precision",
+    "b": "boolean",
+    "U": "text",
+    "M": "timestamp",
+    "m": "interval",
+}
 # type of the values in an array of objects -> SQL type
 _OBJECT_TYPES = {
     str: "text",
@@ -45,6 +53,9 @@ _OBJECT_TYPES = {
     Decimal: "numeric",
     UUID: "uuid",
     date: "date",
+    time: "time",
+    timedelta: "interval",
+    dict: "jsonb",
 }
 
 
@@ -81,10 +92,12 @@ class Source:
         Number of dimensions.
     id_type : str
         SQL type that fits the primary keys; bigint if there are none.
+    columns : tuple of str
+        Further columns. Whether their values can be stored is for the table's columns to say.
     column_types : dict of str to str
-        Further columns: name, and the SQL type that fits.
+        Those of them for which a new table could have a column: name, and the SQL type that fits.
     skipped : tuple of str
-        Columns of types that fit no simple SQL type, and arrays of another length; not read.
+        Arrays of another length; not read.
     fingerprint : str
         Changes if the source changes, or what is read of it: its shape, the names of vectors and
         keys and, of a file, its size and time.
@@ -94,6 +107,7 @@ class Source:
     rows: int | None
     dim: int
     id_type: str
+    columns: tuple[str, ...]
     column_types: Mapping[str, str]
     skipped: tuple[str, ...]
     fingerprint: str
@@ -148,6 +162,12 @@ def fill_mask(vectors: ArrayLike) -> NDArray[Any]:
     kind = vectors.dtype if vectors.dtype.kind == "f" else np.dtype(np.float64)
     filled: NDArray[Any] = np.ma.filled(vectors.astype(kind), np.nan)
     return filled
+
+
+def unmask(values: np.ma.MaskedArray[Any, Any]) -> list[Any]:
+    """Return the values of an array, None where NumPy masks one."""
+    hidden = np.ma.getmaskarray(values).tolist()
+    return [None if masked else value for masked, value in zip(hidden, values.data, strict=True)]
 
 
 def open_source(
@@ -206,7 +226,7 @@ def open_source(
     if isinstance(source, np.ndarray):
         return _open_arrays("array", {"vectors": source}, vector_column, id_column)
     if isinstance(source, Mapping):
-        arrays = {name: np.asarray(values) for name, values in source.items()}
+        arrays = {name: np.asanyarray(values) for name, values in source.items()}
         return _open_arrays("mapping", arrays, vector_column, id_column)
     if isinstance(source, Iterable):
         return _open_iterable(source, vector_column, id_column)
@@ -255,25 +275,26 @@ def _open_arrays(
     vector_column: str | None,
     id_column: str | None,
     stamp: str = "",
+    keys: bool = True,
 ) -> Source:
     arrays = dict(arrays)
     # a single one need not be guessed, and is checked below
     candidates = [n for n, array in arrays.items() if array.ndim == 2 or len(arrays) == 1]
     vector_name = _choose(name, arrays, candidates, vector_column, "vectors")
     vectors = arrays.pop(vector_name)
+    if isinstance(vectors, np.ma.MaskedArray):
+        vectors = fill_mask(vectors)
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise ValueError(
             f"{name}: expected vectors of shape (n, dim), got {vectors.shape} of {vectors.dtype}"
         )
     n, dim = vectors.shape
-    id_name = _choose_id(name, arrays, id_column)
+    id_name = _choose_id(name, arrays, id_column) if keys else None
     ids = arrays.pop(id_name) if id_name else None
     if ids is not None and ids.shape != (n,):
         raise ValueError(f"{name}: {id_name}: expected shape ({n},), got {ids.shape}")
-    types = {
-        column: _array_type(array) if array.shape == (n,) else None
-        for column, array in arrays.items()
-    }
+    columns = [column for column, array in arrays.items() if array.shape == (n,)]
+    types = {column: _array_type(arrays[column]) for column in columns}
 
     def read(columns: frozenset[str], rows: int | None) -> Iterator[Batch]:
         step = max(1, n if rows is None else rows)
@@ -290,8 +311,9 @@ def _open_arrays(
         n,
         dim,
         "bigint" if ids is None else _array_type(ids) or "text",
+        tuple(columns),
         {column: kind for column, kind in types.items() if kind is not None},
-        tuple(column for column, kind in types.items() if kind is None),
+        tuple(column for column in arrays if column not in types),
         f"{n} x {dim}, {vector_name} by {id_name}, {stamp}",
         read,
         lambda rows: vectors[spread(n, rows)],
@@ -301,16 +323,25 @@ def _open_arrays(
 def _array_type(array: _Array) -> str | None:
     """The SQL type for the values of an array; of objects, None is NULL, and the first tells."""
     if not isinstance(array, np.ndarray) or array.dtype != object:
-        return _SQL_TYPES.get(array.dtype.kind)
-    first = next((value for value in array if value is not None), "")
-    if isinstance(first, datetime):
-        return "timestamptz" if first.tzinfo else "timestamp"
-    return _OBJECT_TYPES.get(type(first))
+        return "date" if array.dtype == "datetime64[D]" else _SQL_TYPES.get(array.dtype.kind)
+    return _object_type(next((value for value in array if value is not None), ""))
+
+
+def _object_type(value: Any) -> str | None:
+    """The SQL type for values like this one."""
+    if isinstance(value, datetime):
+        return "timestamptz" if value.tzinfo else "timestamp"
+    if isinstance(value, list):
+        item = _object_type(next((item for item in value if item is not None), ""))
+        return None if item is None or item.endswith("[]") else f"{item}[]"
+    return _OBJECT_TYPES.get(type(value))
 
 
 def _as_values(array: NDArray[Any]) -> NDArray[Any] | list[Any]:
-    """What the encoder of COPY takes: numbers as they are, lists of str."""
-    return array.tolist() if array.dtype.kind == "U" else array
+    """What the encoder of COPY takes: numbers as they are, lists of str; None for NULL."""
+    if isinstance(array, np.ma.MaskedArray):
+        return unmask(array)
+    return array.tolist() if array.dtype.kind in "US" else array
 
 
 def _open_iterable(
@@ -329,15 +360,22 @@ def _open_iterable(
 
     rest = open_each()
     seen: list[Source] = []
+    failed: list[Exception] = []  # raised where reading comes to it: what is before can be stored
 
     def look(rows: int) -> None:
-        while sum(part.rows or 0 for part in seen) < rows:
-            part = next(rest, None)
+        while not failed and sum(part.rows or 0 for part in seen) < rows:
+            try:
+                part = next(rest, None)
+            except Exception as error:
+                failed.append(error)
+                break
             if part is None:
                 break
             seen.append(part)
 
     look(1)
+    if failed and not seen:
+        raise failed[0]
     if not seen:
         raise ValueError("expected at least one batch of vectors, got none")
     first = seen[0]
@@ -345,6 +383,8 @@ def _open_iterable(
     def parts() -> Iterator[Source]:
         while seen:
             yield seen.pop(0)
+        if failed:
+            raise failed[0]
         yield from rest
 
     def read(columns: frozenset[str], rows: int | None) -> Iterator[Batch]:
@@ -365,10 +405,10 @@ def _open_iterable(
         every: NDArray[Any] = np.concatenate(vectors)[spread(total, rows)]
         return every
 
-    rows = None if seen[-1].rows else 0  # it was read to its end if it has none
+    rows = None if failed or seen[-1].rows else 0  # it was read to its end if it has none
     return Source(
-        "iterable", rows, first.dim, first.id_type, first.column_types, first.skipped,
-        f"x {first.dim}", read, sample,
+        "iterable", rows, first.dim, first.id_type, first.columns, first.column_types,
+        first.skipped, f"x {first.dim}", read, sample,
     )  # fmt: skip
 
 
@@ -380,14 +420,21 @@ def _as_source(item: Any, vector_column: str | None, id_column: str | None) -> S
         item = (item.ids, item.vectors, item.columns)
     if isinstance(item, tuple) and len(item) in (2, 3):
         ids, vectors, *columns = item
-        arrays = {"vectors": np.asarray(vectors)}
-        if ids is not None:
-            arrays["id"] = np.asarray(ids)
-        further = {n: np.asarray(v) for n, v in (columns[0] if columns else {}).items()}
-        return _open_arrays("batch", arrays | further, "vectors", None)
+        arrays = {n: np.asanyarray(v) for n, v in (columns[0] if columns else {}).items()}
+        # Names of their own, as further columns may have any.
+        vector_name, id_name = (_unlike(name, arrays) for name in ("vectors", "id"))
+        arrays[vector_name] = np.asanyarray(vectors)
+        if ids is None:
+            return _open_arrays("batch", arrays, vector_name, None, keys=False)
+        arrays[id_name] = np.asanyarray(ids)
+        return _open_arrays("batch", arrays, vector_name, id_name)
     return open_source(
-        item if isinstance(item, Mapping) else np.asarray(item), vector_column, id_column
+        item if isinstance(item, Mapping) else np.asanyarray(item), vector_column, id_column
     )
+
+
+def _unlike(name: str, names: Iterable[str]) -> str:
+    return name if name not in names else _unlike(f"{name}_", names)
 
 
 def _map_hdf5(path: Path) -> dict[str, _Array]:
@@ -531,8 +578,9 @@ def _open_arrow(
         rows,
         dim,
         (_arrow_type(fields[id_name]) or "text") if id_name else "bigint",
+        tuple(types),
         {n: kind for n, kind in types.items() if kind is not None},
-        tuple(n for n, kind in types.items() if kind is None),
+        (),
         f"{rows} x {dim}, {name} by {id_name}, {stamp}",
         read,
         sample,
@@ -566,8 +614,19 @@ def _arrow_type(kind: pyarrow.DataType) -> str | None:
         return "date"
     if types.is_timestamp(kind):
         return "timestamptz" if kind.tz else "timestamp"
+    if types.is_time(kind):
+        return "time"
+    if types.is_duration(kind):
+        return "interval"
+    if types.is_decimal(kind):
+        return "numeric"
     if types.is_binary(kind) or types.is_large_binary(kind):
         return "bytea"
+    if types.is_struct(kind):
+        return "jsonb"
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        item = _arrow_type(kind.value_type)
+        return None if item is None or item.endswith("[]") else f"{item}[]"
     return None
 
 

@@ -399,7 +399,8 @@ class Table(_Table[BlockingDatabase]):
             polars DataFrame, pyarrow Table or RecordBatchReader; an iterable of batches: see
             `pybq.sources.open_source`. Memory stays constant for what need not be read whole.
         columns : sequence of str, optional
-            Further columns to carry along; by default all that the table has, too.
+            Further columns to carry along; by default all that the table has, too. Their values
+            are written as `ingest` writes them, by the types of the table's columns.
         vector_column, id_column : str, optional
             Columns of the vectors and of the keys, if their names do not tell.
         first_id : int
@@ -411,7 +412,8 @@ class Table(_Table[BlockingDatabase]):
         name : str, optional
             Under which `resume` will know the source; for files their path.
         connections : int
-            Batches written at once, on connections of their own, made like this one.
+            Batches written at once, on connections of their own with the adapters, the role and
+            the settings of this one. Custom settings, such as ``app.tenant``, cannot be known.
         batch_rows : int, optional
             Rows in a batch; by default as many as take 16 MB as float32.
         progress : bool, optional
@@ -425,8 +427,9 @@ class Table(_Table[BlockingDatabase]):
         Raises
         ------
         LoadError
-            If a batch could not be written; says which rows it has, why (`__cause__`), and how
-            many rows of other batches were written. Nothing of the batch itself is there.
+            If a batch could not be written, or the source failed before its end; says which rows
+            it has, why (`__cause__`), and how many rows of other batches were written. Nothing
+            of the batch itself is there.
         TableError
             If the source has changed since the load that is to be resumed, or a transaction
             is open on the connection where `resume` or `connections` need their own.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import psycopg
 import pytest
 
 import pybq
+import pybq.load
 
 Conn = psycopg.Connection[Any]
 needs_pgvector = pytest.mark.usefixtures("vector")
@@ -92,11 +97,50 @@ def test_sources_give_the_same_rows(conn: Conn, vectors: np.ndarray, kind: str) 
 
 
 def test_columns_that_cannot_be_stored_are_not_dropped(conn: Conn, vectors: np.ndarray) -> None:
-    table = create(conn, columns={"made": "timestamp"})
-    source = {"vectors": vectors, "made": np.full(ROWS, "2026-11-21", "datetime64[s]")}
-    with pytest.raises(ValueError, match="'made' are of a kind that cannot be stored"):
+    table = create(conn, columns={"made": "timestamp", "few": "int"})
+    source: dict[str, Any] = {"vectors": vectors, "few": np.arange(3)}
+    with pytest.raises(ValueError, match="'few' does not have one value for each vector"):
         table.load(source)
+    source["made"] = np.full(ROWS, 1j)
+    with pytest.raises(pybq.LoadError, match="column 'made' of type timestamp, row 0"):
+        table.load(source, columns=["made"])
     assert table.load(source, columns=[]) == ROWS
+
+
+def test_the_table_decides_what_values_become(conn: Conn, vectors: np.ndarray) -> None:
+    pa = pytest.importorskip("pyarrow")
+    conn.execute("CREATE TYPE mood AS ENUM ('sad', 'happy')")
+    columns = {"doc": "jsonb", "at": "date", "price": "numeric", "tags": "text[]", "mood": "mood"}
+    table = create(conn, columns=columns)
+    rows = [
+        ({"a": [1]}, date(2026, 11, 21), Decimal("1.25"), ["a", "b"], "sad"),
+        (None, None, None, None, None),
+    ]
+    values = dict(zip(columns, zip(*rows, strict=True), strict=True))
+    frame = pa.table({"embedding": vectors[:2].tolist()} | {n: list(v) for n, v in values.items()})
+    assert table.load(frame) == 2
+    arrays: dict[str, Any] = {name: np.empty(2, object) for name in columns}
+    for name, array in arrays.items():
+        array[:] = values[name]
+    arrays["at"] = np.array(values["at"], "datetime64[ns]")
+    assert table.load({"vectors": vectors[:2], **arrays}, first_id=2, batch_rows=1) == 2
+    assert table.load([(None, vectors[:2], arrays)], first_id=4) == 2
+    found = conn.execute("SELECT doc, at, price, tags, mood FROM items ORDER BY id").fetchall()
+    assert found == rows * 3
+
+
+def test_a_wrong_value_is_named_by_column_and_row(conn: Conn, vectors: np.ndarray) -> None:
+    table = create(conn, columns={"n": "int", "title": "text"})
+    titles: list[Any] = ["a"] * ROWS
+    titles[730] = 5
+    arrays = {"n": np.arange(ROWS), "title": np.array(titles, object)}
+    with pytest.raises(pybq.LoadError, match="rows 700 to 799 .*'title' of type text, row 30: "):
+        table.load({"vectors": vectors, **arrays}, batch_rows=100)
+    with pytest.raises(TypeError, match="column 'title' of type text, row 730: expected str"):
+        table.ingest(range(ROWS), vectors, arrays)
+    arrays = {"n": np.arange(ROWS) * 2**40}
+    with pytest.raises(ValueError, match="column 'n' of type int4, row 1: .* out of range"):
+        table.ingest(range(ROWS), vectors, arrays)
 
 
 def test_array_and_hdf5_have_keys_in_order(conn: Conn, vectors: np.ndarray, tmp_path: Path) -> None:
@@ -135,9 +179,12 @@ def test_batches_that_differ_are_refused(conn: Conn, vectors: np.ndarray, batch_
         ({"vectors": vectors[:2], "title": ["c", "d"]}, "keys in all or none"),
         (([3, 4], vectors[:2, :5], {"title": ["c", "d"]}), "batch 1: expected 16 dimensions"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(
+            pybq.LoadError, match=f"from {batch_rows or 0} on .*{message}"
+        ) as caught:
             table.load([first, second], batch_rows=batch_rows, on_conflict="skip")
-        assert ids(conn) in ([], [1, 2])
+        assert isinstance(caught.value.__cause__, ValueError)
+        assert ids(conn) == ([1, 2] if batch_rows else [])
 
 
 def test_decision_sees_all_of_a_sorted_file(
@@ -205,6 +252,49 @@ def test_conflict_is_reported_with_what_was_written(conn: Conn, vectors: np.ndar
     assert table.status().count == 601
 
 
+@pytest.mark.parametrize("connections", [1, 3])
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_a_source_that_fails_is_reported_with_what_was_written(
+    conn: Conn, vectors: np.ndarray, connections: int, name: str | None
+) -> None:
+    """Also where the sample for the decision, of the first 20,000 rows, comes to it first."""
+    table = create(conn)
+
+    def batches() -> Iterator[Any]:
+        for i in range(0, ROWS, 100):
+            if i == 500:
+                raise OSError("the disk is gone")
+            yield range(i, i + 100), vectors[i : i + 100]
+
+    with pytest.raises(pybq.LoadError, match="rows from 500 on of .*: the disk is gone") as caught:
+        table.load(batches(), batch_rows=100, connections=connections, name=name)
+    error = caught.value
+    assert isinstance(error.__cause__, OSError)
+    assert (error.first, error.last, error.written) == (500, None, 500)
+    assert ids(conn) == list(range(500))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_a_failure_is_the_same_on_any_number_of_connections(
+    conn: Conn, vectors: np.ndarray, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = create(conn)
+    write, calls = pybq.load.decide, []
+
+    async def fail(*arguments: Any) -> int:
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise pybq.TableError("no more")
+        return await write(*arguments)
+
+    monkeypatch.setattr(pybq.load, "decide", fail)
+    with pytest.raises(pybq.LoadError, match="were not written: no more") as caught:
+        table.load(vectors, batch_rows=100, connections=connections)
+    assert isinstance(caught.value.__cause__, pybq.TableError)
+    assert len(ids(conn)) == caught.value.written
+
+
 # -- resuming -----------------------------------------------------------------------------------
 
 
@@ -259,6 +349,16 @@ def test_resume_refuses_what_does_not_fit(conn: Conn, vectors: np.ndarray, tmp_p
         table.load(tmp_path / "v.npy", batch_rows=400, resume=True)
     with pytest.raises(ValueError, match="give the source a name"):
         table.load(vectors, resume=True)
+    conn.execute("ALTER TABLE items ADD title text")
+    conn.commit()
+    wider, titles = pybq.Table(conn, "items"), np.full(ROWS, "a")
+    source = {"vectors": vectors, "title": titles}
+    options: Any = {"name": "t", "first_id": 5 * ROWS, "batch_rows": 100}
+    assert wider.load(source, columns=[], **options) == ROWS
+    with pytest.raises(pybq.TableError, match="columns: none, .* it is .*columns: title, "):
+        wider.load(source, resume=True, **options)
+    conn.execute("DELETE FROM items WHERE id >= %s", [ROWS])
+    conn.commit()
     with (
         conn.transaction(),
         pytest.raises(pybq.TableError, match="a transaction is open|but one is open"),
@@ -285,6 +385,42 @@ def test_connections_write_at_once(conn: Conn, vectors: np.ndarray) -> None:
     assert table.load(vectors, batch_rows=50, connections=3) == ROWS
     assert ids(conn) == list(range(ROWS))
     assert_statistics(table, vectors)
+
+
+def test_connections_are_like_the_callers(conn: Conn, vectors: np.ndarray) -> None:
+    class Price(int):
+        pass
+
+    class PriceDumper(psycopg.adapt.Dumper):
+        format = psycopg.pq.Format.BINARY
+
+        def dump(self, obj: Any) -> bytes:
+            return struct.pack("!hhHHh", 1, 0, 0, 0, obj)  # numeric: one digit of base 10,000
+
+    PriceDumper.oid = psycopg.postgres.types["numeric"].oid
+    conn.execute("CREATE ROLE bq_test_loader")
+    conn.execute("CREATE SCHEMA other AUTHORIZATION bq_test_loader")
+    conn.execute("SET ROLE bq_test_loader")
+    conn.execute("SET search_path = other, public")
+    conn.execute("SET DateStyle = 'German'")
+    table = create(conn, columns={"price": "numeric"})
+    conn.execute("ALTER TABLE items ADD writer text DEFAULT current_user")
+    conn.execute("ALTER TABLE items ADD style text DEFAULT current_setting('DateStyle')")
+    conn.commit()
+    conn.adapters.register_dumper(Price, PriceDumper)
+    try:
+        prices = np.empty(ROWS, object)
+        prices[:] = [Price(7)] * ROWS
+        source = {"vectors": vectors, "price": prices}
+        assert table.load(source, batch_rows=100, connections=2) == ROWS
+        found = conn.execute("SELECT DISTINCT writer, style, price FROM other.items").fetchall()
+        assert found == [("bq_test_loader", "German, DMY", 7)]
+    finally:
+        conn.rollback()
+        conn.execute("RESET ROLE")
+        conn.execute("DROP OWNED BY bq_test_loader")
+        conn.execute("DROP ROLE bq_test_loader")
+        conn.commit()
 
 
 def test_parallel_load_reports_and_resumes(conn: Conn, vectors: np.ndarray) -> None:

@@ -1,5 +1,7 @@
 """Every kind of file gives the vectors, keys and columns that were written to it."""
 
+from datetime import time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def test_npz_has_keys_and_columns(tmp_path: Path, vectors: np.ndarray) -> None:
     np.savez(tmp_path / "v.npz", **arrays, key=titles)
     source = open_source(tmp_path / "v.npz", id_column="key")
     assert (source.id_type, dict(source.column_types)) == ("text", {"price": "double precision"})
-    assert source.skipped == ("when", "x")
+    assert (source.columns, source.skipped) == (("price", "when"), ("x",))
     ids, found, columns = read_all(tmp_path / "v.npz", ["price"], id_column="key")
     assert ids == titles.tolist()
     assert columns["price"] == list(range(50))
@@ -87,13 +89,72 @@ def test_parquet_comes_in_batches(
     pyarrow.parquet.write_table(table, tmp_path / "v.parquet", row_group_size=20)
     monkeypatch.setattr("pybq.sources.BATCH_NBYTES", 4 * 12 * 8)
     source = open_source(tmp_path / "v.parquet")
-    assert (source.rows, source.dim, source.skipped) == (50, 12, ("tags",))
-    assert dict(source.column_types) == {"title": "text"}
+    assert (source.rows, source.dim, source.skipped) == (50, 12, ())
+    assert dict(source.column_types) == {"title": "text", "tags": "text[]"}
     assert max(len(batch.vectors) for batch in source.batches()) == 8
     ids, found, columns = read_all(tmp_path / "v.parquet", ["title"])
     assert ids == list(range(100, 150))
     assert columns["title"][6:9] == ["title 6", None, "title 8"]
     np.testing.assert_array_equal(found, vectors)
+
+
+def test_columns_of_a_new_table_fit_the_values(vectors: np.ndarray) -> None:
+    pa = pytest.importorskip("pyarrow")
+    columns = {
+        "price": pa.array([Decimal("1.5")]),
+        "doc": pa.array([{"a": 1}]),
+        "tags": pa.array([["a"]]),
+        "counts": pa.array([[1]], pa.large_list(pa.int64())),
+        "at": pa.array([time(12)]),
+        "span": pa.array([timedelta(1)]),
+        "deep": pa.array([[["a"]]]),
+        "nothing": pa.nulls(1),
+    }
+    expected = {
+        "price": "numeric",
+        "doc": "jsonb",
+        "tags": "text[]",
+        "counts": "bigint[]",
+        "at": "time",
+        "span": "interval",
+    }
+    source = open_source(pa.table({"v": vectors[:1].tolist()} | columns), vector_column="v")
+    assert dict(source.column_types) == expected
+    assert source.columns == tuple(columns)
+    arrays: dict[str, Any] = {name: np.empty(1, object) for name in expected}
+    for name, array in arrays.items():
+        array[0] = columns[name][0].as_py()
+    arrays["when"] = np.array(["2026-11-21T12:30"], "datetime64[m]")
+    arrays["day"] = np.array(["2026-11-21"], "datetime64[D]")
+    arrays["wait"] = np.array([5], "timedelta64[s]")
+    expected |= {"when": "timestamp", "day": "date", "wait": "interval"}
+    assert dict(open_source({"v": vectors[:1]} | arrays, "v").column_types) == expected
+
+
+def test_columns_of_a_batch_may_have_any_name(vectors: np.ndarray) -> None:
+    names = ("vectors", "id", "vectors_")
+    further = {name: [f"{name} {i}" for i in range(50)] for name in names}
+    for keys, expected in ((range(100, 150), list(range(100, 150))), (None, None)):
+        (batch,) = open_source([(keys, vectors, further)]).batches(names)
+        assert (None if batch.ids is None else list(batch.ids)) == expected
+        np.testing.assert_array_equal(batch.vectors, vectors)
+        assert {name: list(values) for name, values in batch.columns.items()} == further
+
+
+def test_what_is_masked_is_missing(vectors: np.ndarray) -> None:
+    hidden = np.zeros(vectors.shape, bool)
+    hidden[3, 2] = True
+    titles = np.ma.array([f"title {i}" for i in range(50)], mask=hidden[:, 2])
+    prices = np.ma.array(np.arange(50), mask=hidden[:, 2])
+    masked = np.ma.array(vectors, mask=hidden)
+    columns = {"title": titles, "price": prices}
+    for source in ({"v": masked} | columns, [(None, masked, columns)]):
+        opened = open_source(source, "v" if isinstance(source, dict) else None)
+        assert len(opened.sample(100)) == 49
+        (batch,) = opened.batches(["title", "price"])
+        assert np.argwhere(np.isnan(batch.vectors)).tolist() == [[3, 2]]
+        assert list(batch.columns["title"])[2:5] == ["title 2", None, "title 4"]
+        assert list(batch.columns["price"])[2:5] == [2, None, 4]
 
 
 def test_parquet_names_the_wrong_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
