@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import monotonic, sleep
 
 from psycopg import sql
 from psycopg.errors import DeadlockDetected, LockNotAvailable
@@ -88,17 +89,17 @@ async def reencode(
 async def _alone(db: Database, layout: Layout) -> AsyncIterator[None]:
     """Keep other reencodes of the table away."""
     key = [layout.oid]
-    try:
-        async with db.transaction():
-            await db.execute(f"SET LOCAL lock_timeout = '{ALONE_SECONDS}s'")
-            await db.execute(
-                "SELECT pg_advisory_lock(hashtext('pybq.reencode'), %s::oid::int)", key
+    take = "SELECT pg_try_advisory_lock(hashtext('pybq.reencode'), %s::oid::int)"
+    # Not waited for by the server: the other one's CREATE INDEX CONCURRENTLY waits for whoever
+    # has a snapshot, and each would wait for the other.
+    end = monotonic() + ALONE_SECONDS
+    while await db.fetch_one(take, key) != (True,):
+        if monotonic() > end:
+            raise TableError(
+                f"table {layout.name!r} is being encoded anew by another connection; if that was "
+                "killed, wait until the server has noticed"
             )
-    except LockNotAvailable as error:
-        raise TableError(
-            f"table {layout.name!r} is being encoded anew by another connection; if that was "
-            "killed, wait until the server has noticed"
-        ) from error
+        await db.compute(sleep, PAUSE_SECONDS / 4)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -411,6 +412,45 @@ def test_another_transform_begins_anew(
             table.reencode(7)
     assert table.reencode(again) == rows
     assert count_codes(conn, again) == (N, N)
+    assert is_clean(conn)
+
+
+@pytest.mark.parametrize("patience", [0.5, 60])
+def test_two_at_once_do_not_wait_for_each_other(
+    conn: Conn,
+    table: pybq.Table,
+    connect: Callable[[], Conn],
+    monkeypatch: pytest.MonkeyPatch,
+    patience: float,
+) -> None:
+    """The second waits while the first builds an index, for which nobody may have a snapshot."""
+    table.create_index()
+    conn.commit()
+    second = pybq.Table(connect(), "items")
+    build, building, go_on = pybq.reencode._build_indexes, threading.Event(), threading.Event()
+
+    async def wait_and_build(*arguments: Any) -> None:
+        building.set()
+        assert go_on.wait(30)
+        await build(*arguments)
+
+    monkeypatch.setattr(pybq.reencode, "ALONE_SECONDS", patience)
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(pybq.reencode, "_build_indexes", wait_and_build)
+        first = pool.submit(table.reencode, 7)
+        assert building.wait(30)
+        later = pool.submit(second.reencode, 7)
+        if patience < 1:
+            with pytest.raises(TableError, match="being encoded anew by another connection"):
+                later.result(30)
+            go_on.set()
+        else:
+            time.sleep(1)  # it waits now
+            assert not later.done()
+            go_on.set()
+            assert later.result(30) == 0
+        assert first.result(30) == N
+    assert count_codes(conn, 7) == (N, N)
     assert is_clean(conn)
 
 
