@@ -21,7 +21,7 @@ from pybq.database import Database
 from pybq.errors import TableError
 from pybq.ingest import finite, show_progress
 from pybq.quantizer import Quantizer
-from pybq.schema import Layout
+from pybq.schema import Layout, find_indexes
 from pybq.statistics import Statistics
 from pybq.status import no_statistics, read_statistics
 from pybq.strategy import MIN_ROWS, PROBE_QUERIES, PROBE_ROWS, Decision, choose, probe
@@ -340,7 +340,7 @@ async def _count_pages(db: Database, layout: Layout) -> int:
 async def _build_indexes(db: Database, layout: Layout, job: _Job) -> None:
     """Build a twin of each index of the codes; one that was not finished is built anew."""
     names = _names(layout, job)
-    for oid, _, options, tablespace in await _find_indexes(db, layout):
+    for oid, _, options, tablespace in await find_indexes(db, layout):
         twin = sql.Identifier(job.state.schema, _twin_name(oid))
         found = await db.fetch_one(
             "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)",
@@ -362,23 +362,6 @@ async def _build_indexes(db: Database, layout: Layout, job: _Job) -> None:
                 **names,
             )
         )
-
-
-async def _find_indexes(
-    db: Database, layout: Layout
-) -> list[tuple[int, str, Sequence[str] | None, str | None]]:
-    """Return oid, name, options and tablespace of each index of the codes."""
-    found = await db.fetch(
-        """
-        SELECT x.oid, x.relname, x.reloptions, t.spcname
-        FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
-        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-        LEFT JOIN pg_tablespace t ON t.oid = x.reltablespace
-        WHERE i.indrelid = %s AND m.amname = 'bq' AND a.attname = %s AND i.indisvalid ORDER BY 1
-        """,
-        [layout.oid, layout.code.name],
-    )
-    return [(oid, name, options, tablespace) for oid, name, options, tablespace in found]
 
 
 def _twin_name(index: int) -> str:
@@ -410,7 +393,7 @@ async def _swap(db: Database, layout: Layout, job: _Job) -> None:
             **names,
         )
     )
-    indexes = await _find_indexes(db, layout)
+    indexes = await find_indexes(db, layout)
 
     async def swap() -> None:
         await db.execute(sql.SQL("DROP TRIGGER {trigger} ON {table}").format(**names))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from psycopg import DataError, ProgrammingError, sql
+from psycopg.errors import DuplicateTable
 
 from pybq._core import nbytes
 from pybq.database import Database
@@ -81,39 +83,113 @@ def check_text(what: str, text: str) -> None:
         raise ValueError(f"{what}: expected text without NUL characters")
 
 
+class TableOptions(TypedDict, total=False):
+    """What a table is created with beside its dimensions and metric; see `Table.create`."""
+
+    store: Store | None
+    columns: Mapping[str, str] | None
+    id_type: str
+    transform: int | None
+
+
 async def open_table(
     db: Database,
     name: str,
     dim: int | None,
     metric: Metric | None,
     schema: str | None,
-    options: Mapping[str, object],
+    code_column: str | None,
+    options: TableOptions,
 ) -> Layout:
     """Open a table, as the constructor of `Table` promises; create it if there is none."""
+    known = TableOptions.__annotations__
+    for option in options:
+        if option not in known:
+            raise TypeError(f"expected options of {', '.join(known)}, got {option!r}")
     await db.register()
     identifier = name_table(name, schema)
     found = await db.fetch_one("SELECT to_regclass(%s)", [identifier.as_string(db.connection)])
     if found == (None,):
         if dim is None:
             raise TableError(f"no table {name!r}; give dim to create it")
-        await create_table(db, identifier, dim, metric or "cosine", **options)  # type: ignore[arg-type]
-    layout = await _read_layout(db, name, schema)
+        # If another connection is faster, what it has made is opened.
+        with suppress(DuplicateTable):
+            await create_table(db, name, schema, dim, metric or "cosine", **options)
+    layout = await _read_layout(db, name, schema, code_column)
     for what, there, asked in (("dim", layout.dim, dim), ("metric", layout.metric, metric)):
         if asked is not None and asked != there:
-            raise TableError(f"table {name!r} has {what} {there}, expected {asked}")
+            raise _disagrees(layout, what, there, asked)
+    await _check_options(db, layout, options)
     return layout
 
 
-async def _read_layout(db: Database, name: str, schema: str | None) -> Layout:
+def _disagrees(layout: Layout, what: str, there: object, asked: object) -> TableError:
+    return TableError(f"table {layout.name!r} has {what} {there}, expected {asked}")
+
+
+async def _check_options(db: Database, layout: Layout, options: TableOptions) -> None:
+    """Refuse options that an existing table does not have."""
+    if "store" in options and options["store"] != layout.store:
+        raise _disagrees(layout, "store", layout.store, options["store"])
+    transform = options.get("transform")
+    if transform is not None:
+        there = await db.fetch_one(
+            "SELECT CASE WHEN decided_at IS NOT NULL THEN transform END FROM bq_columns"
+            " WHERE table_name = %s AND code_column = %s",
+            [layout.oid, layout.code.name],
+        )
+        if there is None or there[0] != transform:
+            raise _disagrees(layout, "transform", there and there[0], transform)
+    wanted = dict(options.get("columns") or {})
+    for name in wanted:
+        if name not in layout.columns:
+            raise TableError(f"table {layout.name!r} has no column {name!r}, which was asked for")
+    if "id_type" in options:
+        wanted[layout.id.name] = options["id_type"]
+    if not wanted:
+        return
+    try:
+        async with db.transaction():
+            different = await db.fetch(
+                """
+                SELECT a.attname, format_type(a.atttypid, NULL), w.type
+                FROM unnest(%s::text[], %s::text[]) AS w(name, type)
+                JOIN pg_attribute a ON a.attrelid = %s AND a.attname = w.name
+                WHERE a.atttypid IS DISTINCT FROM to_regtype(w.type)
+                """,
+                [list(wanted), list(wanted.values()), layout.oid],
+            )
+    except (ProgrammingError, DataError):  # one is not even like the name of a type
+        for name, asked in wanted.items():
+            await _check_type(db, name, asked)
+        raise
+    for name, there, asked in different:
+        await _check_type(db, name, asked)
+        raise _disagrees(layout, f"column {name!r} of type", there, asked)
+
+
+async def _read_layout(
+    db: Database, name: str, schema: str | None, code_column: str | None
+) -> Layout:
     regclass = name_table(name, schema).as_string(db.connection)
-    managed = await db.fetch_one(
+    managed = await db.fetch(
         "SELECT table_name::oid, code_column, source_column, dim, metric, next_column"
-        " FROM bq_columns WHERE table_name = %s::regclass",
+        " FROM bq_columns WHERE table_name = %s::regclass ORDER BY code_column",
         [regclass],
     )
-    if managed is None:
+    if not managed:
         raise TableError(f"table {name!r} has no codes that pybq made; use Table.create")
-    oid, code, source, dim, metric, unfinished = managed
+    codes = [row[1] for row in managed]
+    if code_column is None and len(codes) > 1:
+        raise TableError(
+            f"table {name!r} has code columns {', '.join(codes)}; say which one with code_column"
+        )
+    if code_column is not None and code_column not in codes:
+        raise TableError(
+            f"table {name!r} has code column {', '.join(codes)}, expected {code_column}"
+        )
+    row = managed[0 if code_column is None else codes.index(code_column)]
+    oid, code, source, dim, metric, unfinished = row
     attributes = await db.fetch(
         """
         SELECT a.attname, t.typname, b.typname, b.oid, b.typtype = 'e',
@@ -143,15 +219,21 @@ async def _read_layout(db: Database, name: str, schema: str | None) -> Layout:
     keys = [name for name, *_, primary in attributes if primary]
     if len(keys) != 1:
         raise TableError(f"table {name!r} has no primary key of one column")
-    key, codes = columns.pop(keys[0]), columns.pop(code)
+    key, coded = columns.pop(keys[0]), columns.pop(code)
     vectors = None if source is None else columns.pop(source)
+    if vectors is not None and vectors.type_name not in ITEM_NBYTES:
+        raise TableError(
+            f"column {source!r} of table {name!r} is of type {vectors.declared}, expected"
+            f" {' or '.join(ITEM_NBYTES)}; change its type, for example to halfvec({dim})"
+        )
     columns.pop(unfinished, None)  # of Table.reencode
-    return Layout(name, schema, oid, dim, metric, key, codes, vectors, columns)
+    return Layout(name, schema, oid, dim, metric, key, coded, vectors, columns)
 
 
 async def create_table(
     db: Database,
-    identifier: sql.Identifier,
+    name: str,
+    schema: str | None,
     dim: int,
     metric: str = "cosine",
     store: str | None = "halfvec",
@@ -166,15 +248,16 @@ async def create_table(
     if store is not None and store not in ITEM_NBYTES:
         raise ValueError(f"expected store of {', '.join(ITEM_NBYTES)} or None, got {store!r}")
     columns = columns or {}
-    for name in columns:
-        check_text(f"column {name!r}", name)
-        if name in ("id", "embedding", "code"):
-            raise ValueError(f"column {name!r} is the table's own; choose another name")
+    for column in columns:
+        check_text(f"column {column!r}", column)
+        if column in ("id", "embedding", "code"):
+            raise ValueError(f"column {column!r} is the table's own; choose another name")
+    identifier = name_table(name, schema)
     types = {"id": id_type, **columns}
     await db.register()  # says what is missing
     async with db.transaction():
-        for name, type_name in types.items():
-            await _check_type(db, name, type_name)
+        for column, type_name in types.items():
+            await _check_type(db, column, type_name)
         if store is not None and await db.find_type(store) is None:
             raise ExtensionMissingError(
                 f'type "{store}" not found; run CREATE EXTENSION vector, or keep codes only '
@@ -186,9 +269,16 @@ async def create_table(
         if store is not None:
             lines.append(sql.SQL("embedding {}({}) NOT NULL").format(sql.SQL(store), dim))
         lines += [
-            sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_name))
-            for name, type_name in columns.items()
+            sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(type_name))
+            for column, type_name in columns.items()
         ]
+        # Of several at once, one creates it, and the others learn that it exists: without
+        # the lock they would fail in the catalog, by a unique index of pg_type.
+        await db.execute(
+            "SELECT pg_advisory_xact_lock(hashtext('pybq.create'),"
+            " hashtext(coalesce(%s, current_schema()) || '.' || %s))",
+            [schema, name],
+        )
         # A type ends with its line, whatever comment it may hold.
         await db.execute(
             sql.SQL("CREATE TABLE {} (\n{}\n)").format(identifier, sql.SQL("\n,").join(lines))
@@ -209,13 +299,38 @@ async def create_table(
 
 
 async def create_index(db: Database, layout: Layout) -> None:
-    """Build the index `USING bq` over the codes."""
+    """Build the index `USING bq` over the codes, unless there is one."""
+    if await find_indexes(db, layout):
+        return
     async with db.transaction():
+        # Writers have to wait anyway; now another connection that builds one does, too.
         await db.execute(
-            sql.SQL("CREATE INDEX ON {} USING bq ({})").format(
-                layout.identifier, layout.code.identifier
-            )
+            sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(layout.identifier)
         )
+        if not await find_indexes(db, layout):
+            await db.execute(
+                sql.SQL("CREATE INDEX ON {} USING bq ({})").format(
+                    layout.identifier, layout.code.identifier
+                )
+            )
+
+
+async def find_indexes(
+    db: Database, layout: Layout
+) -> list[tuple[int, str, Sequence[str] | None, str | None]]:
+    """Return oid, name, options and tablespace of each index of all codes."""
+    found = await db.fetch(
+        """
+        SELECT x.oid, x.relname, x.reloptions, t.spcname
+        FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        LEFT JOIN pg_tablespace t ON t.oid = x.reltablespace
+        WHERE i.indrelid = %s AND m.amname = 'bq' AND a.attname = %s AND i.indisvalid
+        AND i.indpred IS NULL ORDER BY 1
+        """,
+        [layout.oid, layout.code.name],
+    )
+    return [(oid, name, options, tablespace) for oid, name, options, tablespace in found]
 
 
 async def create_trigger(db: Database, layout: Layout) -> None:

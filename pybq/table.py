@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from numpy.typing import ArrayLike, NDArray
 from psycopg import AsyncConnection, Connection, DataError, sql
@@ -24,16 +24,19 @@ from pybq.results import Arrays, Hit, Output
 from pybq.schema import (
     Layout,
     Store,
+    TableOptions,
     create_index,
     create_table,
     create_trigger,
-    name_table,
     open_table,
 )
 from pybq.search import Effort, Search, register_queries, write_statement
 from pybq.statistics import Statistics
 from pybq.status import Status, read_statistics, read_status, read_transform
 from pybq.strategy import Metric
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # For so long a calibration that was read is used.
 KEEP_SECONDS = 60
@@ -189,14 +192,17 @@ class Table(_Table[BlockingDatabase]):
         is given, it must agree.
     schema : str, optional
         Schema of the table; else the search path decides.
+    code_column : str, optional
+        Which column of codes, of a table that has several.
     **options
-        Further options of `create`, used only if the table is created.
+        store, columns, id_type and transform as for `create`; if the table exists, it must agree
+        with those that are given. It may have more columns.
 
     Raises
     ------
     TableError
-        If there is no such table and no `dim`, if it is not one made by `create`, or if it
-        does not agree with what was asked.
+        If there is no such table and no `dim`, if it is not one made by `create`, if it
+        does not agree with what was asked, or has several columns of codes and none was named.
     ExtensionMissingError
         If the database lacks `bq`, or `vector` and vectors are to be stored.
 
@@ -230,10 +236,12 @@ class Table(_Table[BlockingDatabase]):
         metric: Metric | None = None,
         *,
         schema: str | None = None,
-        **options: Any,
+        code_column: str | None = None,
+        **options: Unpack[TableOptions],
     ) -> None:
         db = BlockingDatabase(conn)
-        super().__init__(db, run(open_table(db, name, dim, metric, schema, options)))
+        opening = open_table(db, name, dim, metric, schema, code_column, options)
+        super().__init__(db, run(opening))
 
     @property
     def connection(self) -> Connection[Any]:
@@ -295,8 +303,8 @@ class Table(_Table[BlockingDatabase]):
         >>> table.store, dict(table.columns)
         ('vector', {'title': 'text', 'price': 'numeric'})
         """
-        db, identifier = BlockingDatabase(conn), name_table(name, schema)
-        run(create_table(db, identifier, dim, metric, store, columns, id_type, transform))
+        db = BlockingDatabase(conn)
+        run(create_table(db, name, schema, dim, metric, store, columns, id_type, transform))
         return cls(conn, name, schema=schema)
 
     # -- writing ---------------------------------------------------------------------
@@ -479,6 +487,8 @@ class Table(_Table[BlockingDatabase]):
 
     def create_index(self) -> None:
         """Build the index `USING bq` over the codes: faster searches in large tables.
+
+        If there is one, nothing is done.
 
         Raises
         ------
@@ -857,11 +867,13 @@ class AsyncTable(_Table[AsyncDatabase]):
         metric: Metric | None = None,
         *,
         schema: str | None = None,
-        **options: Any,
+        code_column: str | None = None,
+        **options: Unpack[TableOptions],
     ) -> AsyncTable:
         """Open a table; create it first if there is none and `dim` is given. See `Table`."""
         db = AsyncDatabase(conn)
-        return cls(db, await db.run(open_table(db, name, dim, metric, schema, options)))
+        opening = open_table(db, name, dim, metric, schema, code_column, options)
+        return cls(db, await db.run(opening))
 
     @classmethod
     async def create(
@@ -878,8 +890,9 @@ class AsyncTable(_Table[AsyncDatabase]):
         schema: str | None = None,
     ) -> AsyncTable:
         """Create a table, and open it. See `Table.create`."""
-        db, identifier = AsyncDatabase(conn), name_table(name, schema)
-        await db.run(create_table(db, identifier, dim, metric, store, columns, id_type, transform))
+        db = AsyncDatabase(conn)
+        making = create_table(db, name, schema, dim, metric, store, columns, id_type, transform)
+        await db.run(making)
         return await cls.open(conn, name, schema=schema)
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 import numpy as np
@@ -133,6 +135,32 @@ def test_index_answers_searches(conn: Conn, table: pybq.Table, vectors: np.ndarr
     assert table.search(vectors[:20], k=1) == before
 
 
+def test_an_index_is_built_once(conn: Conn, other: Conn, table: pybq.Table) -> None:
+    def count_indexes() -> int:
+        (found,) = conn.execute(
+            "SELECT count(*) FROM pg_index WHERE indrelid = 'items'::regclass AND NOT indisprimary"
+        ).fetchone()
+        conn.commit()
+        return found
+
+    same = pybq.Table(other, "items")
+    with ThreadPoolExecutor(1) as pool:
+        with conn.transaction():
+            table.create_index()
+            second = pool.submit(same.create_index)
+            with pytest.raises(FutureTimeout):
+                second.result(0.5)
+        second.result(20)
+    table.create_index()
+    assert count_indexes() == 1
+    # an index of a part of the rows, or an invalid one, is none of all
+    conn.execute("DROP INDEX items_code_idx")
+    conn.execute("CREATE INDEX ON items USING bq (code) WHERE id < 10")
+    conn.commit()
+    table.create_index()
+    assert count_indexes() == 2
+
+
 @pytest.mark.parametrize(
     ("query", "options", "message"),
     [
@@ -170,6 +198,12 @@ def test_constructor_creates_then_opens(conn: Conn, vectors: np.ndarray, store: 
         ("items", {"dim": 25}, "table 'items' has dim 24, expected 25"),
         ("items", {"metric": "l2"}, "table 'items' has metric cosine, expected l2"),
         ("plain", {}, "table 'plain' has no codes that pybq made"),
+        ("items", {"store": "bit"}, r"has store (halfvec|None), expected bit"),
+        ("items", {"id_type": "text"}, "has column 'id' of type bigint, expected text"),
+        ("items", {"columns": {"year": "int", "nope": "int"}}, "has no column 'nope', which was"),
+        ("items", {"columns": {"year": "text"}}, "column 'year' of type integer, expected text"),
+        ("items", {"transform": 9}, "table 'items' has transform [01], expected 9"),
+        ("items", {"code_column": "nope"}, "has code column code, expected nope"),
     ],
 )
 def test_opening_checks_what_is_there(
@@ -178,6 +212,73 @@ def test_opening_checks_what_is_there(
     conn.execute("CREATE TABLE plain (id int)")
     with pytest.raises(TableError, match=message):
         pybq.Table(conn, name, **options)
+
+
+def test_options_that_agree_open_and_typos_are_refused(
+    conn: Conn, table: pybq.Table, store: Any
+) -> None:
+    columns = {"title": "text", "year": "integer"}
+    transform = table.status().transform
+    options: dict[str, Any] = {"store": store, "columns": columns, "id_type": "int8"}
+    same = pybq.Table(conn, "items", DIM, transform=transform, code_column="code", **options)
+    assert same.columns == table.columns
+    for name in ("items", "new"):
+        with pytest.raises(TypeError, match="options of store, columns, .*, got 'colums'"):
+            pybq.Table(conn, name, DIM, colums={"title": "text"})
+    with pytest.raises(ValueError, match="column 'year': no type 'in t' in the database"):
+        pybq.Table(conn, "items", columns={"year": "in t"})
+    assert conn.execute("SELECT to_regclass('new')").fetchone() == (None,)
+
+
+def test_of_several_code_columns_one_is_named(conn: Conn, vectors: np.ndarray) -> None:
+    pybq.Table.create(conn, "items", DIM, store=None, transform=0)
+    conn.execute(f"ALTER TABLE items ADD other bqvec({DIM})")
+    conn.execute(
+        "INSERT INTO bq_columns (table_name, code_column, dim, metric, transform, decided_at)"
+        " VALUES ('items', 'other', %s, 'l2', 3, now())",
+        [DIM],
+    )
+    with pytest.raises(TableError, match="has code columns code, other; say which one with code_c"):
+        pybq.Table(conn, "items")
+    for name, metric, transform in (("code", "cosine", 0), ("other", "l2", 3)):
+        table = pybq.Table(conn, "items", code_column=name, metric=metric, transform=transform)
+        assert (table.code_column, table.metric) == (name, metric)
+
+
+def test_vectors_of_another_type_are_refused_when_opened(conn: Conn) -> None:
+    conn.execute(f"CREATE TABLE items (id int PRIMARY KEY, v real[], code bqvec({DIM}))")
+    conn.execute(
+        "INSERT INTO bq_columns (table_name, code_column, source_column, dim, metric, transform)"
+        " VALUES ('items', 'code', 'v', %s, 'l2', 0)",
+        [DIM],
+    )
+    message = r"column 'v' of table 'items' is of type _float4, expected halfvec or vector; change"
+    with pytest.raises(TableError, match=message):
+        pybq.Table(conn, "items")
+
+
+def test_of_connections_that_create_at_once_one_does(conn: Conn, other: Conn) -> None:
+    """The others wait for it, and open what it has made, or learn that it is there."""
+
+    def create(call: Callable[[], Any]) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            with conn.transaction():
+                pybq.Table.create(conn, "items", DIM, "l2", store=None)
+                second = pool.submit(call)
+                with pytest.raises(FutureTimeout):
+                    second.result(0.5)
+            try:
+                return second.result(20)
+            finally:
+                conn.execute("DROP TABLE items")
+                conn.execute("DELETE FROM bq_columns")
+                conn.commit()
+
+    assert create(lambda: pybq.Table(other, "items", DIM, store=None)).metric == "l2"
+    with pytest.raises(TableError, match="has metric l2, expected cosine"):
+        create(lambda: pybq.Table(other, "items", DIM, "cosine", store=None))
+    with pytest.raises(psycopg.errors.DuplicateTable):
+        create(lambda: pybq.Table.create(other, "items", DIM, store=None))
 
 
 @pytest.mark.parametrize(
