@@ -233,3 +233,22 @@ def test_an_expression_without_dimensions_says_what_to_cast_and_to_drop(
     conn.execute(create.format("::bqvec(3)"))
     valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'encoded'::regclass"
     assert conn.execute(valid).fetchone() == (True,)
+
+
+def test_a_domain_has_the_dimensions_of_its_type(conn: Conn, rng: np.random.Generator) -> None:
+    vectors = random_vectors(rng, 500, DIM)
+    create(conn, vectors)
+    conn.execute(f"CREATE DOMAIN code AS bqvec({DIM}) CHECK (transform(VALUE) = 0)")
+    conn.execute("CREATE DOMAIN narrow AS code")
+    conn.execute("CREATE DOMAIN loose AS bqvec")
+    for name in ("code", "narrow"):
+        conn.execute(f"ALTER TABLE items ALTER code TYPE {name}")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+        insert(conn, vectors[:20], first=1000)
+        check(conn, "items_code")
+        assert_index_equals_sort(conn, vectors[:2])
+        conn.execute("DROP INDEX items_code")
+        conn.execute("DELETE FROM items WHERE id >= 1000")
+    conn.execute("ALTER TABLE items ALTER code TYPE loose")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="does not have dimensions"):
+        conn.execute("CREATE INDEX ON items USING bq (code)")
