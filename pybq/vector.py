@@ -32,6 +32,8 @@ def _split_text(text: str, kind: str) -> tuple[int, str]:
     head, colon, rest = text.strip().partition(":")
     if not colon or not head.isascii() or not head.isdigit():
         raise ValueError(f"expected a {kind} like {_EXAMPLES[kind]}, got {text[:40]!r}")
+    if len(head.lstrip("0")) > 5 or int(head) > 0xFFFF:
+        raise ValueError(f"expected transform between 0 and 65535, got {head[:40]}")
     return int(head), rest
 
 

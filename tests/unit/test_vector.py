@@ -108,6 +108,14 @@ def test_hostile_code_text_is_refused(text):
         Code.from_text(text)
 
 
+@pytest.mark.parametrize("head", ["65536", "99999999999", "9" * 5000])
+def test_a_transform_of_any_size_is_refused_alike(head):
+    for read, rest in ((Code.from_text, "1:0312"), (Query.from_text, "[1,2]")):
+        with pytest.raises(ValueError, match="expected transform between 0 and 65535, got [69]"):
+            read(f"{head}:{rest}")
+    assert Code.from_text("00000065535:1:0312").transform == 65535
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
