@@ -33,6 +33,7 @@ from pybq.bench import bench_table
 from pybq.calibrate import SAMPLE
 from pybq.errors import BuildError, ExtensionMissingError, LoadError, ServerError, TableError
 from pybq.recall import measure_recall
+from pybq.schema import TableOptions, name_table
 from pybq.sources import Source, load_numpy, open_source
 from pybq.statistics import Statistics
 from pybq.strategy import Decision, choose, probe
@@ -256,7 +257,12 @@ def ingest(
     ],
     table: Annotated[str, typer.Option(help="Table to write to, created if there is none.")],
     metric: MetricOption = None,
-    store: StoreOption = "halfvec",
+    store: Annotated[
+        Literal["halfvec", "vector", "none"] | None,
+        typer.Option(
+            help="Type to keep the vectors in, none for codes only; halfvec for a new table."
+        ),
+    ] = None,
     column: Columns = None,
     vector_column: VectorColumn = None,
     id_column: Annotated[
@@ -285,41 +291,36 @@ def ingest(
     Columns of the file that the table has, too, are carried along; --column chooses them.
     """
     source = open_source(file, vector_column, id_column)
-    unknown = set(column or ()) - set(source.column_types)
+    unknown = set(column or ()) - set(source.columns)
     if unknown:
         raise CommandError(
             f"{file} has no usable column {', '.join(sorted(unknown))}",
-            f"it has: {', '.join(source.column_types) or 'none but its vectors'}",
+            f"it has: {', '.join(source.columns) or 'none but its vectors'}",
         )
     with _connect(dsn) as conn:
-        wanted = list(source.column_types if column is None else column)
-        target = Table(
-            conn,
-            table,
-            source.dim,
-            metric,
-            schema=schema,
-            store=None if store == "none" else store,
-            columns={name: source.column_types[name] for name in wanted},
-            id_type=source.id_type,
-        )
-        if column is None:
-            wanted = [name for name in wanted if name in target.columns]
-        rows = target.load(
-            source,
-            columns=wanted,
-            first_id=first_id,
-            on_conflict=on_conflict,
-            resume=resume,
-            name=str(file.resolve()),
-            connections=connections,
-            batch_rows=batch_rows,
-            progress=False if as_json else None,
-        )
+        target = _open_for(source, conn, table, schema, metric, store, column)
+        wanted = column or [name for name in source.columns if name in target.columns]
+        try:
+            rows = target.load(
+                source,
+                columns=wanted,
+                first_id=first_id,
+                on_conflict=on_conflict,
+                resume=resume,
+                name=str(file.resolve()),
+                connections=connections,
+                batch_rows=batch_rows,
+                progress=False if as_json else None,
+            )
+        except KeyboardInterrupt:
+            raise CommandError(
+                "interrupted; the batches that were written stay",
+                "the same command with --resume goes on with the next one",
+            ) from None
         if index:
             target.create_index()
         learned = target.status()
-    left_out = sorted({*source.column_types, *source.skipped} - set(wanted))
+    left_out = sorted({*source.columns, *source.skipped} - set(wanted))
     if as_json:
         answer = {"rows": rows, "columns": wanted, "left_out": left_out}
         _print_json(answer | dataclasses.asdict(learned))
@@ -638,6 +639,35 @@ def _open(conn: psycopg.Connection[Any], name: str, schema: str | None) -> Table
         raise CommandError(str(error).replace("; give dim to create it", ""), hint) from error
 
 
+def _open_for(
+    source: Source,
+    conn: psycopg.Connection[Any],
+    name: str,
+    schema: str | None,
+    metric: Metric | None,
+    store: Literal["halfvec", "vector", "none"] | None,
+    columns: list[str] | None,
+) -> Table:
+    """Open the table that a source is to be written to, or create one that fits it."""
+    options: TableOptions = {}
+    if store is not None:
+        options["store"] = None if store == "none" else store
+    identifier = name_table(name, schema).as_string(conn)
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        found = cursor.execute("SELECT to_regclass(%s)", [identifier]).fetchone()
+    if found == (None,):
+        untyped = set(columns or ()) - set(source.column_types)
+        if untyped:
+            raise CommandError(
+                f"{source.name}: no SQL type fits column {', '.join(sorted(untyped))}",
+                f"make the table first: pybq create {name} --dim {source.dim} --column NAME:TYPE",
+            )
+        wanted = source.column_types if columns is None else columns
+        options["columns"] = {column: source.column_types[column] for column in wanted}
+        options["id_type"] = source.id_type
+    return Table(conn, name, source.dim, metric, schema=schema, **options)
+
+
 def _stored_statistics(table: Table) -> Statistics:
     statistics = table.statistics()
     if not statistics.count:
@@ -652,13 +682,30 @@ def _advise_file(source: Source, metric: Metric) -> tuple[Statistics, Decision]:
     """Statistics of a file, and the choice, with the recall measured on a sample."""
     statistics = Statistics(source.dim, normalize=metric == "cosine")
     parts, step = [], max(1, (source.rows or 0) // ADVISE_ROWS)
+    start = 0
     for batch in source.batches():
-        part = np.asarray(batch.vectors[::step], np.float32)
-        statistics.update(part)
+        with np.errstate(over="ignore"):
+            part = np.asarray(batch.vectors[::step], np.float32)
+        try:
+            statistics.update(part)
+        except ValueError as error:
+            raise _wrong_row(source, start, step, part) from error
         parts.append(part)
+        start += len(batch.vectors)
     vectors = np.concatenate(parts)
     measured = probe(vectors, metric=metric) if len(vectors) > 1 else None
     return statistics, choose(statistics, measured)
+
+
+def _wrong_row(source: Source, start: int, step: int, part: np.ndarray[Any, Any]) -> CommandError:
+    """Make the error that names a row by its number in the file, not in the sample of it."""
+    for i, vector in enumerate(part):
+        try:
+            Statistics(source.dim).update(vector)
+        except ValueError as error:
+            _, _, reason = str(error).partition(": ")
+            return CommandError(f"{source.name}: row {start + i * step}: {reason}")
+    raise AssertionError("rows are wrong together, but not one by one")
 
 
 def _read_queries(path: Path) -> np.ndarray[Any, Any]:

@@ -153,6 +153,8 @@ def _choose_columns(layout: Layout, source: Source, columns: Sequence[str] | Non
         if name not in source.columns:
             known = ", ".join(source.columns) or "none but its vectors"
             raise ValueError(f"{source.name}: no column {name!r} to carry along; it has {known}")
+        if name not in layout.columns:
+            raise ValueError(f"no column {name!r} in table {layout.name!r}")
     return list(columns)
 
 

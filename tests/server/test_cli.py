@@ -135,6 +135,46 @@ def test_columns_that_the_table_lacks_are_left_out(ask: Callable[..., Any], file
     assert (written["columns"], written["left_out"]) == ([], ["title"])
 
 
+def test_the_table_decides_which_columns_are_carried_along(
+    ask: Callable[..., Any], files: Path, conn: psycopg.Connection[Any]
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    data = {"embedding": np.eye(2, DIM).tolist(), "tag": ["sad", "happy"], "n": [[[1]], [[2]]]}
+    pyarrow.parquet.write_table(pa.table(data), files / "v.parquet")
+    conn.execute("CREATE TYPE mood AS ENUM ('sad', 'happy')")
+    conn.commit()
+    columns = ("--column", "tag:mood", "--column", "n:jsonb")
+    ask("create", "items", "--dim", DIM, "--store", "vector", "--transform", 0, *columns)
+    written = ask("ingest", files / "v.parquet", "--table", "items")
+    assert (written["columns"], written["left_out"]) == (["tag", "n"], [])
+    found = conn.execute("SELECT tag, n FROM items ORDER BY id").fetchall()
+    assert found == [("sad", [[1]]), ("happy", [[2]])]
+    # a table of its own gets what has an SQL type
+    assert ask("ingest", files / "v.parquet", "--table", "new")["left_out"] == ["n"]
+
+
+def test_an_interrupted_ingest_says_how_to_go_on(
+    ask: Callable[..., Any], files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pybq.load
+
+    write = pybq.load.write_part
+
+    async def interrupt(db: Any, task: Any, part: Any) -> int:
+        if part.number == 2:
+            raise KeyboardInterrupt
+        return await write(db, task, part)
+
+    command = ("ingest", files / "vectors.npy", "--table", "items", "--batch-rows", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(pybq.load, "write_part", interrupt)
+        answer = ask(*command, expected=1)
+    assert "interrupted" in answer["error"] and "--resume" in answer["hint"]
+    assert ask(*command, "--resume")["rows"] == ROWS - 200
+
+
 def test_search_takes_many_queries(ask: Callable[..., Any], files: Path) -> None:
     ask("ingest", files / "vectors.npy", "--table", "items")
     found = ask("search", "items", "--vector", files / "vectors.npy", "-k", 1, "--rerank", 0)
@@ -287,6 +327,18 @@ def test_advise_needs_no_database_for_a_file(files: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_advise_names_the_row_of_the_file(
+    ask: Callable[..., Any], files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pybq.cli.ADVISE_ROWS", 100)
+    vectors = np.ones((300, DIM))
+    for value, reason in ((np.nan, "NaN and infinite"), (3e38, "norm of the vector")):
+        vectors[270, 3] = value  # row 90 of the sample
+        np.save(files / "bad.npy", vectors)
+        answer = ask("advise", "--file", files / "bad.npy", expected=1)
+        assert f"bad.npy: row 270: {reason}" in answer["error"]
+
+
 def test_picture_says_the_decision(files: Path, vectors: np.ndarray) -> None:
     from pybq.picture import draw_advice
     from pybq.statistics import Statistics
@@ -394,6 +446,21 @@ def test_a_column_named_distance_does_not_hide_the_distance(
         (["status", "plain"], "table 'plain' has no codes that pybq made", "items"),
         (["ingest", "none.npy", "--table", "items"], "no file none.npy", None),
         (["ingest", "{other}", "--table", "items"], "table 'items' has dim 32, expected 8", None),
+        (
+            ["ingest", "{none}", "--table", "items", "--store", "vector"],
+            "table 'items' has store halfvec, expected vector",
+            None,
+        ),
+        (
+            ["ingest", "{odd}", "--table", "new", "--column", "z"],
+            "no SQL type fits column z",
+            "pybq create new --dim 32 --column NAME:TYPE",
+        ),
+        (
+            ["ingest", "{odd}", "--table", "items", "--column", "z"],
+            "no column 'z' in table 'items'",
+            None,
+        ),
         (["create", "items", "--dim", "4"], 'relation "items" already exists', None),
         (["create", "t", "--dim", "0"], "expected dim between 1 and", None),
         (["create", "t", "--dim", "4", "--column", "title"], "expected NAME:VALUE", None),
@@ -422,7 +489,9 @@ def test_errors_say_what_to_do(
     np.save(tmp_path / "other.npy", np.ones((3, 8)))
     np.save(tmp_path / "none.npy", np.ones((0, DIM)))
     (tmp_path / "empty.npy").touch()
+    np.savez(tmp_path / "odd.npz", vectors=np.ones((1, DIM)), z=np.ones(1, complex))
     paths = {name: tmp_path / f"{name}.npy" for name in ("other", "none", "empty")}
+    paths["odd"] = tmp_path / "odd.npz"
     arguments = [argument.format(**paths) for argument in arguments]
     ask("create", "items", "--dim", DIM)
     conn.execute("CREATE TABLE plain (id int)")
