@@ -114,16 +114,7 @@ async def write_rows(
     if on_conflict != "error":
         # COPY knows no ON CONFLICT: by way of a table that is gone with the transaction.
         into = STAGE
-        await db.execute(
-            sql.SQL(
-                "CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
-            ).format(into, names, layout.identifier)
-        )
-        await db.execute(
-            sql.SQL("ALTER TABLE {} ADD COLUMN {} integer GENERATED ALWAYS AS IDENTITY").format(
-                into, PLACE
-            )
-        )
+        await _create_stage(db, layout, target)
     copy = sql.SQL("COPY {} ({}) FROM STDIN WITH (FORMAT binary)").format(into, names)
     statistics = no_statistics(layout)
     encoder = ChunkEncoder(
@@ -156,6 +147,25 @@ def _count_stored(layout: Layout, vectors: NDArray[Any], places: NDArray[np.int6
         _, exact = stored_vectors(part, layout.store, 0, places)
         statistics.update(exact)
     return statistics
+
+
+async def _create_stage(db: Database, layout: Layout, target: Sequence[Column]) -> None:
+    """Make the table where rows wait; not from a query, as the caller may not read the table."""
+    found = await db.fetch(
+        "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
+        " WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped",
+        [layout.oid],
+    )
+    types: dict[str, str] = dict(found)
+    lines = [
+        sql.SQL("{} {}").format(column.identifier, sql.SQL(types[column.name])) for column in target
+    ]
+    lines.append(sql.SQL("{} integer GENERATED ALWAYS AS IDENTITY").format(PLACE))
+    await db.execute(
+        sql.SQL("CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP").format(
+            STAGE, sql.SQL(", ").join(lines)
+        )
+    )
 
 
 async def _write_staged(

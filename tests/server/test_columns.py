@@ -66,6 +66,43 @@ def test_insert_privilege_is_enough_to_ingest(
         table.ingest(range(500, 501), vectors[:1])
 
 
+@pytest.mark.usefixtures("vector")
+def test_insert_privilege_alone_is_enough(
+    conn: Conn, writer: str, rng: np.random.Generator
+) -> None:
+    """What PostgreSQL asks of INSERT ... ON CONFLICT is needed for on_conflict, and no more."""
+    vectors = rng.standard_normal((500, DIM), dtype=np.float32)
+    columns = {"price": "numeric(9, 2)"}
+    pybq.Table.create(conn, "items", DIM, columns=columns)
+    conn.execute(f"GRANT INSERT ON items TO {writer}")
+    conn.execute(f"SET ROLE {writer}")
+    conn.commit()
+    table = pybq.Table(conn, "items", DIM, "cosine", columns=columns)
+    assert table.ingest(range(100), vectors[:100], {"price": [1.5] * 100}) == 100
+    options: dict[str, Any] = {"name": "mine", "batch_rows": 50, "first_id": 100}
+    assert table.load(vectors[100:400], connections=2, **options) == 300
+    assert table.load(vectors[100:400], resume=True, **options) == 0
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        conn.execute("SELECT id FROM items")
+    conn.rollback()
+
+    def grant(privilege: str) -> None:
+        conn.execute("RESET ROLE")
+        conn.execute(f"GRANT {privilege} ON items TO {writer}")
+        conn.execute(f"SET ROLE {writer}")
+        conn.commit()
+
+    grant("SELECT (id)")
+    skip = {"price": [2.5] * 200}
+    assert table.ingest(range(300, 500), vectors[300:], skip, on_conflict="skip") == 100
+    grant("SELECT, UPDATE")
+    assert table.ingest([7], vectors[:1], {"price": [3]}, on_conflict="update") == 1
+    conn.execute("RESET ROLE")
+    prices = "SELECT count(*), sum(price) FROM items WHERE price IS NOT NULL"
+    assert conn.execute(prices).fetchone() == (200, 99 * 1.5 + 3 + 100 * 2.5)
+    assert pybq.Table(conn, "items").status().count == 501
+
+
 def test_what_others_say_was_loaded_is_not_believed(
     conn: Conn, writer: str, rng: np.random.Generator
 ) -> None:

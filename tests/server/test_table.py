@@ -233,11 +233,7 @@ def test_options_that_agree_open_and_typos_are_refused(
 def test_of_several_code_columns_one_is_named(conn: Conn, vectors: np.ndarray) -> None:
     pybq.Table.create(conn, "items", DIM, store=None, transform=0)
     conn.execute(f"ALTER TABLE items ADD other bqvec({DIM})")
-    conn.execute(
-        "INSERT INTO bq_columns (table_name, code_column, dim, metric, transform, decided_at)"
-        " VALUES ('items', 'other', %s, 'l2', 3, now())",
-        [DIM],
-    )
+    conn.execute("SELECT bq_register_column('items', 'other', NULL, %s, 'l2', 3)", [DIM])
     with pytest.raises(TableError, match="has code columns code, other; say which one with code_c"):
         pybq.Table(conn, "items")
     for name, metric, transform in (("code", "cosine", 0), ("other", "l2", 3)):
@@ -247,11 +243,7 @@ def test_of_several_code_columns_one_is_named(conn: Conn, vectors: np.ndarray) -
 
 def test_vectors_of_another_type_are_refused_when_opened(conn: Conn) -> None:
     conn.execute(f"CREATE TABLE items (id int PRIMARY KEY, v real[], code bqvec({DIM}))")
-    conn.execute(
-        "INSERT INTO bq_columns (table_name, code_column, source_column, dim, metric, transform)"
-        " VALUES ('items', 'code', 'v', %s, 'l2', 0)",
-        [DIM],
-    )
+    conn.execute("SELECT bq_register_column('items', 'code', 'v', %s, 'l2')", [DIM])
     message = r"column 'v' of table 'items' is of type _float4, expected halfvec or vector; change"
     with pytest.raises(TableError, match=message):
         pybq.Table(conn, "items")
@@ -271,7 +263,6 @@ def test_of_connections_that_create_at_once_one_does(conn: Conn, other: Conn) ->
                 return second.result(20)
             finally:
                 conn.execute("DROP TABLE items")
-                conn.execute("DELETE FROM bq_columns")
                 conn.commit()
 
     assert create(lambda: pybq.Table(other, "items", DIM, store=None)).metric == "l2"
