@@ -23,11 +23,12 @@ from psycopg.pq import Format
 from psycopg.types.json import Json, Jsonb
 
 from pybq._copy import HEADER, TRAILER, encode_rows, to_half
+from pybq.arrays import fill_mask, unmask
 from pybq.database import Database
 from pybq.errors import RowError
 from pybq.quantizer import Quantizer
 from pybq.schema import Column, Layout
-from pybq.sources import fill_mask, spread, unmask
+from pybq.sources import spread
 from pybq.statistics import Statistics
 from pybq.status import no_statistics, read_transform
 from pybq.strategy import MIN_ROWS, Decision, choose, probe

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pybq import _core
+from pybq.arrays import fill_mask
 from pybq.vector import Code, Query
 
 # Input that one core encodes in about a millisecond: less is not worth a second thread.
@@ -166,7 +167,7 @@ class Quantizer:
         Query
             What `bq_query(vector, transform)` gives in SQL.
         """
-        vector = np.asarray(vector)
+        vector = fill_mask(vector)
         if vector.ndim != 1:
             raise ValueError(f"expected a vector of shape ({self.dim},), got {vector.shape}")
         return Query(self.rotate(vector), self.transform)
@@ -215,7 +216,7 @@ class Quantizer:
 
     def _as_rows(self, vectors: ArrayLike) -> tuple[NDArray[Any], bool]:
         """Vectors as an array of shape (n, dim) and any float type; whether it was only one."""
-        array = np.asarray(vectors)
+        array = fill_mask(vectors)
         if array.dtype.kind not in "fiu":
             raise TypeError(f"expected vectors of float32, got dtype {array.dtype}")
         if array.ndim not in (1, 2) or array.shape[-1] != self.dim:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from pybq.arrays import fill_mask, unmask
 
 if TYPE_CHECKING:
     import pyarrow  # type: ignore[import-untyped, unused-ignore]
@@ -151,23 +153,6 @@ class _Array(Protocol):
 def spread(total: int, rows: int) -> NDArray[np.int64]:
     """Return up to `rows` row numbers, spread evenly over `total`, in order."""
     return np.linspace(0, total - 1, min(total, rows)).astype(np.int64)
-
-
-def fill_mask(vectors: ArrayLike) -> NDArray[Any]:
-    """Return an array with NaN where NumPy masks a value: encoding names the row."""
-    if not isinstance(vectors, np.ma.MaskedArray):
-        return np.asarray(vectors)
-    if not np.ma.is_masked(vectors):
-        return np.asarray(vectors.data)
-    kind = vectors.dtype if vectors.dtype.kind == "f" else np.dtype(np.float64)
-    filled: NDArray[Any] = np.ma.filled(vectors.astype(kind), np.nan)
-    return filled
-
-
-def unmask(values: np.ma.MaskedArray[Any, Any]) -> list[Any]:
-    """Return the values of an array, None where NumPy masks one."""
-    hidden = np.ma.getmaskarray(values).tolist()
-    return [None if masked else value for masked, value in zip(hidden, values.data, strict=True)]
 
 
 def open_source(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pybq import _core
+from pybq.arrays import fill_mask
 
 # Rows of `_values`, as in extension/core/bqmoments.h.
 _MEAN, _M2, _CODE_MEAN, _CODE_M2, _COMOMENT, _POSITIVE = range(6)
@@ -106,7 +107,7 @@ class Statistics:
             If the shape does not match `dim`, a value is not finite or a norm is above
             2.65e36; names the first such row. Nothing has been added then.
         """
-        rows = np.asarray(vectors)
+        rows = fill_mask(vectors)
         if rows.dtype.kind not in "fiu":
             raise TypeError(f"expected vectors of float32, got dtype {rows.dtype}")
         if rows.ndim not in (1, 2) or rows.shape[-1] != self.dim:

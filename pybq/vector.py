@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pybq import _core
+from pybq.arrays import fill_mask
 
 _Buffer = bytes | bytearray | memoryview
 
@@ -32,9 +33,11 @@ def _split_text(text: str, kind: str) -> tuple[int, str]:
     head, colon, rest = text.strip().partition(":")
     if not colon or not head.isascii() or not head.isdigit():
         raise ValueError(f"expected a {kind} like {_EXAMPLES[kind]}, got {text[:40]!r}")
-    if len(head.lstrip("0")) > 5 or int(head) > 0xFFFF:
-        raise ValueError(f"expected transform between 0 and 65535, got {head[:40]}")
-    return int(head), rest
+    # int() refuses thousands of digits in words of its own
+    transform = int(head) if len(head.lstrip("0")) < 10 else _core.MAX_TRANSFORM + 1
+    if transform > _core.MAX_TRANSFORM:
+        raise ValueError(f"expected transform between 0 and {_core.MAX_TRANSFORM}, got {head[:40]}")
+    return transform, rest
 
 
 _EXAMPLES = {"bqvec": "0:1.25:0312", "bqquery": "0:[0.5,-1.25]"}
@@ -173,7 +176,7 @@ class Query:
     __slots__ = ("_transform", "_values")
 
     def __init__(self, values: ArrayLike, transform: int = 0) -> None:
-        array = np.asarray(values)
+        array = fill_mask(values)
         if array.dtype.kind not in "fiu" and array.size:
             raise TypeError(f"expected values of float32, got dtype {array.dtype}")
         if array.ndim != 1:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pybq import Code, Quantizer, Query, _core, kernels, set_kernel, simd
+from pybq import Code, Quantizer, Query, Statistics, _core, kernels, set_kernel, simd
 
 
 @pytest.mark.parametrize("dim", [1, 7, 8, 9, 100, 384])
@@ -292,3 +292,20 @@ def test_distances_refuse_what_cannot_be_compared(rng):
     with pytest.raises(ValueError, match=r"expected codes of shape \(n, nbytes\)"):
         _core.hamming_distances(codes[0], codes[0])
     assert len(_core.hamming_distances(codes[:0], codes[0])) == 0
+
+
+def test_masked_values_are_refused_as_nan(rng: np.random.Generator) -> None:
+    vectors = rng.standard_normal((5, 8)).astype(np.float32)
+    mask = np.zeros(vectors.shape, bool)
+    quantizer = Quantizer(8, 1)
+    whole = np.ma.array(vectors, mask=mask)
+    np.testing.assert_array_equal(quantizer.encode(whole), quantizer.encode(vectors))
+    mask[3, 2] = True
+    for kind in (np.float16, np.float32, np.int64):
+        masked = np.ma.array(vectors.astype(kind), mask=mask)
+        for refuse in (quantizer.encode, quantizer.rotate, Statistics(8).update):
+            with pytest.raises(ValueError, match="row 3: NaN"):
+                refuse(masked)
+        for refuse in (quantizer.query, Query):
+            with pytest.raises(ValueError, match="NaN|finite"):
+                refuse(masked[3])
