@@ -331,7 +331,8 @@ class Table(_Table[BlockingDatabase]):
         vectors : array_like of float32, float16 or float64, shape (n, dim)
             Finite values. A memory-mapped array is read chunk by chunk, so memory stays constant.
         columns : mapping of str to sequence, optional
-            Values of further columns, n of each; None is NULL.
+            Values of further columns, n of each; None is NULL, as is what NumPy masks. Of enums
+            their labels; of json and jsonb Python values, or JSON as text.
         on_conflict : {"error", "update", "skip"}
             What to do with rows whose key is in the table already, or comes twice: refuse
             them all, write the last over the others, or keep the first. The statistics count
@@ -356,7 +357,8 @@ class Table(_Table[BlockingDatabase]):
         Notes
         -----
         Nothing is written unless all rows are: it is one transaction, or a savepoint of the one
-        that is open. To write in batches, or from files and frames, see `load`. The statistics
+        that is open. It needs INSERT on the table, and `on_conflict` what INSERT ... ON CONFLICT
+        does. To write in batches, or from files and frames, see `load`. The statistics
         are added last, so others wait for each other only at the end; the first ingest of a
         table makes others wait until it has finished.
 
