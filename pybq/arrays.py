@@ -23,3 +23,20 @@ def unmask(values: np.ma.MaskedArray[Any, Any]) -> list[Any]:
     """Return the values of an array, None where NumPy masks one."""
     hidden = np.ma.getmaskarray(values).tolist()
     return [None if masked else value for masked, value in zip(hidden, values.data, strict=True)]
+
+
+def by_place(values: Any) -> Any:
+    """Make an array of a Series, whose items are found by label and not by place.
+
+    What is missing from one of pandas is NaN among other values, and meant as NULL; so is what
+    an array of NumPy masks.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        return unmask(values)
+    if isinstance(values, np.ndarray) or not hasattr(values, "__array__"):
+        return values
+    array = np.asarray(values)
+    if array.dtype == object and hasattr(values, "isna"):
+        array = array.copy()
+        array[np.asarray(values.isna(), bool)] = None
+    return array

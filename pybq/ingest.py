@@ -23,7 +23,7 @@ from psycopg.pq import Format
 from psycopg.types.json import Json, Jsonb
 
 from pybq._copy import HEADER, TRAILER, encode_rows, to_half
-from pybq.arrays import fill_mask, unmask
+from pybq.arrays import by_place, fill_mask
 from pybq.database import Database
 from pybq.errors import RowError
 from pybq.quantizer import Quantizer
@@ -274,23 +274,6 @@ def check_columns(layout: Layout, n: int, ids: Any, columns: Mapping[str, Any]) 
             raise ValueError(f"{what}: expected {n} values, got {len(values)}")
 
 
-def by_place(values: Any) -> Any:
-    """Make an array of a Series, whose items are found by label and not by place.
-
-    What is missing from one of pandas is NaN among other values, and meant as NULL; so is what
-    an array of NumPy masks.
-    """
-    if isinstance(values, np.ma.MaskedArray):
-        return unmask(values)
-    if isinstance(values, np.ndarray) or not hasattr(values, "__array__"):
-        return values
-    array = np.asarray(values)
-    if array.dtype == object and hasattr(values, "isna"):
-        array = array.copy()
-        array[np.asarray(values.isna(), bool)] = None
-    return array
-
-
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Encoded rows: how many, their COPY bytes without header and trailer, their statistics."""
@@ -491,6 +474,8 @@ def _as_python(type_name: str, value: Any) -> Any:
         return value.astype(f"datetime64[{unit}]").item()  # NaT: None
     if isinstance(value, np.timedelta64):
         return value.astype("timedelta64[us]").item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     if isinstance(value, (float, np.floating)) and type_name == "numeric":
         return Decimal(str(value))  # psycopg leaves the choice of digits to others
     return value

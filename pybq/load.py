@@ -294,6 +294,8 @@ async def _write_here(db: Database, task: Task, parts: Iterator[Part]) -> Writte
                 coming = pool.submit(next, parts, None)
                 rows = await write_part(db, task, part)
             except Exception as error:
+                if part is None and not isinstance(error, _SourceFailed):
+                    raise
                 failure = _load_error(task, part, total, error)
                 raise failure from failure.__cause__
             total += rows

@@ -18,7 +18,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from pybq.arrays import fill_mask, unmask
+from pybq.arrays import by_place, fill_mask, unmask
 
 if TYPE_CHECKING:
     import pyarrow  # type: ignore[import-untyped, unused-ignore]
@@ -211,7 +211,7 @@ def open_source(
     if isinstance(source, np.ndarray):
         return _open_arrays("array", {"vectors": source}, vector_column, id_column)
     if isinstance(source, Mapping):
-        arrays = {name: np.asanyarray(values) for name, values in source.items()}
+        arrays = {name: _as_array(values) for name, values in source.items()}
         return _open_arrays("mapping", arrays, vector_column, id_column)
     if isinstance(source, Iterable):
         return _open_iterable(source, vector_column, id_column)
@@ -278,7 +278,7 @@ def _open_arrays(
     ids = arrays.pop(id_name) if id_name else None
     if ids is not None and ids.shape != (n,):
         raise ValueError(f"{name}: {id_name}: expected shape ({n},), got {ids.shape}")
-    columns = [column for column, array in arrays.items() if array.shape == (n,)]
+    columns = [column for column, array in arrays.items() if array.shape[:1] == (n,)]
     types = {column: _array_type(arrays[column]) for column in columns}
 
     def read(columns: frozenset[str], rows: int | None) -> Iterator[Batch]:
@@ -307,6 +307,8 @@ def _open_arrays(
 
 def _array_type(array: _Array) -> str | None:
     """The SQL type for the values of an array; of objects, None is NULL, and the first tells."""
+    if array.ndim != 1:
+        return None  # large as it may be, only a table that has a column for it gets it
     if not isinstance(array, np.ndarray) or array.dtype != object:
         return "date" if array.dtype == "datetime64[D]" else _SQL_TYPES.get(array.dtype.kind)
     return _object_type(next((value for value in array if value is not None), ""))
@@ -323,10 +325,29 @@ def _object_type(value: Any) -> str | None:
 
 
 def _as_values(array: NDArray[Any]) -> NDArray[Any] | list[Any]:
-    """What the encoder of COPY takes: numbers as they are, lists of str; None for NULL."""
+    """What the encoder of COPY takes: numbers as they are, lists of others; None for NULL."""
     if isinstance(array, np.ma.MaskedArray):
-        return unmask(array)
-    return array.tolist() if array.dtype.kind in "US" else array
+        return array.tolist() if array.ndim > 1 else unmask(array)
+    return array.tolist() if array.ndim > 1 or array.dtype.kind in "US" else array
+
+
+def _as_array(values: Any) -> NDArray[Any]:
+    """Make an array, in which values that are no numbers stay as they are.
+
+    NumPy would make a matrix of lists of equal length, and cut off zeros at the end of bytes.
+    """
+    if not isinstance(values, (list, tuple)):
+        return np.asanyarray(by_place(values) if hasattr(values, "isna") else values)
+    try:
+        array = np.asanyarray(values)
+    except ValueError:  # lists of different lengths
+        array = None
+    if array is not None and array.dtype.kind not in "USO":
+        return array
+    objects = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        objects[i] = value
+    return objects
 
 
 def _open_iterable(
@@ -405,16 +426,16 @@ def _as_source(item: Any, vector_column: str | None, id_column: str | None) -> S
         item = (item.ids, item.vectors, item.columns)
     if isinstance(item, tuple) and len(item) in (2, 3):
         ids, vectors, *columns = item
-        arrays = {n: np.asanyarray(v) for n, v in (columns[0] if columns else {}).items()}
+        arrays = {n: _as_array(v) for n, v in (columns[0] if columns else {}).items()}
         # Names of their own, as further columns may have any.
         vector_name, id_name = (_unlike(name, arrays) for name in ("vectors", "id"))
-        arrays[vector_name] = np.asanyarray(vectors)
+        arrays[vector_name] = _as_array(vectors)
         if ids is None:
             return _open_arrays("batch", arrays, vector_name, None, keys=False)
-        arrays[id_name] = np.asanyarray(ids)
+        arrays[id_name] = _as_array(ids)
         return _open_arrays("batch", arrays, vector_name, id_name)
     return open_source(
-        item if isinstance(item, Mapping) else np.asanyarray(item), vector_column, id_column
+        item if isinstance(item, Mapping) else _as_array(item), vector_column, id_column
     )
 
 

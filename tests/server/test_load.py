@@ -129,6 +129,19 @@ def test_the_table_decides_what_values_become(conn: Conn, vectors: np.ndarray) -
     assert found == rows * 3
 
 
+def test_lists_and_matrices_go_into_columns_of_arrays(conn: Conn, vectors: np.ndarray) -> None:
+    table = create(conn, columns={"tags": "text[]", "pair": "real[]", "raw": "bytea"})
+    tags, raw = [["a", "b"], ["c", None]], [b"\0", b"a\0"]
+    pair = np.array([[1, 2], [3, 4]], np.float32)
+    columns: dict[str, Any] = {"tags": tags, "pair": pair, "raw": raw}
+    assert table.load([(None, vectors[:2], columns)]) == 2
+    columns["vectors"] = vectors[:2]
+    assert table.load(columns, vector_column="vectors", first_id=2, batch_rows=1) == 2
+    assert table.ingest([4, 5], columns.pop("vectors"), columns) == 2
+    found = conn.execute("SELECT tags, pair, raw FROM items ORDER BY id").fetchall()
+    assert found == list(zip(tags, pair.tolist(), raw, strict=True)) * 3
+
+
 def test_a_wrong_value_is_named_by_column_and_row(conn: Conn, vectors: np.ndarray) -> None:
     table = create(conn, columns={"n": "int", "title": "text"})
     titles: list[Any] = ["a"] * ROWS

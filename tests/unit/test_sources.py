@@ -141,6 +141,38 @@ def test_columns_of_a_batch_may_have_any_name(vectors: np.ndarray) -> None:
         assert {name: list(values) for name, values in batch.columns.items()} == further
 
 
+def test_lists_stay_as_they_are() -> None:
+    columns: dict[str, Any] = {
+        "tags": [["a", "b"], ["c", "d"]],
+        "ragged": [["a"], None],
+        "doc": [{"a": 1}, {"b": 2}],
+        "raw": [b"a\0", b"bc\0\0"],
+        "counts": [[1, 2], [3, 4]],
+        "title": ["a", None],
+        "n": [1, 2],
+    }
+    vectors = [[1.0, 2.0], [3.0, 4.0]]
+    for source, name in (({"v": vectors} | columns, "v"), ([(None, vectors, columns)], None)):
+        opened = open_source(source, name)
+        (batch,) = opened.batches(columns)
+        assert np.asarray(batch.vectors).tolist() == vectors
+        assert {name: list(values) for name, values in batch.columns.items()} == columns
+        types = {"tags": "text[]", "ragged": "text[]", "doc": "jsonb", "raw": "bytea"}
+        assert dict(opened.column_types) == types | {"title": "text", "n": "bigint"}
+        assert opened.skipped == ()
+    with pytest.raises(
+        ValueError, match=r"expected vectors of shape \(n, dim\), got \(2,\) of obj"
+    ):
+        open_source({"v": [[1.0], [1.0, 2.0]]})
+
+
+def test_what_pandas_misses_is_none(vectors: np.ndarray) -> None:
+    pd = pytest.importorskip("pandas")
+    titles = pd.Series(["a", None] * 25, index=range(50, 100))
+    (batch,) = open_source([(None, vectors, {"title": titles})]).batches(["title"])
+    assert list(batch.columns["title"]) == ["a", None] * 25
+
+
 def test_what_is_masked_is_missing(vectors: np.ndarray) -> None:
     hidden = np.zeros(vectors.shape, bool)
     hidden[3, 2] = True
