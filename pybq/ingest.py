@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
@@ -471,7 +472,9 @@ def _as_python(type_name: str, value: Any) -> Any:
         return Json(value, dumps=str) if type_name == "json" else Jsonb(value, dumps=str)
     if isinstance(value, np.datetime64):
         unit = "D" if type_name == "date" else "us"
-        return value.astype(f"datetime64[{unit}]").item()  # NaT: None
+        value = value.astype(f"datetime64[{unit}]").item()  # NaT: None
+    if type_name == "timestamptz" and isinstance(value, datetime) and value.tzinfo is None:
+        raise ValueError(f"expected a time with its zone, got {value}; make it one of UTC, say")
     if isinstance(value, np.timedelta64):
         return value.astype("timedelta64[us]").item()
     if isinstance(value, np.ndarray):

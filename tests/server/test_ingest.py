@@ -246,6 +246,11 @@ def test_times_of_numpy(conn: Conn, vectors: np.ndarray) -> None:
         ),
         (None, None, datetime.timedelta(0)),
     ]
+    conn.execute("ALTER TABLE items ADD zoned timestamptz")
+    wider = pybq.Table(conn, "items")
+    for naive in (nanoseconds, nanoseconds.astype("datetime64[us]").tolist()):
+        with pytest.raises(TypeError, match="'zoned' of type timestamptz, row 0: .* with its zone"):
+            wider.ingest([3, 4], vectors[:2], {"zoned": naive})
 
 
 def test_what_is_masked_is_null_and_no_vector(conn: Conn, vectors: np.ndarray) -> None:
