@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from typing import Any, cast
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
-from pybq import Code, Quantizer, Query
+import pybq
+from pybq import Code, Quantizer, Query, embedded
 from pybq.psycopg import register_bq
 
 OPERATORS = ("<~>", "<=>", "<#>", "<->")
@@ -181,3 +187,136 @@ def info(conn: Conn, index: str) -> dict[str, Any]:
     cursor = conn.execute("SELECT * FROM bq_index_info(%s)", (index,))
     assert cursor.description is not None
     return dict(zip((column.name for column in cursor.description), cursor.fetchone(), strict=True))
+
+
+# -- servers ------------------------------------------------------------------------------
+
+
+def run_threads(*targets: Callable[[], None]) -> None:
+    """Run functions at the same time; raise what one of them raised."""
+    errors: list[BaseException] = []
+
+    def run(target: Callable[[], None]) -> None:
+        try:
+            target()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(target,), daemon=True) for target in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads), "they wait for each other"
+    if errors:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def start_standby(primary: pybq.Server) -> Iterator[pybq.Server]:
+    """A streaming standby of an embedded server."""
+    folder = primary._make_folder()
+    assert primary.data_dir is not None and primary._socket_dir is not None
+    primary._run(
+        "pg_basebackup",
+        f"--pgdata={folder / 'standby'}",
+        "--write-recovery-conf",
+        "--wal-method=stream",
+        "--checkpoint=fast",
+        f"--dbname={primary.dsn}",
+    )
+    for lock in (folder / "standby").glob(".s.PGSQL.*"):
+        lock.unlink()  # of the primary's socket
+    settings: dict[str, embedded.Setting] = {"fsync": False, "max_standby_streaming_delay": -1}
+    standby = pybq.Server(folder / "standby", primary.postgres, settings)
+    standby._bin = primary._bin
+    standby._start()  # not start(): extensions cannot be created here
+    try:
+        yield standby
+    finally:
+        standby.stop("immediate")
+
+
+def wait_for_replay(primary: Conn, standby: Conn, seconds: float = 60) -> None:
+    (lsn,) = primary.execute("SELECT pg_current_wal_insert_lsn()").fetchone() or ()
+    primary.execute("SELECT pg_log_standby_snapshot()" if _is_16(primary) else "CHECKPOINT")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        row = standby.execute("SELECT pg_last_wal_replay_lsn() >= %s", (lsn,)).fetchone()
+        if row == (True,):
+            return
+        time.sleep(0.02)
+    raise TimeoutError("the standby does not follow")
+
+
+def _is_16(conn: Conn) -> bool:
+    return conn.info.server_version >= 160000
+
+
+# -- damage ---------------------------------------------------------------------------------
+
+
+def damage(server: pybq.Server, index: str, blkno: int, offset: int, data: bytes) -> None:
+    """Change bytes of a page behind the server's back."""
+    assert server.data_dir is not None
+    with connect(server.dsn) as conn:
+        conn.execute("CHECKPOINT")
+        (path,) = conn.execute("SELECT pg_relation_filepath(%s)", (index,)).fetchone() or ()
+    server._pg_ctl("--mode", "fast", "stop")
+    with open(Path(server.data_dir, path), "r+b") as file:
+        file.seek(blkno * 8192 + offset)
+        file.write(data)
+    server._pg_ctl(
+        "--log",
+        str(server.log_path),
+        "--options",
+        f"-c listen_addresses= -c unix_socket_directories={server._socket_dir}"
+        " -c ignore_checksum_failure=on -c fsync=off",
+        "start",
+    )
+
+
+class Places:
+    """Where (page, offset) things lie in a new index, by the arithmetic of bqindex.h."""
+
+    META = 24
+    HEADER: ClassVar = {"list": 0, "epoch": 4, "next": 8, "packed": 18, "live": 20, "tid": 24}
+    ENTRY: ClassVar = {"head": 0, "free": 4, "nblocks": 8, "epoch": 12}
+    META_FIELDS: ClassVar = {
+        "nkeys": 20,
+        "data_start": 24,
+        "nblocks": 32,
+        "free_head": 36,
+        "nfree": 40,
+    }
+    META_FIELDS |= {"capacity": 44, "segment": 48, "nprobes": 196, "product_nprobes": 228}
+
+    def __init__(self, dim: int, lists: int) -> None:
+        self.nrows = (dim + 1) // 2
+        self.capacity = -(-(lists + lists // 4) // 32) * 32
+        self.entry_rows = -(-self.capacity // 170) * 510
+        groups = self.capacity // 32 * (8 + self.nrows)
+        self.first_block = -(-(509 + self.entry_rows + groups) // self.nrows)
+
+    def row(self, row: int) -> tuple[int, int]:
+        c = row // 510
+        page = 1 + c + 1 + ((c + 1) * 510 - 1) // (20 * self.nrows)
+        return page, 24 + row % 510 * 16
+
+    def meta(self, field: str) -> tuple[int, int]:
+        return 0, self.META + self.META_FIELDS[field]
+
+    def entry(self, field: str) -> tuple[int, int]:
+        page, offset = self.row(0)
+        return page, offset + self.ENTRY[field]
+
+    def factor(self) -> tuple[int, int]:
+        return self.row(self.entry_rows)
+
+    def header(self, field: str) -> tuple[int, int]:
+        m, place = divmod(self.first_block, 20)
+        page = 1 + m + m * 20 * self.nrows // 510
+        return page, 24 + place * 408 + self.HEADER[field]
+
+    def code(self) -> tuple[int, int]:
+        return self.row(self.first_block * self.nrows)

@@ -7,14 +7,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from indexlib import (
+    Places,
     assert_index_equals_sort,
     by_index,
     by_sort,
@@ -22,38 +22,21 @@ from indexlib import (
     clustered_vectors,
     connect,
     create,
+    damage,
     info,
     insert,
     operand,
     random_vectors,
+    run_threads,
+    start_standby,
+    wait_for_replay,
 )
 from psycopg import sql
 
 import pybq
-from pybq import embedded
 
 Conn = psycopg.Connection[Any]
 DIM = 32
-
-
-def run_threads(*targets: Callable[[], None]) -> None:
-    """Run functions at the same time; raise what one of them raised."""
-    errors: list[BaseException] = []
-
-    def run(target: Callable[[], None]) -> None:
-        try:
-            target()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(target,), daemon=True) for target in targets]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert not any(thread.is_alive() for thread in threads), "they wait for each other"
-    if errors:
-        raise errors[0]
 
 
 # -- crashes --------------------------------------------------------------------------------
@@ -192,47 +175,6 @@ def test_crash_empties_an_unlogged_index(own_server: pybq.Server, rng: np.random
 
 
 # -- standbys -----------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def start_standby(primary: pybq.Server) -> Iterator[pybq.Server]:
-    """A streaming standby of an embedded server."""
-    folder = primary._make_folder()
-    assert primary.data_dir is not None and primary._socket_dir is not None
-    primary._run(
-        "pg_basebackup",
-        f"--pgdata={folder / 'standby'}",
-        "--write-recovery-conf",
-        "--wal-method=stream",
-        "--checkpoint=fast",
-        f"--dbname={primary.dsn}",
-    )
-    for lock in (folder / "standby").glob(".s.PGSQL.*"):
-        lock.unlink()  # of the primary's socket
-    settings: dict[str, embedded.Setting] = {"fsync": False, "max_standby_streaming_delay": -1}
-    standby = pybq.Server(folder / "standby", primary.postgres, settings)
-    standby._bin = primary._bin
-    standby._start()  # not start(): extensions cannot be created here
-    try:
-        yield standby
-    finally:
-        standby.stop("immediate")
-
-
-def wait_for_replay(primary: Conn, standby: Conn, seconds: float = 60) -> None:
-    (lsn,) = primary.execute("SELECT pg_current_wal_insert_lsn()").fetchone() or ()
-    primary.execute("SELECT pg_log_standby_snapshot()" if _is_16(primary) else "CHECKPOINT")
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        row = standby.execute("SELECT pg_last_wal_replay_lsn() >= %s", (lsn,)).fetchone()
-        if row == (True,):
-            return
-        time.sleep(0.02)
-    raise TimeoutError("the standby does not follow")
-
-
-def _is_16(conn: Conn) -> bool:
-    return conn.info.server_version >= 160000
 
 
 def test_standby_answers_the_same(own_server: pybq.Server, rng: np.random.Generator) -> None:
@@ -544,67 +486,7 @@ def test_churn_does_not_grow(own_server: pybq.Server, rng: np.random.Generator) 
 # -- damage ---------------------------------------------------------------------------------
 
 
-def _damage(server: pybq.Server, index: str, blkno: int, offset: int, data: bytes) -> None:
-    """Change bytes of a page behind the server's back."""
-    assert server.data_dir is not None
-    with connect(server.dsn) as conn:
-        conn.execute("CHECKPOINT")
-        (path,) = conn.execute("SELECT pg_relation_filepath(%s)", (index,)).fetchone() or ()
-    server._pg_ctl("--mode", "fast", "stop")
-    with open(Path(server.data_dir, path), "r+b") as file:
-        file.seek(blkno * 8192 + offset)
-        file.write(data)
-    server._pg_ctl(
-        "--log",
-        str(server.log_path),
-        "--options",
-        f"-c listen_addresses= -c unix_socket_directories={server._socket_dir}"
-        " -c ignore_checksum_failure=on -c fsync=off",
-        "start",
-    )
-
-
-class Places:
-    """Where (page, offset) things lie in a new index, by the arithmetic of bqindex.h."""
-
-    META = 24
-    HEADER = {"list": 0, "epoch": 4, "next": 8, "packed": 18, "live": 20, "tid": 24}
-    ENTRY = {"head": 0, "free": 4, "nblocks": 8, "epoch": 12}
-    META_FIELDS = {"nkeys": 20, "data_start": 24, "nblocks": 32, "free_head": 36, "nfree": 40}
-    META_FIELDS |= {"capacity": 44, "segment": 48, "nprobes": 184, "product_nprobes": 216}
-
-    def __init__(self, dim: int, lists: int) -> None:
-        self.nrows = (dim + 1) // 2
-        self.capacity = -(-(lists + lists // 4) // 32) * 32
-        self.entry_rows = -(-self.capacity // 170) * 510
-        groups = self.capacity // 32 * (8 + self.nrows)
-        self.first_block = -(-(509 + self.entry_rows + groups) // self.nrows)
-
-    def row(self, row: int) -> tuple[int, int]:
-        c = row // 510
-        page = 1 + c + 1 + ((c + 1) * 510 - 1) // (20 * self.nrows)
-        return page, 24 + row % 510 * 16
-
-    def meta(self, field: str) -> tuple[int, int]:
-        return 0, self.META + self.META_FIELDS[field]
-
-    def entry(self, field: str) -> tuple[int, int]:
-        page, offset = self.row(0)
-        return page, offset + self.ENTRY[field]
-
-    def factor(self) -> tuple[int, int]:
-        return self.row(self.entry_rows)
-
-    def header(self, field: str) -> tuple[int, int]:
-        m, place = divmod(self.first_block, 20)
-        page = 1 + m + m * 20 * self.nrows // 510
-        return page, 24 + place * 408 + self.HEADER[field]
-
-    def code(self) -> tuple[int, int]:
-        return self.row(self.first_block * self.nrows)
-
-
-def test_check_finds_damage(own_server: pybq.Server, rng: np.random.Generator) -> None:
+def test_check_findsdamage(own_server: pybq.Server, rng: np.random.Generator) -> None:
     """A changed byte in each part of the index is found, and scans do not crash on it."""
     with connect(own_server.dsn) as conn:
         create(conn, random_vectors(rng, 1000, DIM), nulls=0)
@@ -639,7 +521,7 @@ def test_check_finds_damage(own_server: pybq.Server, rng: np.random.Generator) -
         with connect(own_server.dsn) as conn:
             conn.execute("REINDEX INDEX items_code")
             check(conn, "items_code")
-        _damage(own_server, "items_code", blkno, offset, data)
+        damage(own_server, "items_code", blkno, offset, data)
         with connect(own_server.dsn) as conn:
             with pytest.raises(psycopg.errors.IndexCorrupted, match=message) as error:
                 check(conn, "items_code")
@@ -677,7 +559,7 @@ def test_pages_that_do_not_exist_are_damage(
         for (blkno, offset), action in cases:
             with connect(own_server.dsn) as conn:
                 conn.execute("REINDEX INDEX items_code")
-            _damage(own_server, "items_code", blkno, offset, number)
+            damage(own_server, "items_code", blkno, offset, number)
             with connect(own_server.dsn) as conn:
                 for act in (actions[action], lambda conn: check(conn, "items_code")):
                     with pytest.raises(psycopg.errors.IndexCorrupted) as error:
@@ -692,7 +574,7 @@ def test_check_finds_what_is_missing(own_server: pybq.Server, rng: np.random.Gen
         create(conn, random_vectors(rng, 64, DIM), nulls=0)
         conn.execute("CREATE INDEX items_code ON items USING bq (code)")
     # without slot 0
-    _damage(own_server, "items_code", *Places(DIM, 1).header("live"), b"\xfe\xff\xff\xff")
+    damage(own_server, "items_code", *Places(DIM, 1).header("live"), b"\xfe\xff\xff\xff")
     with connect(own_server.dsn) as conn:
         conn.execute("SELECT bq_index_check('items_code')")
         with pytest.raises(psycopg.errors.IndexCorrupted, match=r"row \(0,1\) .* is missing"):

@@ -1,0 +1,465 @@
+"""Lists follow the data: VACUUM splits those that grew, beside readers and writers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from indexlib import (
+    Places,
+    assert_index_equals_sort,
+    assert_same_order,
+    by_index,
+    by_sort,
+    check,
+    clustered_vectors,
+    connect,
+    create,
+    damage,
+    info,
+    insert,
+    operand,
+    random_vectors,
+    run_threads,
+    start_standby,
+    wait_for_replay,
+)
+
+import pybq
+
+Conn = psycopg.Connection[Any]
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+DIM = 32
+
+
+@pytest.fixture
+def grown(own_server: pybq.Server, rng: np.random.Generator) -> Iterator[Conn]:
+    """An index made on an empty table, 4,000 rows, 40 lists wanted; no autovacuum."""
+    with connect(own_server.dsn) as conn:
+        conn.execute("ALTER SYSTEM SET autovacuum = off")
+        conn.execute("SELECT pg_reload_conf()")
+        conn.execute(f"CREATE TABLE items (id int, code bqvec({DIM}), other int)")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 40)")
+        insert(conn, clustered_vectors(rng, 4000, DIM))
+        yield conn
+
+
+def pass_horizon(conn: Conn) -> None:
+    """Use up a transaction id: snapshots taken from now on are younger than what was before."""
+    conn.execute("SELECT pg_current_xact_id()")
+
+
+def topics(rng: np.random.Generator, rows: int, dim: int, kinds: int, axis: int) -> Vectors:
+    """Rows of many topics that have one direction in common, shape (rows, dim)."""
+    centres = rng.standard_normal((kinds, dim))
+    centres[:, axis] += 4
+    noise = 0.7 * rng.standard_normal((rows, dim))
+    vectors: Vectors = (centres[rng.integers(0, kinds, rows)] + noise).astype(np.float32)
+    return vectors
+
+
+def recall(conn: Conn, queries: Vectors) -> float:
+    """Recall@10 of codes at the default settings, by distance."""
+    hits = 0
+    for vector in queries:
+        q = operand("<=>", vector)
+        exact = by_index(conn, "<=>", q, limit=10)
+        found = by_index(conn, "<=>", q, limit=10, probes=None)
+        hits += sum(distance <= exact[-1][1] for _, distance in found)
+    return hits / (10 * len(queries))
+
+
+# -- recall -----------------------------------------------------------------------------------
+
+
+def test_lists_follow_rows_of_another_kind(
+    own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """20,000 rows of one kind, an index, 20,000 of another: after VACUUM as good as new."""
+    dim = 64
+    old = topics(rng, 20_000, dim, 300, 0)
+    new = topics(rng, 20_200, dim, 300, 1)
+    queries, new = new[:200], new[200:]
+    with connect(own_server.dsn) as conn:
+        create(conn, old, nulls=0)
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+        insert(conn, new, first=20_000)
+        before = info(conn, "items_code")
+        conn.execute("VACUUM items")
+        after = info(conn, "items_code")
+        assert after["lists"] > 1.5 * before["lists"]
+        assert after["max_rows"] < before["max_rows"]
+        assert after["build_rows"] == 40_000  # probes were measured again
+        check(conn, "items_code")
+        found = recall(conn, queries)
+        conn.execute("REINDEX INDEX items_code")
+        fresh = recall(conn, queries)
+    print(f"recall of newcomers: {found:.3f}, fresh index {fresh:.3f}")
+    assert found >= fresh - 0.02
+
+
+def test_one_list_becomes_many(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """An index made on an empty table, and one that grew tenfold by steps, are as good as new."""
+    dim = 64
+    vectors = topics(rng, 40_100, dim, 400, 0)
+    queries, vectors = vectors[:100], vectors[100:]
+    with connect(own_server.dsn) as conn:
+        for table, steps in (("once", [40_000]), ("steps", [4000, *[6000] * 6])):
+            conn.execute(f"CREATE TABLE {table} (id int, code bqvec({dim}), other int)")
+            conn.execute(f"CREATE INDEX {table}_code ON {table} USING bq (code)")
+            first = 0
+            for step in steps:
+                insert(conn, vectors[first : first + step], first=first, table=table)
+                first += step
+                conn.execute(f"VACUUM {table}")
+            facts = info(conn, f"{table}_code")
+            assert facts["live_rows"] == 40_000
+            assert facts["lists"] >= 40_000 // 160 // 1.5, table
+            assert facts["hint"] is None or "VACUUM" not in facts["hint"]
+            check(conn, f"{table}_code")
+        conn.execute("ALTER TABLE once RENAME TO items")
+        found = recall(conn, queries)
+        conn.execute("ALTER TABLE items RENAME TO once")
+        conn.execute("ALTER TABLE steps RENAME TO items")
+        by_steps = recall(conn, queries)
+        conn.execute("REINDEX INDEX steps_code")
+        fresh = recall(conn, queries)
+    print(f"recall: {found:.3f} at once, {by_steps:.3f} by steps, fresh index {fresh:.3f}")
+    assert min(found, by_steps) >= fresh - 0.02
+
+
+def test_option_lists_is_reached(conn: Conn, rng: np.random.Generator) -> None:
+    """An index that had too few rows for as many lists gets them later, and never more."""
+    conn.autocommit = True
+    create(conn, np.empty((0, DIM), np.float32), typmod=DIM, nulls=0)
+    conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 200)")
+    insert(conn, random_vectors(rng, 30, DIM))
+    conn.execute("VACUUM items")
+    assert info(conn, "items_code")["lists"] <= 30
+    first = 30
+    for _ in range(4):
+        insert(conn, random_vectors(rng, 1000, DIM), first=first)
+        first += 1000
+        conn.execute("VACUUM items")
+        check(conn, "items_code")
+    assert 150 <= info(conn, "items_code")["lists"] <= 200
+    assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=100)
+
+
+def test_equal_rows_are_not_split_for_ever(conn: Conn, rng: np.random.Generator) -> None:
+    vectors = np.repeat(random_vectors(rng, 1, DIM), 3000, axis=0)
+    conn.autocommit = True
+    create(conn, np.empty((0, DIM), np.float32), typmod=DIM, nulls=0)
+    conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 20)")
+    insert(conn, vectors)
+    notices: list[str] = []
+    conn.add_notice_handler(lambda diagnostic: notices.append(str(diagnostic.message_primary)))
+    conn.execute("VACUUM (VERBOSE) items")
+    assert any("was not split: its rows are too much alike" in notice for notice in notices)
+    size = info(conn, "items_code")["total_bytes"]
+    notices.clear()
+    for _ in range(3):
+        conn.execute("VACUUM (VERBOSE, INDEX_CLEANUP ON) items")
+    assert not any("was not split" in notice for notice in notices), "it was tried again"
+    assert info(conn, "items_code")["lists"] == 1
+    assert info(conn, "items_code")["total_bytes"] == size
+
+
+def test_vacuum_says_what_it_split(grown: Conn) -> None:
+    notices: list[str] = []
+    grown.add_notice_handler(lambda diagnostic: notices.append(str(diagnostic.message_primary)))
+    grown.execute("VACUUM (VERBOSE) items")
+    assert any("1 of 1 lists were split, there are 40 now" in notice for notice in notices), notices
+
+
+# -- readers ----------------------------------------------------------------------------------
+
+
+def fetch_slowly(reader: Conn, vector: Vectors) -> psycopg.ServerCursor[Any]:
+    """A cursor over all rows by distance; the transaction keeps its snapshot."""
+    q = operand("<=>", vector)
+    assert isinstance(q, pybq.Query)
+    reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    reader.execute("SET LOCAL enable_seqscan = off")
+    reader.execute("SET LOCAL enable_sort = off")
+    reader.execute("SET LOCAL bq.probes = 1")
+    reader.execute("SET LOCAL bq.iterative_scan = relaxed_order")
+    cursor = reader.cursor("slow")
+    cursor.execute(
+        f"SELECT id, code <=> '{q.to_text()}' FROM items ORDER BY code <=> '{q.to_text()}'"
+    )
+    return cursor
+
+
+def test_cursor_reads_on_while_lists_are_split_and_blocks_used_again(
+    grown: Conn, own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    vector = random_vectors(rng, 1, DIM)[0]
+    grown.execute("VACUUM items")
+    expected = by_sort(grown, "<=>", operand("<=>", vector))
+    with connect(own_server.dsn) as reader:
+        cursor = fetch_slowly(reader, vector)
+        found = cursor.fetchmany(3)
+        grown.execute("ALTER INDEX items_code SET (lists = 400)")
+        used = []
+        for step in range(4):
+            pass_horizon(grown)
+            insert(grown, clustered_vectors(rng, 1500, DIM), first=10_000 + 1500 * step)
+            grown.execute("VACUUM items")
+            check(grown, "items_code")
+            used.append(info(grown, "items_code")["free_blocks"])
+            found += cursor.fetchmany(3)
+        assert info(grown, "items_code")["lists"] > 100
+        assert min(used) >= 125, "the old chains went, with a scan in them"
+        found += cursor.fetchall()
+        reader.execute("COMMIT")
+    assert sorted(found) == sorted(expected)
+    assert_index_equals_sort(grown, vector[None], limit=300)
+
+    # nobody needs them any more: the next blocks are these
+    pass_horizon(grown)
+    grown.execute("VACUUM items")
+    before = info(grown, "items_code")
+    insert(grown, clustered_vectors(rng, 3000, DIM), first=50_000)
+    after = info(grown, "items_code")
+    assert before["free_blocks"] - after["free_blocks"] > 50
+    assert after["total_bytes"] == before["total_bytes"]
+    check(grown, "items_code")
+    assert_index_equals_sort(grown, vector[None], limit=300)
+
+
+def test_scan_that_ends_after_a_split_sees_rows_once(
+    grown: Conn, own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """Lists that are read after the split are those from before."""
+    vector = random_vectors(rng, 1, DIM)[0]
+    grown.execute("VACUUM items")
+    for wanted in (80, 160, 320):
+        pass_horizon(grown)
+        expected = by_sort(grown, "<=>", operand("<=>", vector))
+        with connect(own_server.dsn) as reader:
+            cursor = fetch_slowly(reader, vector)
+            found = cursor.fetchmany(2)
+            grown.execute(f"ALTER INDEX items_code SET (lists = {wanted})")
+            before = info(grown, "items_code")["lists"]
+            grown.execute("VACUUM (INDEX_CLEANUP ON) items")
+            if wanted > 80:
+                assert info(grown, "items_code")["lists"] > before
+            found += cursor.fetchall()
+            reader.execute("COMMIT")
+        assert sorted(found) == sorted(expected)
+        check(grown, "items_code")
+
+
+def test_standby_reads_old_chains_until_their_blocks_are_used_again(
+    own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    vector = random_vectors(rng, 1, DIM)[0]
+    with start_standby(own_server) as server, connect(own_server.dsn) as primary:
+        primary.execute("ALTER SYSTEM SET autovacuum = off")
+        primary.execute("SELECT pg_reload_conf()")
+        primary.execute(f"CREATE TABLE items (id int, code bqvec({DIM}), other int)")
+        primary.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 40)")
+        insert(primary, clustered_vectors(rng, 4000, DIM))
+        with connect(server.dsn) as standby, connect(server.dsn) as reader:
+            wait_for_replay(primary, standby)
+            expected = by_sort(standby, "<=>", operand("<=>", vector))
+            cursor = fetch_slowly(reader, vector)
+            found = cursor.fetchmany(3)
+            primary.execute("VACUUM items")
+            wait_for_replay(primary, standby)
+            assert info(standby, "items_code")["lists"] == 40
+            found += cursor.fetchmany(3)
+            # its snapshot does not count on the primary, which uses the blocks again
+            pass_horizon(primary)
+            primary.execute("VACUUM items")
+            insert(primary, clustered_vectors(rng, 4000, DIM), first=10_000)
+            with pytest.raises(TimeoutError):
+                wait_for_replay(primary, standby, seconds=2)
+            found += cursor.fetchall()
+            reader.execute("COMMIT")
+            assert sorted(found) == sorted(expected)
+            wait_for_replay(primary, standby)
+            check(standby, "items_code")
+            assert_index_equals_sort(standby, vector[None], limit=300)
+            standby.execute("SELECT pg_promote()")
+            insert(standby, clustered_vectors(rng, 4000, DIM), first=20_000)
+            standby.execute("VACUUM items")
+            check(standby, "items_code")
+            assert_index_equals_sort(standby, vector[None], limit=300)
+
+
+# -- writers ----------------------------------------------------------------------------------
+
+
+def test_nobody_waits_long_for_a_split(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """Autovacuum comes to its end beside steady writers, and none of them waits for it."""
+    with connect(own_server.dsn) as conn:
+        conn.execute("ALTER SYSTEM SET autovacuum_naptime = '1s'")
+        conn.execute("SELECT pg_reload_conf()")
+        conn.execute(f"CREATE TABLE items (id int, code bqvec({DIM}), other int)")
+        conn.execute("ALTER TABLE items SET (autovacuum_vacuum_insert_threshold = 1000)")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+        end = time.monotonic() + 8
+
+        def write(first: int) -> None:
+            own = np.random.default_rng(first)
+            with connect(own_server.dsn) as writer:
+                writer.execute("SET lock_timeout = '1s'")
+                while time.monotonic() < end:
+                    insert(writer, clustered_vectors(own, 200, DIM), first=first)
+                    first += 200
+
+        run_threads(lambda: write(0), lambda: write(10_000_000))
+        (count, rows) = (
+            conn.execute(
+                "SELECT autovacuum_count, (SELECT count(*) FROM items) FROM pg_stat_all_tables"
+                " WHERE relname = 'items'"
+            ).fetchone()
+            or ()
+        )
+        assert count >= 2
+        assert rows > 15_000, "this test needs more rows"
+        assert info(conn, "items_code")["lists"] > 50
+        assert info(conn, "items_code")["live_rows"] == rows
+        check(conn, "items_code")
+        assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=100)
+
+
+def test_lists_left_closed_are_opened_again(
+    grown: Conn, own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """Cancelled and killed splits leave nothing behind that a writer or a vacuum does not mend."""
+    cancelled = 0
+    grown.execute("SET bq.kernel = portable")
+    for timeout in range(5, 200, 10):
+        grown.execute(f"SET statement_timeout = {timeout}")
+        try:
+            grown.execute("VACUUM items")
+            break
+        except psycopg.errors.QueryCanceled:
+            cancelled += 1
+        finally:
+            grown.execute("RESET statement_timeout")
+        with connect(own_server.dsn) as writer:
+            writer.execute("SET lock_timeout = '1s'")
+            insert(writer, clustered_vectors(rng, 10, DIM), first=10_000 + 10 * timeout)
+        check(grown, "items_code")
+    assert cancelled > 0
+    grown.execute("VACUUM items")
+    notices: list[str] = []
+    grown.add_notice_handler(lambda diagnostic: notices.append(str(diagnostic.message_primary)))
+    check(grown, "items_code")
+    assert notices == [], "blocks were lost"
+    assert info(grown, "items_code")["lists"] == 40
+
+
+def test_a_row_costs_little_wal(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """384 dimensions, a code of 96 bytes; it was 1,177 bytes beyond the table itself."""
+    with connect(own_server.dsn) as conn:
+        conn.execute("ALTER SYSTEM SET autovacuum = off")
+        conn.execute("SELECT pg_reload_conf()")
+        create(conn, random_vectors(rng, 3000, 384), table="source", nulls=0)
+
+        def bytes_per_row(table: str) -> float:
+            conn.execute(f"INSERT INTO {table} SELECT * FROM source")
+            (start,) = conn.execute("SELECT pg_current_wal_insert_lsn()").fetchone() or ()
+            conn.execute(f"INSERT INTO {table} SELECT * FROM source")
+            query = "SELECT pg_current_wal_insert_lsn() - %s::pg_lsn"
+            (nbytes,) = conn.execute(query, (start,)).fetchone() or ()
+            return float(nbytes) / 3000
+
+        for table in ("plain", "items"):
+            conn.execute(f"CREATE TABLE {table} (LIKE source)")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+        conn.execute("CHECKPOINT")
+        plain = bytes_per_row("plain")
+        assert bytes_per_row("items") - plain < 400
+
+
+def test_vacuum_of_new_rows_reads_few_pages(
+    own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """Nothing to remove, nothing to split: the directory is all there is to see."""
+    with connect(own_server.dsn) as conn:
+        conn.execute("ALTER SYSTEM SET autovacuum = off")
+        conn.execute("SELECT pg_reload_conf()")
+        create(conn, clustered_vectors(rng, 30_000, DIM), nulls=0)
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 1)")
+        insert(conn, clustered_vectors(rng, 100, DIM), first=50_000)
+
+        def pages() -> int:
+            conn.execute("SELECT pg_stat_force_next_flush()")
+            query = (
+                "SELECT idx_blks_read + idx_blks_hit FROM pg_statio_user_indexes"
+                " WHERE indexrelname = 'items_code'"
+            )
+            (n,) = conn.execute(query).fetchone() or ()
+            return int(n)
+
+        before = pages()
+        conn.execute("VACUUM items")
+        headers = info(conn, "items_code")["header_bytes"] // 8192
+        assert headers > 40
+        assert pages() - before < headers
+
+
+# -- damage ---------------------------------------------------------------------------------
+
+
+def test_circles_end(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """A chain that comes back to a block is read as often as the index has blocks, and no more."""
+    with connect(own_server.dsn) as conn:
+        create(conn, random_vectors(rng, 3000, DIM), nulls=0)
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 1)")
+    at = Places(DIM, 1)
+    damage(own_server, "items_code", *at.header("next"), at.first_block.to_bytes(4, "little"))
+    q = operand("<=>", np.ones(DIM, np.float32))
+    with connect(own_server.dsn) as conn:
+        conn.execute("SET statement_timeout = '20s'")
+        by_index(conn, "<=>", q, limit=10)
+        with pytest.raises(psycopg.errors.IndexCorrupted, match="twice"):
+            check(conn, "items_code")
+    damage(own_server, "items_code", *at.entry("nblocks"), b"\xff\xff\xff\x7f")
+    with connect(own_server.dsn) as conn:
+        conn.execute("SET statement_timeout = '20s'")
+        with pytest.raises(psycopg.errors.IndexCorrupted, match="list 0 has 2147483647 blocks"):
+            by_index(conn, "<=>", q, limit=10)
+
+
+def test_vacuum_beside_cancelled_readers(grown: Conn, own_server: pybq.Server) -> None:
+    """Readers that end at any time keep nothing locked."""
+    stop = threading.Event()
+
+    def read() -> None:
+        with connect(own_server.dsn) as conn:
+            conn.execute("SET enable_seqscan = off")
+            q = operand("<=>", np.ones(DIM, np.float32))
+            while not stop.is_set():
+                conn.execute("SET statement_timeout = 2")
+                try:
+                    conn.execute("SELECT id FROM items ORDER BY code <=> %s LIMIT 3000", (q,))
+                except psycopg.errors.QueryCanceled:
+                    pass
+                conn.execute("RESET statement_timeout")
+
+    def vacuum() -> None:
+        try:
+            for lists in (80, 200, 400):
+                grown.execute(f"ALTER INDEX items_code SET (lists = {lists})")
+                pass_horizon(grown)
+                grown.execute("VACUUM (INDEX_CLEANUP ON) items")
+        finally:
+            stop.set()
+
+    run_threads(read, read, vacuum)
+    check(grown, "items_code")
+    assert_same_order(
+        by_index(grown, "<=>", operand("<=>", np.ones(DIM, np.float32)), limit=50),
+        by_sort(grown, "<=>", operand("<=>", np.ones(DIM, np.float32)), limit=50),
+    )
