@@ -461,8 +461,8 @@ decline(Split *split, const char *reason)
 			   (uint16) Min(entry->nblocks, UINT16_MAX));
 	bq_finish_log();
 	UnlockReleaseBuffer(buffer);
-	ereport(split->info->message_level,
-			(errmsg("list %u of index \"%s\" was not split: %s", split->list,
+	ereport(DEBUG1,
+			(errmsg_internal("list %u of index \"%s\" was not split: %s", split->list,
 					RelationGetRelationName(split->index), reason)));
 }
 
@@ -646,8 +646,8 @@ measure_probes(IndexVacuumInfo *info, double nrows)
 
 	if ((double) layout.nlists * layout.dim * sizeof(float) > vacuum_work_mem() * 1024.0)
 	{
-		ereport(info->message_level,
-				(errmsg("probes of index \"%s\" were not measured: %u directions do not fit the memory",
+		ereport(DEBUG1,
+				(errmsg_internal("probes of index \"%s\" were not measured: %u directions do not fit the memory",
 						RelationGetRelationName(index), layout.nlists)));
 		return;
 	}
@@ -735,8 +735,8 @@ bq_split_lists(IndexVacuumInfo *info, double nrows)
 		delay_point();
 	}
 	if (nsplit > 0)
-		ereport(info->message_level,
-				(errmsg("index \"%s\": %u of %u lists were split, there are %u now",
+		ereport(DEBUG1,
+				(errmsg_internal("index \"%s\": %u of %u lists were split, there are %u now",
 						RelationGetRelationName(index), nsplit, layout.nlists, nlists)));
 	/* also after a split whose vacuum was interrupted */
 	if (nlists > 1 && (uint64) bq_read_metapage(index).nchanged * MEASURE_SHARE > nlists)
