@@ -183,7 +183,7 @@ def test_rows_inserted_one_by_one(conn: Conn, rng: np.random.Generator) -> None:
     assert_index_equals_sort(conn, random_vectors(rng, 2, 33))
 
 
-def test_vacuum_regroups(conn: Conn, rng: np.random.Generator) -> None:
+def test_vacuum_splits_the_one_list(conn: Conn, rng: np.random.Generator) -> None:
     """An index that outgrew its lists gets new ones; old and new scans see all rows."""
     vectors = clustered_vectors(rng, 1200, 16)
     create(conn, np.empty((0, 16), np.float32), typmod=16)

@@ -151,7 +151,7 @@ CREATE INDEX items_many ON items USING bq (code) WITH (lists = 65536);
 SELECT lists, live_rows FROM bq_index_info('items_many');
 SELECT bq_index_check('items_many', true);
 
--- VACUUM regroups what was made on an empty table.
+-- VACUUM splits the list of what was made on an empty table.
 CREATE TABLE grown (code bqvec(8));
 CREATE INDEX grown_code ON grown USING bq (code) WITH (lists = 40);
 INSERT INTO grown SELECT bq_encode(random_vector(8, i)) FROM generate_series(1, 300) AS i;
