@@ -677,7 +677,7 @@ CREATE FUNCTION bq_recall(index regclass, sample integer DEFAULT 100, k integer 
 	RETURNS float8
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
 COMMENT ON FUNCTION bq_recall(regclass, integer, integer) IS
-	'share of the k nearest codes, by <=>, that a scan finds at the current settings, of what it finds in all lists; the queries are codes of the index itself, other queries may find less';
+	'share of the k nearest rows (of an index on codes by <=>, on vectors by its own distance) that a scan finds at the current settings, of what it finds in all lists; the queries are rows of the index itself, other queries may find less';
 
 -- bq_columns: what is known about each managed column.  As pg_statistic and pg_stats: a table
 -- that its owner and roles with pg_read_all_data read, and a view for everybody.

@@ -8,7 +8,7 @@
  *
  * Pages after the last block belong to nobody yet: they are not looked at.
  *
- * Memory: 28 bytes per block and 16 per row.
+ * Memory: 28 bytes per block and 20 per row.
  */
 #include "postgres.h"
 
@@ -23,7 +23,7 @@
 #include "catalog/index.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_am_d.h"
-#include "index/bqindex.h"
+#include "index/bqsource.h"
 #include "miscadmin.h"
 #include "type/bqvec.h"
 #include "utils/acl.h"
@@ -62,6 +62,7 @@ typedef struct IndexedRow
 {
 	ItemPointerData tid;
 	uint16		slot;
+	uint16		inverse;
 	uint32		block;
 	float		norm;
 } IndexedRow;
@@ -80,6 +81,8 @@ typedef struct CheckState
 	size_t		capacity;
 	uint8	   *block_rows;		/* the codes of one block */
 	uint8	   *planes;
+	BqForm	   *form;			/* of an index on vectors, else NULL */
+	MemoryContext row_context;	/* emptied after each row of the table */
 } CheckState;
 
 #define damaged(state, ...) \
@@ -163,6 +166,31 @@ bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privilege, Relation *hea
 }
 
 /*
+ * Read a table as its owner, who may not change the session: expressions of an index run as
+ * they do when the owner inserts rows, with no more rights whoever asks.
+ */
+BqCaller
+bq_become_owner(Relation heap)
+{
+	BqCaller	caller = {.nest_level = NewGUCNestLevel()};
+
+	GetUserIdAndSecContext(&caller.user, &caller.security);
+	SetUserIdAndSecContext(heap->rd_rel->relowner,
+						   caller.security | SECURITY_RESTRICTED_OPERATION);
+#if PG_VERSION_NUM >= 170000
+	RestrictSearchPath();
+#endif
+	return caller;
+}
+
+void
+bq_become_caller(const BqCaller *caller)
+{
+	AtEOXact_GUC(false, caller->nest_level);
+	SetUserIdAndSecContext(caller->user, caller->security);
+}
+
+/*
  * Pages
  */
 
@@ -235,7 +263,8 @@ check_centroids(CheckState *state)
  */
 
 static void
-add_row(CheckState *state, const ItemPointerData *tid, uint32 block, int slot, float norm)
+add_row(CheckState *state, const ItemPointerData *tid, uint32 b, int slot,
+		const BqBlockData *block)
 {
 	IndexedRow *row;
 
@@ -250,8 +279,9 @@ add_row(CheckState *state, const ItemPointerData *tid, uint32 block, int slot, f
 	row = &state->rows[state->nrows++];
 	row->tid = *tid;
 	row->slot = (uint16) slot;
-	row->block = block;
-	row->norm = norm;
+	row->block = b;
+	row->norm = block->norm[slot];
+	row->inverse = block->inverse[slot];
 }
 
 /* Each row of a block: position, code, norm, and what is worked out from them. */
@@ -288,11 +318,13 @@ check_rows(CheckState *state, uint32 b, const BqBlockData *block, BlockNumber he
 		if (status != BQ_OK)
 			damaged(state, "code in slot %d of block %u: %s", slot, b,
 					bq_status_message(status));
-		if (block->inverse[slot] != bq_inverse_pack(state->planes, header.dim, header.norm))
+		/* of vectors it follows from the row of the table only, see check_heap_row() */
+		if (state->form != NULL ? (block->inverse[slot] == 0) != (header.norm == 0) :
+			block->inverse[slot] != bq_inverse_pack(state->planes, header.dim, header.norm))
 			damaged(state, "slot %d of block %u has inverse length %u, expected %u", slot, b,
 					block->inverse[slot],
 					bq_inverse_pack(state->planes, header.dim, header.norm));
-		add_row(state, &tid, b, slot, header.norm);
+		add_row(state, &tid, b, slot, block);
 	}
 }
 
@@ -469,35 +501,58 @@ check_positions(CheckState *state)
 	}
 }
 
+/* What the index must keep of a value; false if nothing, as of zero vectors by cosine. */
+static bool
+form_row(CheckState *state, Datum value, ItemPointer tid, BqRow *row)
+{
+	BqVecView	code;
+
+	if (state->form != NULL)
+		return bq_form_vector(state->form, value, tid, row);
+	code = bqvec_view(PG_DETOAST_DATUM_PACKED(value));
+	if (code.header.dim != state->layout.dim || code.header.transform != state->layout.transform)
+		damaged(state, "row (%u,%u) of the table has %d dimensions and transform %d",
+				ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid),
+				code.header.dim, code.header.transform);
+	*row = bq_form_row(&code.header, code.planes, tid);
+	return true;
+}
+
 /* A row of the table: is it in the index, as it is? */
 static void
 check_heap_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool alive, void *arg)
 {
 	CheckState *state = (CheckState *) arg;
+	MemoryContext old_context;
 	IndexedRow	key = {.tid = *tid};
-	const IndexedRow *row;
-	struct varlena *value;
-	BqVecView	code;
+	const IndexedRow *found;
+	BqRow		row;
+	bool		wanted;
 
 	if (isnull[0])
 		return;
-	row = state->nrows == 0 ? NULL : (const IndexedRow *)
+	found = state->nrows == 0 ? NULL : (const IndexedRow *)
 		bsearch(&key, state->rows, state->nrows, sizeof(IndexedRow), compare_rows);
-	if (row == NULL)
+	old_context = MemoryContextSwitchTo(state->row_context);
+	wanted = form_row(state, values[0], tid, &row);
+	if (wanted && found == NULL)
 		damaged(state, "row (%u,%u) of the table is missing", ItemPointerGetBlockNumber(tid),
 				ItemPointerGetOffsetNumber(tid));
-
-	value = PG_DETOAST_DATUM_PACKED(values[0]);
-	code = bqvec_view(value);
-	bq_read_planes(state->index, &state->layout, row->block, row->slot, state->planes);
-	if (code.header.dim != state->layout.dim || code.header.transform != state->layout.transform ||
-		code.header.norm != row->norm ||
-		memcmp(code.planes, state->planes, bq_planes_nbytes(state->layout.dim)) != 0)
-		damaged(state, "row (%u,%u) of the table has another code than slot %d of block %u",
-				ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), row->slot,
-				row->block);
-	if ((Pointer) value != DatumGetPointer(values[0]))
-		pfree(value);
+	if (!wanted && found != NULL)
+		damaged(state, "row (%u,%u) of the table, a zero vector, is in slot %d of block %u",
+				ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), found->slot,
+				found->block);
+	if (wanted)
+	{
+		bq_read_planes(state->index, &state->layout, found->block, found->slot, state->planes);
+		if (row.norm != found->norm || row.inverse != found->inverse ||
+			memcmp(row.planes, state->planes, bq_planes_nbytes(state->layout.dim)) != 0)
+			damaged(state, "row (%u,%u) of the table has another code than slot %d of block %u",
+					ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), found->slot,
+					found->block);
+	}
+	MemoryContextSwitchTo(old_context);
+	MemoryContextReset(state->row_context);
 }
 
 /* Compare with all rows that a new snapshot sees. */
@@ -545,6 +600,9 @@ bq_index_check(PG_FUNCTION_ARGS)
 	check_metapage(&state);
 	state.block_rows = (uint8 *) palloc(bq_block_nbytes(state.layout.dim));
 	state.planes = (uint8 *) palloc(bq_planes_nbytes(state.layout.dim));
+	state.row_context = AllocSetContextCreate(context, "bq row", ALLOCSET_DEFAULT_SIZES);
+	if (bq_get_source(state.index) != NULL)
+		state.form = bq_begin_forming(state.index, state.layout.dim, state.layout.transform);
 	check_pages(&state);
 	check_centroids(&state);
 	state.lists = bq_read_entries(state.index, &state.layout);
@@ -553,20 +611,10 @@ bq_index_check(PG_FUNCTION_ARGS)
 	check_positions(&state);
 	if (heapallindexed)
 	{
-		Oid			user;
-		int			security;
-		int			nest_level = NewGUCNestLevel();
+		BqCaller	caller = bq_become_owner(state.heap);
 
-		/* Expressions of the index run as they do when rows are inserted by the owner. */
-		GetUserIdAndSecContext(&user, &security);
-		SetUserIdAndSecContext(state.heap->rd_rel->relowner,
-							   security | SECURITY_RESTRICTED_OPERATION);
-#if PG_VERSION_NUM >= 170000
-		RestrictSearchPath();
-#endif
 		check_heap(&state);
-		AtEOXact_GUC(false, nest_level);
-		SetUserIdAndSecContext(user, security);
+		bq_become_caller(&caller);
 	}
 
 	relation_close(state.index, lockmode);

@@ -10,7 +10,7 @@
 #include "access/tableam.h"
 #include "common/pg_prng.h"
 #include "funcapi.h"
-#include "index/bqindex.h"
+#include "index/bqsource.h"
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
 #include "type/bqvec.h"
@@ -160,10 +160,18 @@ bq_index_info(PG_FUNCTION_ARGS)
  * Recall
  */
 
+/* A row of the index. */
+typedef struct PickedRow
+{
+	ItemPointerData tid;
+	uint32		block;
+	int			slot;
+} PickedRow;
+
 /* Take a random row out of the index; false if none was met in many attempts. */
 static bool
 pick_row(Relation index, const BqLayout *layout, const BqListData *lists, pg_prng_state *random,
-		 uint32 *block, int *slot)
+		 PickedRow *row)
 {
 	for (int attempt = 0; attempt < 1000; attempt++)
 	{
@@ -177,11 +185,12 @@ pick_row(Relation index, const BqLayout *layout, const BqListData *lists, pg_prn
 			header->epoch == lists[header->list].epoch &&
 			(header->live & ((uint32) 1 << c)) && header->norm[c] > 0;
 
+		row->tid = header->tid[c];
 		UnlockReleaseBuffer(buffer);
 		if (usable)
 		{
-			*block = b;
-			*slot = c;
+			row->block = b;
+			row->slot = c;
 			return true;
 		}
 	}
@@ -189,8 +198,8 @@ pick_row(Relation index, const BqLayout *layout, const BqListData *lists, pg_prn
 }
 
 /* The vector that a row's code stands for, as a query in the space of the codes. */
-static BqQuery *
-make_query(Relation index, const BqLayout *layout, uint32 block, int slot)
+static Datum
+make_query(Relation index, const BqLayout *layout, const PickedRow *row)
 {
 	BqQuery    *query = (BqQuery *) palloc0(BQQUERY_SIZE(layout->dim));
 	uint8	   *planes = (uint8 *) palloc(bq_planes_nbytes(layout->dim));
@@ -199,57 +208,53 @@ make_query(Relation index, const BqLayout *layout, uint32 block, int slot)
 	query->header.dim = (uint16) layout->dim;
 	query->header.transform = (uint16) layout->transform;
 	query->header.norm = 1;
-	bq_read_planes(index, layout, block, slot, planes);
+	bq_read_planes(index, layout, row->block, row->slot, planes);
 	bq_decode(planes, layout->dim, 1, NULL, query->values);
 	pfree(planes);
-	return query;
+	return PointerGetDatum(query);
 }
 
 /*
- * Run a query for k rows other than (block, slot); puts what grows with their distances
- * into `keys`, in the order they came, and returns their number.
+ * Run a query for k rows other than its own; puts what grows with their distances into
+ * `keys`, in the order they came, and returns their number.
  */
 static int
-run_query(IndexScanDesc scan, TupleTableSlot *slot, const BqQuery *query, int k, uint32 block,
-		  int place, double *keys)
+run_query(IndexScanDesc scan, TupleTableSlot *slot, ScanKey key, int k, const PickedRow *own,
+		  double *keys)
 {
-	/* no procedure: scans know the distance by its strategy */
-	ScanKeyData key = {
-		.sk_flags = SK_ORDER_BY,
-		.sk_attno = 1,
-		.sk_strategy = BQ_STRATEGY_COSINE,
-		.sk_argument = PointerGetDatum(query)
-	};
 	int			n = 0;
 
-	index_rescan(scan, NULL, 0, &key, 1);
+	index_rescan(scan, NULL, 0, key, 1);
 	while (n < k && index_getnext_slot(scan, ForwardScanDirection, slot))
 	{
 		BqScanReport report = bq_scan_report(scan);
 
-		if (report.block != block || report.slot != place)
+		if (report.block != own->block || report.slot != own->slot)
 			keys[n++] = report.key;
 		CHECK_FOR_INTERRUPTS();
 	}
 	return n;
 }
 
-/* The same, reading every list. */
+/* The same, reading every list, and comparing every vector that might be near. */
 static int
-run_query_exactly(IndexScanDesc scan, TupleTableSlot *slot, const BqQuery *query, int k,
-				  uint32 block, int place, double *keys)
+run_query_exactly(IndexScanDesc scan, TupleTableSlot *slot, ScanKey key, int k,
+				  const PickedRow *own, double *keys)
 {
 	int			probes = bq_probes;
+	double		recall = bq_recall_wanted;
 	volatile int n = 0;
 
 	PG_TRY();
 	{
 		bq_probes = BQ_MAX_LISTS;
-		n = run_query(scan, slot, query, k, block, place, keys);
+		bq_recall_wanted = 1;
+		n = run_query(scan, slot, key, k, own, keys);
 	}
 	PG_FINALLY();
 	{
 		bq_probes = probes;
+		bq_recall_wanted = recall;
 	}
 	PG_END_TRY();
 	return n;
@@ -267,6 +272,14 @@ bq_recall(PG_FUNCTION_ARGS)
 	BqListData *lists;
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
+	BqFetch    *fetch = NULL;
+	BqCaller	caller;
+	/* of codes no procedure: scans know the distance by its strategy */
+	ScanKeyData key = {
+		.sk_flags = SK_ORDER_BY,
+		.sk_attno = 1,
+		.sk_strategy = BQ_STRATEGY_COSINE
+	};
 	pg_prng_state random;
 	double	   *exact;
 	double	   *found;
@@ -279,8 +292,15 @@ bq_recall(PG_FUNCTION_ARGS)
 				 errmsg("sample and k must be positive, not %d and %d", sample, k)));
 
 	index = bq_open_index(PG_GETARG_OID(0), AccessShareLock, ACL_SELECT, &heap);
+	caller = bq_become_owner(heap);
 	layout = bq_read_layout(index);
 	lists = bq_read_entries(index, &layout);
+	if (bq_get_source(index) != NULL)
+	{
+		fetch = bq_begin_fetching(heap, index, GetActiveSnapshot());
+		key.sk_strategy = (StrategyNumber) bq_index_metric(index);
+		bq_distance_function(index, key.sk_strategy, &key.sk_func, &key.sk_collation);
+	}
 	exact = (double *) MemoryContextAllocHuge(CurrentMemoryContext, (size_t) k * sizeof(double));
 	found = (double *) MemoryContextAllocHuge(CurrentMemoryContext, (size_t) k * sizeof(double));
 	slot = table_slot_create(heap, NULL);
@@ -294,19 +314,21 @@ bq_recall(PG_FUNCTION_ARGS)
 	pg_prng_seed(&random, 0x6271);
 	for (int i = 0; i < sample; i++)
 	{
-		uint32		block;
-		int			place;
-		BqQuery    *query;
+		PickedRow	row;
 		int			nexact;
 		int			nfound;
 
-		if (!pick_row(index, &layout, lists, &random, &block, &place))
+		if (!pick_row(index, &layout, lists, &random, &row))
 			break;
-		query = make_query(index, &layout, block, place);
-		nfound = run_query(scan, slot, query, k, block, place, found);
-
-		nexact = run_query_exactly(scan, slot, query, k, block, place, exact);
-		pfree(query);
+		if (fetch == NULL)
+			key.sk_argument = make_query(index, &layout, &row);
+		else if (bq_fetch_value(fetch, &row.tid, &key.sk_argument))
+			key.sk_argument = PointerGetDatum(PG_DETOAST_DATUM_COPY(key.sk_argument));
+		else
+			continue;			/* deleted, or not there yet */
+		nfound = run_query(scan, slot, &key, k, &row, found);
+		nexact = run_query_exactly(scan, slot, &key, k, &row, exact);
+		pfree(DatumGetPointer(key.sk_argument));
 
 		/* as far as the k-th is near enough: ties must not cost recall */
 		for (int j = 0; j < nfound && nexact > 0; j++)
@@ -314,7 +336,10 @@ bq_recall(PG_FUNCTION_ARGS)
 		nwanted += nexact;
 	}
 
+	if (fetch != NULL)
+		bq_end_fetching(fetch);
 	index_endscan(scan);
+	bq_become_caller(&caller);
 	ExecDropSingleTupleTableSlot(slot);
 	relation_close(index, AccessShareLock);
 	table_close(heap, AccessShareLock);
