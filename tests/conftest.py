@@ -169,3 +169,10 @@ def vector(conn: psycopg.Connection[Any]) -> None:
 
     register_vector(conn)
     conn.commit()
+
+
+@pytest.fixture
+def bq_pgvector(conn: psycopg.Connection[Any], vector: None) -> None:
+    """For tests of indexes on pgvector's columns."""
+    conn.execute("CREATE EXTENSION bq_pgvector")
+    conn.commit()

@@ -7,11 +7,13 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import psycopg
+import pytest
 from numpy.typing import NDArray
 from psycopg import sql
 
@@ -25,10 +27,79 @@ Vectors = NDArray[np.float32]
 Conn = psycopg.Connection[Any]
 
 
+@dataclass(frozen=True)
+class Column:
+    """A kind of indexed column: how it is declared, filled, indexed and asked."""
+
+    name: str
+    type: str
+    opclass: str
+    operators: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The column in CREATE INDEX."""
+        return f"{self.name} {self.opclass}"
+
+    @property
+    def index(self) -> str:
+        """The name of the index of table `items`."""
+        return f"items_{self.name}"
+
+    def values(self, vectors: Vectors, transform: int = 0) -> list[Any]:
+        """What is stored for vectors of shape (n, dim)."""
+        if self.type == "bqvec":
+            return [Code(code) for code in Quantizer(vectors.shape[1], transform).encode(vectors)]
+        return [self._to_pgvector(vector) for vector in vectors]
+
+    def operand(self, operator: str, vector: Vectors, transform: int = 0) -> Any:
+        """The right side of an operator for a query vector."""
+        if self.type != "bqvec":
+            return self._to_pgvector(vector)
+        quantizer = Quantizer(len(vector), transform)
+        if operator == "<~>":
+            return Code(quantizer.encode(vector))
+        return Query(quantizer.rotate(vector), transform)
+
+    def _to_pgvector(self, vector: Vectors) -> Any:
+        import pgvector
+
+        return pgvector.Vector(vector) if self.type == "vector" else pgvector.HalfVector(vector)
+
+
+CODES = Column("code", "bqvec", "bqvec_distance_ops", OPERATORS)
+METRICS = {"cosine": "<=>", "ip": "<#>", "l2": "<->"}
+
+
+def vector_column(type: str, metric: str) -> Column:
+    """A column of pgvector with the operator class for a metric."""
+    return Column("embedding", type, f"{type}_{metric}_ops", (METRICS[metric],))
+
+
+VECTOR_COLUMNS = [
+    vector_column(type, metric) for type in ("vector", "halfvec") for metric in METRICS
+]
+
+
 def connect(dsn: str) -> Conn:
+    """Connect, with bq's types registered, and pgvector's if they are there."""
     conn = psycopg.connect(dsn, autocommit=True)
     register_bq(conn)
+    if conn.execute("SELECT to_regtype('vector')").fetchone() != (None,):
+        from pgvector.psycopg import register_vector
+
+        register_vector(conn)
     return conn
+
+
+def prepare(dsn: str, column: Column) -> None:
+    """Make a server's database ready for a kind of column; skips where there is no pgvector."""
+    with connect(dsn) as conn:
+        if column.type == "bqvec":
+            return
+        if conn.execute("SELECT to_regtype('vector')").fetchone() == (None,):
+            pytest.skip("the server has no pgvector")
+        conn.execute("CREATE EXTENSION IF NOT EXISTS bq_pgvector")
 
 
 def random_vectors(rng: np.random.Generator, n: int, dim: int) -> Vectors:
@@ -58,11 +129,15 @@ def create(
     transform: int = 0,
     typmod: int | None = None,
     kind: str = "TABLE",
+    column: Column = CODES,
 ) -> None:
-    """Make a table (id, code, other) of encoded vectors, and of rows without a code."""
+    """Make a table (id, code, other) of encoded vectors, and of rows without a code.
+
+    With another kind of `column` it has that in the place of the code.
+    """
     dim = typmod or vectors.shape[1]
-    conn.execute(f"CREATE {kind} {table} (id int, code bqvec({dim}), other int)")
-    insert(conn, vectors, table=table, transform=transform)
+    conn.execute(f"CREATE {kind} {table} (id int, {column.name} {column.type}({dim}), other int)")
+    insert(conn, vectors, table=table, transform=transform, column=column)
     for i in range(nulls):
         conn.execute(f"INSERT INTO {table} VALUES (%s, NULL, 0)", (-1 - i,))
 
@@ -74,26 +149,26 @@ def insert(
     first: int = 0,
     table: str = "items",
     transform: int = 0,
+    column: Column = CODES,
 ) -> None:
     """COPY encoded vectors; ids count from `first`, `other` is id % 10."""
-    codes = Quantizer(vectors.shape[1], transform).encode(vectors)
+    values = column.values(vectors, transform)
     with conn.cursor().copy(f"COPY {table} FROM STDIN (FORMAT BINARY)") as copy:
-        copy.set_types(["int4", "bqvec", "int4"])
-        for i, code in enumerate(codes, first):
-            copy.write_row((i, Code(code), i % 10))
+        copy.set_types(["int4", column.type, "int4"])
+        for i, value in enumerate(values, first):
+            copy.write_row((i, value, i % 10))
 
 
 def operand(operator: str, vector: Vectors, transform: int = 0) -> Code | Query:
-    """The right side of an operator for a query vector."""
-    quantizer = Quantizer(len(vector), transform)
-    if operator == "<~>":
-        return Code(quantizer.encode(vector))
-    return Query(quantizer.rotate(vector), transform)
+    """The right side of an operator on codes for a query vector."""
+    return cast("Code | Query", CODES.operand(operator, vector, transform))
 
 
-def statement(operator: str, table: str, where: str, limit: int | None) -> sql.SQL:
-    text = f"SELECT id, code {operator} %(q)s AS distance FROM {table} WHERE {where}"
-    text += f" ORDER BY code {operator} %(q)s"
+def statement(
+    operator: str, table: str, where: str, limit: int | None, column: Column = CODES
+) -> sql.SQL:
+    distance = f"{column.name} {operator} %(q)s"
+    text = f"SELECT id, {distance} AS distance FROM {table} WHERE {where} ORDER BY {distance}"
     if limit is not None:
         text += f" LIMIT {limit}"
     return sql.SQL(cast(Any, text))
@@ -107,14 +182,15 @@ def explain(conn: Conn, query: Any, parameters: Any = None) -> str:
 def by_sort(
     conn: Conn,
     operator: str,
-    q: Code | Query,
+    q: Any,
     *,
     table: str = "items",
     where: str = "true",
     limit: int | None = None,
+    column: Column = CODES,
 ) -> list[tuple[int, float]]:
     """Rows (id, distance) in the order of a sequential scan and a sort."""
-    query = statement(operator, table, f"code IS NOT NULL AND {where}", limit)
+    query = statement(operator, table, f"{column.name} IS NOT NULL AND {where}", limit, column)
     with conn.transaction(force_rollback=True):
         conn.execute("SET LOCAL enable_indexscan = off")
         plan = explain(conn, query, {"q": q})
@@ -125,20 +201,26 @@ def by_sort(
 def by_index(
     conn: Conn,
     operator: str,
-    q: Code | Query,
+    q: Any,
     *,
     table: str = "items",
     where: str = "true",
     limit: int | None = None,
     probes: int | None = 65536,
+    column: Column = CODES,
 ) -> list[tuple[int, float]]:
-    """Rows (id, distance) in the order of the index; `probes` lists first, None: the default."""
-    query = statement(operator, table, where, limit)
+    """Rows (id, distance) in the order of the index; `probes` lists first, None: the default.
+
+    All lists are read for a recall of 1, so vectors are compared as far as need be.
+    """
+    query = statement(operator, table, where, limit, column)
     with conn.transaction(force_rollback=True):
         conn.execute("SET LOCAL enable_seqscan = off")
         conn.execute("SET LOCAL enable_sort = off")
         if probes is not None:
             conn.execute(f"SET LOCAL bq.probes = {probes}")
+        if probes == 65536:
+            conn.execute("SET LOCAL bq.recall = 1")
         plan = explain(conn, query, {"q": q})
         assert "Index Scan using" in plan and "Sort" not in plan, plan
         return conn.execute(query, {"q": q}).fetchall()
@@ -166,17 +248,39 @@ def assert_index_equals_sort(
     conn: Conn,
     queries: Vectors,
     *,
-    operators: tuple[str, ...] = OPERATORS,
     transform: int = 0,
+    column: Column = CODES,
+    limit: int | None = None,
     **options: Any,
 ) -> None:
-    """Each operator and query: all rows by the index are those of a sort, ties apart."""
+    """Each operator and query: all rows by the index are those of a sort, ties apart.
+
+    Zero vectors have no cosine, and are in no index for it (pgvector's README).
+    """
     for vector in queries:
-        for operator in operators:
-            q = operand(operator, vector, transform)
-            expected = by_sort(conn, operator, q, **options)
-            found = by_index(conn, operator, q, **options)
-            assert_same_order(found, expected, operator)
+        for operator in column.operators:
+            q = column.operand(operator, vector, transform)
+            expected = by_sort(conn, operator, q, column=column, **options)
+            found = by_index(conn, operator, q, column=column, limit=limit, **options)
+            if column.type != "bqvec" and operator == "<=>":
+                # by another query: all cosines with the zero vector are NaN
+                other = column.operand(operator, np.ones_like(vector))
+                expected = _with_cosine(
+                    expected, by_sort(conn, operator, other, column=column, **options)
+                )
+                if not np.any(vector):
+                    assert len(found) == len(expected[:limit])
+                    assert {i for i, _ in found} <= {i for i, _ in expected}
+                    continue
+            assert_same_order(found, expected[:limit], operator)
+
+
+def _with_cosine(
+    rows: list[tuple[int, float]], others: list[tuple[int, float]]
+) -> list[tuple[int, float]]:
+    """The rows whose distance is a number among the others."""
+    ids = {i for i, distance in others if not np.isnan(distance)}
+    return [row for row in rows if row[0] in ids]
 
 
 def check(conn: Conn, index: str) -> None:

@@ -295,3 +295,42 @@ bq_end_sorting(BqScan *so)
 	so->sorted = NULL;
 	so->have_next = false;
 }
+
+/*
+ * Given out
+ *
+ * Codes come in exact order, so what was given lies below the last row.  Estimates of vectors
+ * err now and then: in relaxed order a row that turns out nearer than the last one is given
+ * late, so it must be told from one that was given.
+ */
+
+/* A row has been given out; to be called in relaxed order of vectors. */
+void
+bq_note_given(BqScan *so, const BqCandidate *candidate)
+{
+	uint64		key = (uint64) candidate->block << 16 | candidate->slot;
+
+	if (so->given == NULL)
+	{
+		HASHCTL		control = {
+			.keysize = sizeof(uint64),
+			.entrysize = sizeof(uint64),
+			.hcxt = so->query_context
+		};
+
+		so->given = hash_create("bq rows given", 256, &control,
+								HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	hash_search(so->given, &key, HASH_ENTER, NULL);
+}
+
+/* Has a row, of which the exact key or nothing but a bound is known, been given out? */
+bool
+bq_was_given(const BqScan *so, const BqCandidate *candidate)
+{
+	uint64		key = (uint64) candidate->block << 16 | candidate->slot;
+
+	if (so->given != NULL)
+		return hash_search(so->given, &key, HASH_FIND, NULL) != NULL;
+	return so->have_floor && candidate->exact && !bq_before(&so->floor, candidate);
+}

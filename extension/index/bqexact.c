@@ -9,6 +9,10 @@
 #include "utils/memutils.h"
 #include "utils/spccache.h"
 
+/* Norms whose squares and products are floats with all their digits, and so pgvector's cosines. */
+#define MIN_COSINE_NORM 1e-17
+#define MAX_COSINE_NORM 1e19
+
 /* Rows of the table asked for ahead of the executor. */
 #define PREFETCH_ROWS 4
 
@@ -53,17 +57,37 @@ prefetch_row(Relation heap, BqCandidate *candidate)
 	}
 }
 
-/* Put a candidate back with its exact key; one that was given out by an earlier reading goes. */
+/* Put a candidate back with its exact key; one that was given out, or is passed over, goes. */
 static void
 put_back(BqScan *so, BqCandidate *candidate, double key)
 {
 	candidate->key = key;
 	candidate->exact = true;
-	if (!so->have_floor || bq_before(&so->floor, candidate))
+	if (!bq_was_given(so, candidate))
 		bq_push_candidate(so, candidate);
 }
 
-/* Distance of the row that a candidate stands for; false if the snapshot sees none there. */
+/*
+ * Does the operator's distance say where a row belongs?  Nothing is nearer to NULL than another,
+ * nor by cosine to the zero vector.  A cosine of very small or large vectors is NaN, 0 or 2,
+ * whichever way they point, because pgvector squares norms as floats.
+ */
+static bool
+has_distance(const BqScan *so, const ScanKeyData *key, const BqCandidate *candidate)
+{
+	double		length = so->length / so->unit;
+
+	if (key->sk_flags & SK_ISNULL)
+		return false;
+	return so->strategy != BQ_STRATEGY_COSINE ||
+		(length >= MIN_COSINE_NORM && length <= MAX_COSINE_NORM &&
+		 candidate->norm >= MIN_COSINE_NORM && candidate->norm <= MAX_COSINE_NORM);
+}
+
+/*
+ * Distance of the row that a candidate stands for; false if the snapshot sees none there.
+ * Where the operator's says nothing, the estimate stands.
+ */
 static bool
 row_distance(IndexScanDesc scan, BqCandidate *candidate, double *distance)
 {
@@ -77,10 +101,10 @@ row_distance(IndexScanDesc scan, BqCandidate *candidate, double *distance)
 	found = bq_fetch_value(so->fetch, &candidate->tid, &value);
 	if (found)
 	{
-		/* nothing is nearer to NULL than another, nor to what is NaN away from all */
-		*distance = key->sk_flags & SK_ISNULL ? candidate->key :
+		*distance = !has_distance(so, key, candidate) ? candidate->key :
 			DatumGetFloat8(FunctionCall2Coll(&key->sk_func, key->sk_collation, value,
 											 key->sk_argument));
+		/* of infinite ones: the difference of vectors beyond floats */
 		if (isnan(*distance))
 			*distance = candidate->key;
 	}

@@ -79,6 +79,17 @@ interpolate(const float *figures, double recall)
 	return figures[i] + (figures[i + 1] - figures[i]) * share;
 }
 
+/*
+ * The slack that misses nothing.  Errors are those of random directions after a rotation
+ * only.  On the axes vectors may have a common one (where most coordinates are 0, say), up to
+ * the length of the levels: then no estimate excludes a row.
+ */
+static double
+full_slack(const BqLayout *layout)
+{
+	return layout->transform == 0 ? BQ_STRONG : FULL_SLACK / sqrt(layout->dim);
+}
+
 /* How far a query goes: by the settings, the options of the index, and its figures. */
 BqReach
 bq_wanted_reach(Relation index, const BqLayout *layout, int strategy)
@@ -98,12 +109,12 @@ bq_wanted_reach(Relation index, const BqLayout *layout, int strategy)
 		double		n = probes[i] * pow((double) probes[i + 1] / probes[i], share);
 
 		reach.nprobes = (uint32) Max(1, rint(Min(n, layout->nlists)));
-		reach.slack = Min(interpolate(model->slack, recall), FULL_SLACK / sqrt(layout->dim));
+		reach.slack = Min(interpolate(model->slack, recall), full_slack(layout));
 	}
 	else
 	{
 		reach.nprobes = layout->nlists;
-		reach.slack = FULL_SLACK / sqrt(layout->dim);
+		reach.slack = full_slack(layout);
 	}
 	if (options != NULL && options->probes > 0)
 		reach.nprobes = Min((uint32) options->probes, layout->nlists);

@@ -32,6 +32,10 @@
 /* Relative rounding errors of a few floats. */
 #define FLOAT_ERROR 4e-7f
 
+/* What a sum of products in floats loses: of its terms' sizes, and below the least float. */
+#define SUM_ERROR(dim) (((dim) + 4) * 0x1p-24)
+#define SUM_UNDERFLOW(dim) ((dim) * 0x1p-149)
+
 /* Distances of vectors are less than this many times the slack above their bounds. */
 #define SURE_SLACKS 4
 
@@ -117,26 +121,35 @@ bound_width(const BqScan *so, const BqBlockData *block, int c)
 	if (so->strategy == BQ_STRATEGY_L2)
 	{
 		norm *= so->unit;
-		return (2 * width + 2 * FLOAT_ERROR * norm) * norm + 2 * FLT_MIN;
+		width = (2 * width + 2 * FLOAT_ERROR * norm) * norm + 2 * FLT_MIN;
+		if (so->source != NULL)
+			width += 2 * SUM_ERROR(so->layout.dim) * (so->length + norm) * (so->length + norm) +
+				2 * SUM_UNDERFLOW(so->layout.dim) * so->unit * so->unit;
+		return width;
 	}
 	return width;
 }
 
 /*
  * The key of a candidate for that of a bound, and back, about.  Distances of vectors are those
- * of the operator; the bound is then one of the distance.
+ * of the operator; the bound is then one of the distance.  The operator computes with floats:
+ * slack covers what it loses of products, but not of a distance that they hardly change.
  */
 static double
 candidate_key(const BqScan *so, double key)
 {
+	int			dim = so->layout.dim;
+	double		square;
+
 	if (so->source == NULL)
 		return key;
 	switch (so->strategy)
 	{
 		case BQ_STRATEGY_IP:
-			return key / so->unit;
+			return key / so->unit - SUM_UNDERFLOW(dim);
 		case BQ_STRATEGY_L2:
-			return sqrt(Max(0, so->length * so->length + key)) / so->unit;
+			square = (so->length * so->length + key) * (1 - SUM_ERROR(dim)) / so->unit / so->unit;
+			return sqrt(Max(0, square - SUM_UNDERFLOW(dim)));
 		default:
 			return so->length > 0 ? 1 + key / so->length : 0;
 	}
@@ -145,6 +158,7 @@ candidate_key(const BqScan *so, double key)
 static double
 bound_of_key(const BqScan *so, double key)
 {
+	int			dim = so->layout.dim;
 	double		bound;
 
 	if (so->source == NULL || fabs(key) >= FLT_MAX)
@@ -152,10 +166,11 @@ bound_of_key(const BqScan *so, double key)
 	switch (so->strategy)
 	{
 		case BQ_STRATEGY_IP:
-			bound = key * so->unit;
+			bound = (key + SUM_UNDERFLOW(dim)) * so->unit;
 			break;
 		case BQ_STRATEGY_L2:
-			bound = key * so->unit * key * so->unit - so->length * so->length;
+			bound = (key * key + SUM_UNDERFLOW(dim)) / (1 - SUM_ERROR(dim)) * so->unit * so->unit -
+				so->length * so->length;
 			break;
 		default:
 			bound = (key - 1) * so->length;
@@ -197,13 +212,12 @@ read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, uint32
 		candidate->tid = block->tid[c];
 		candidate->norm = block->norm[c];
 		candidate->prefetched = false;
-		if (so->have_floor)
-		{
-			/* given out already */
-			if (candidate->exact ? !bq_before(&so->floor, candidate) :
-				fabsf(keys[c]) < FLT_MAX && candidate_key(so, keys[c] + bound_width(so, block, c)) < so->floor.key)
-				continue;
-		}
+		/* given out already, as far as one can tell without the exact key */
+		if (bq_was_given(so, candidate))
+			continue;
+		if (so->have_floor && so->given == NULL && !candidate->exact && fabsf(keys[c]) < FLT_MAX &&
+			candidate_key(so, keys[c] + bound_width(so, block, c)) < so->floor.key)
+			continue;
 		bq_keep_candidate(so);
 		limit = so->dropped ? so->limit.key : FLT_MAX;
 	}

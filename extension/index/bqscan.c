@@ -171,6 +171,7 @@ start_query(IndexScanDesc scan)
 	bq_rank_lists(index, so);
 
 	so->have_floor = false;
+	so->given = NULL;
 	so->keep = BQ_FIRST_KEEP;
 	bq_plan_segment(so, so->reach.nprobes);
 	bq_clear_candidates(so);
@@ -198,6 +199,7 @@ read_more_lists(IndexScanDesc scan)
 		/* what is left of the lists so far has been given out */
 		bq_end_sorting(so);
 		so->have_floor = false;
+		so->given = NULL;
 		bq_plan_segment(so, 2 * so->nchosen);
 		bq_clear_candidates(so);
 	}
@@ -252,6 +254,8 @@ next_row(IndexScanDesc scan)
 			so->floor = bq_pop_candidate(so);
 			so->have_floor = true;
 			so->progress = true;
+			if (so->mode == BQ_ITERATIVE_RELAXED && so->source != NULL)
+				bq_note_given(so, &so->floor);
 			return true;
 		}
 		CHECK_FOR_INTERRUPTS();

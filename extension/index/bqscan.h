@@ -11,6 +11,7 @@
 
 #include "index/bqkey.h"
 #include "index/bqsource.h"
+#include "utils/hsearch.h"
 #include "utils/tuplesort.h"
 
 /* Rows kept as candidates at first: LIMIT 40 (k = 10, rerank = 4) and a good margin. */
@@ -103,6 +104,7 @@ typedef struct BqScan
 
 	bool		have_floor;		/* rows up to this one have been given out */
 	BqCandidate floor;
+	HTAB	   *given;			/* rows of vectors given in relaxed order from these lists, or NULL */
 	bool		progress;		/* a row was given out since lists were read */
 
 	int64		nreturned;
@@ -140,6 +142,8 @@ extern void bq_push_candidate(BqScan *so, const BqCandidate *candidate);
 extern bool bq_can_keep_more(const BqScan *so);
 extern void bq_begin_sorting(BqScan *so);
 extern void bq_end_sorting(BqScan *so);
+extern void bq_note_given(BqScan *so, const BqCandidate *candidate);
+extern bool bq_was_given(const BqScan *so, const BqCandidate *candidate);
 
 /* bqprobe.c */
 extern void bq_rank_lists(Relation index, BqScan *so);
