@@ -24,6 +24,7 @@
 #include "type/bqvec.h"
 #include "utils/backend_progress.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/tuplesort.h"
 
 typedef struct BuildState
@@ -452,6 +453,11 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 
 	if (RelationGetNumberOfBlocks(index) != 0)
 		elog(ERROR, "index \"%s\" already contains data", RelationGetRelationName(index));
+	/*
+	 * bq_measure() fetches rows: those of a table that this command has rewritten, or that came
+	 * after the transaction's snapshot, are not seen by the snapshot it began with.
+	 */
+	PushActiveSnapshot(GetLatestSnapshot());
 	state->heap = heap;
 	state->index = index;
 	state->info = info;
@@ -502,6 +508,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	if (RelationNeedsWAL(index))
 		log_newpage_range(index, MAIN_FORKNUM, 0, RelationGetNumberOfBlocks(index), true);
 
+	PopActiveSnapshot();
 	MemoryContextSwitchTo(old_context);
 	MemoryContextDelete(context);
 	return result;

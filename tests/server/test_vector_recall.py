@@ -1,0 +1,228 @@
+"""What is asked for is found: bq.recall against held-out queries on real vectors (tests/data)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import psycopg
+import pytest
+from indexlib import (
+    Column,
+    check,
+    create,
+    explain,
+    info,
+    insert,
+    vector_column,
+)
+from psycopg import sql
+
+Conn = psycopg.Connection[Any]
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+
+K = 10
+TOLERANCE = 0.02
+DEFAULT_RECALL = 0.98
+RECALLS = (0.9, 0.95, 0.98, 0.99)
+
+COSINE = vector_column("vector", "cosine")
+COLUMNS = [
+    COSINE,
+    vector_column("vector", "ip"),
+    vector_column("vector", "l2"),
+    vector_column("halfvec", "cosine"),
+]
+
+each_column = pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.opclass)
+
+
+@pytest.fixture
+def conn(conn: Conn, bq_pgvector: None) -> Conn:
+    conn.autocommit = True
+    return conn
+
+
+@pytest.fixture(scope="module")
+def lsa() -> tuple[Vectors, Vectors]:
+    """2,000 rows and 100 held-out queries of 256 dimensions, of different norms."""
+    with np.load(Path(__file__).parents[1] / "data" / "lsa.npz") as file:
+        base, queries = (
+            file[part] * file[f"{part}_scale"][:, None].astype(np.float32)
+            for part in ("base", "queries")
+        )
+    return base, queries
+
+
+def distances(column: Column, base: Vectors, queries: Vectors) -> Any:
+    """What grows with the distance of each row from each query, shape (queries, rows)."""
+    products = queries @ base.T
+    norms = np.linalg.norm(base, axis=1)
+    if column.operators == ("<=>",):
+        return -products / norms
+    return -products if column.operators == ("<#>",) else norms**2 - 2 * products
+
+
+def measure(conn: Conn, column: Column, keys: Any, queries: Vectors) -> float:
+    """Recall@10 of the index; rows as near as the tenth count, whichever they are."""
+    operator = column.operators[0]
+    distance = f"embedding {operator} %(q)s"
+    query = sql.SQL(cast(Any, f"SELECT id FROM items ORDER BY {distance} LIMIT {K}"))
+    conn.execute("SET enable_seqscan = off")
+    plan = explain(conn, query, {"q": column.operand(operator, queries[0])})
+    assert "Index Scan using" in plan, plan
+    nhits = 0
+    for vector, of_rows in zip(queries, keys, strict=True):
+        rows = conn.execute(query, {"q": column.operand(operator, vector)}).fetchall()
+        assert len({i for (i,) in rows}) == K
+        tenth = np.partition(of_rows, K - 1)[K - 1]
+        # floats and halves are rounded
+        tenth += abs(tenth) * (1e-3 if column.type == "halfvec" else 1e-5)
+        nhits += sum(of_rows[i] <= tenth for (i,) in rows)
+    return nhits / (K * len(queries))
+
+
+def assert_promise(conn: Conn, column: Column, base: Vectors, queries: Vectors) -> None:
+    """Recall at each setting, and at the default."""
+    keys = distances(column, base, queries)
+    found = {}
+    for wanted in (0, *RECALLS, 1):
+        conn.execute(cast(Any, f"SET bq.recall = {wanted}"))
+        found[wanted or DEFAULT_RECALL] = measure(conn, column, keys, queries)
+    facts = info(conn, "items_embedding")
+    print(f"{column.opclass}, {facts['lists']} lists, transform {facts['transform']}: {found}")
+    assert all(recall >= wanted - TOLERANCE for wanted, recall in found.items()), found
+    assert found[1] == 1
+
+
+def create_index(conn: Conn, column: Column, lists: int) -> None:
+    conn.execute(
+        cast(
+            Any,
+            f"CREATE INDEX items_embedding ON items USING bq ({column.key}) WITH (lists = {lists})",
+        )
+    )
+
+
+@pytest.mark.parametrize("lists", [1, 40])
+@each_column
+def test_recall_is_what_was_asked_for(
+    conn: Conn, lsa: tuple[Vectors, Vectors], column: Column, lists: int
+) -> None:
+    base, queries = lsa
+    create(conn, base, column=column)
+    create_index(conn, column, lists)
+    assert_promise(conn, column, base, queries)
+    conn.execute("RESET bq.recall")
+    row = conn.execute("SELECT bq_recall('items_embedding', 200)").fetchone()
+    assert row is not None and row[0] >= DEFAULT_RECALL - TOLERANCE
+
+
+def test_option_holds_where_no_setting_does(conn: Conn, lsa: tuple[Vectors, Vectors]) -> None:
+    base, queries = lsa
+    create(conn, base, column=COSINE)
+    create_index(conn, COSINE, 40)
+    found = {}
+    for option in (0.8, 0.99):
+        conn.execute(cast(Any, f"ALTER INDEX items_embedding SET (recall = {option})"))
+        found[option] = measure(conn, COSINE, distances(COSINE, base, queries), queries)
+    assert found[0.99] >= 0.99 - TOLERANCE
+    assert 0.8 - TOLERANCE <= found[0.8] < found[0.99]
+
+
+@each_column
+def test_empty_index_that_is_filled(
+    conn: Conn, lsa: tuple[Vectors, Vectors], column: Column
+) -> None:
+    """As migrations do it: made on the empty table, filled by INSERT; then lists by VACUUM."""
+    base, queries = lsa
+    create(conn, np.empty((0, 256), np.float32), typmod=256, column=column)
+    create_index(conn, column, 40)
+    insert(conn, base, column=column)
+    assert info(conn, "items_embedding")["lists"] == 1
+    assert_promise(conn, column, base, queries)
+    conn.execute("VACUUM items")
+    assert info(conn, "items_embedding")["lists"] == 40
+    check(conn, "items_embedding")
+    assert_promise(conn, column, base, queries)
+
+
+@pytest.fixture(scope="module")
+def many(lsa: tuple[Vectors, Vectors]) -> tuple[Vectors, Vectors]:
+    """12,000 rows: each one of the real ones with five variants of its own."""
+    rng = np.random.default_rng(20261121)
+    base, queries = lsa
+    scale = 0.5 * base.std(axis=0)
+    variants = [base + scale * rng.standard_normal(base.shape) for _ in range(5)]
+    return np.vstack([base, *variants]).astype(np.float32), queries
+
+
+@pytest.mark.parametrize("lists", [1, 75])
+def test_little_memory_keeps_the_promise(
+    conn: Conn, many: tuple[Vectors, Vectors], lists: int
+) -> None:
+    """More rows than maintenance_work_mem holds: measured on a sample, written by a sort."""
+    base, queries = many
+    create(conn, base, column=COSINE)
+    conn.execute("SET maintenance_work_mem = '1MB'")
+    create_index(conn, COSINE, lists)
+    check(conn, "items_embedding")
+    assert_promise(conn, COSINE, base, queries)
+
+
+@pytest.mark.parametrize("command", ["CREATE INDEX", "VACUUM FULL", "ALTER TYPE", "SET LOGGED"])
+def test_recall_of_rewritten_tables(conn: Conn, lsa: tuple[Vectors, Vectors], command: str) -> None:
+    """Rows that the command itself wrote are measured, too, and rows of its transaction."""
+    base, queries = lsa
+    column = COSINE
+    with conn.transaction():
+        create(conn, base, column=column)
+        if command == "CREATE INDEX":
+            create_index(conn, column, 40)
+    if command != "CREATE INDEX":
+        create_index(conn, column, 40)
+    if command == "VACUUM FULL":
+        conn.execute("VACUUM FULL items")
+    elif command == "ALTER TYPE":
+        conn.execute("DROP INDEX items_embedding")
+        create_index(conn, vector_column("vector", "cosine"), 40)
+        conn.execute("ALTER TABLE items ALTER COLUMN other TYPE bigint")
+    elif command == "SET LOGGED":
+        conn.execute("ALTER TABLE items SET UNLOGGED")
+        conn.execute("ALTER TABLE items SET LOGGED")
+    assert_promise(conn, column, base, queries)
+
+
+def test_rows_that_an_old_snapshot_does_not_see(conn: Conn, lsa: tuple[Vectors, Vectors]) -> None:
+    """An index may be made in a transaction that began before its rows came."""
+    base, queries = lsa
+    create(conn, base[:0], typmod=256, column=COSINE)
+    with psycopg.connect(conn.info.dsn) as old:
+        old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT 1")
+        insert(conn, base, column=COSINE)
+        create_index(cast(Conn, old), COSINE, 40)
+    assert_promise(conn, COSINE, base, queries)
+
+
+def test_filter_keeps_the_promise(conn: Conn, lsa: tuple[Vectors, Vectors]) -> None:
+    """A tenth of the rows: the nearest of them lie far beyond the first lists."""
+    base, queries = lsa
+    create(conn, base, column=COSINE)
+    create_index(conn, COSINE, 40)
+    operator = COSINE.operators[0]
+    nhits = 0
+    for vector, keys in zip(queries, distances(COSINE, base, queries), strict=True):
+        rows = conn.execute(
+            cast(
+                Any,
+                f"SELECT id FROM items WHERE other = 3 ORDER BY embedding {operator} %s LIMIT {K}",
+            ),
+            (COSINE.operand(operator, vector),),
+        ).fetchall()
+        expected = [i for i in np.argsort(keys) if i % 10 == 3][:K]
+        assert len(rows) == K
+        nhits += len({i for (i,) in rows} & set(expected))
+    recall = nhits / (K * len(queries))
+    assert recall >= DEFAULT_RECALL - TOLERANCE, recall
