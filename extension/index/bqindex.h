@@ -409,7 +409,7 @@ typedef struct BqRows
 	uint16	   *inverses;
 	ItemPointerData *tids;
 	int			nkeys;			/* set it before the first row */
-	uint32	   *keys;			/* nkeys + 1 each, null bits last */
+	uint32	   *keys;			/* if there are any, nkeys + 1 each, null bits last */
 } BqRows;
 
 /* A set of lists being written; see bqwrite.c. */

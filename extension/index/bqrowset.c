@@ -7,6 +7,13 @@
 #include "index/bqindex.h"
 #include "utils/memutils.h"
 
+/* Numbers that are kept of the filter columns of a row: keys, then null bits. */
+static inline int
+count_words(int nkeys)
+{
+	return nkeys > 0 ? nkeys + 1 : 0;
+}
+
 /*
  * How many rows may be in memory, with all that a build needs beside them: lengths, position,
  * keys, list, places in two orders; its part of a list's table and direction.  Codes are there
@@ -16,7 +23,7 @@ size_t
 bq_rows_limit(int dim, int nkeys, int work_mem_kb, bool shared)
 {
 	size_t		row_nbytes = bq_planes_nbytes(dim) * (shared ? 2 : 1) + sizeof(float) +
-		sizeof(uint16) + sizeof(ItemPointerData) + (nkeys + 1) * sizeof(uint32) +
+		sizeof(uint16) + sizeof(ItemPointerData) + count_words(nkeys) * sizeof(uint32) +
 		sizeof(uint32) + 2 * sizeof(size_t);
 	size_t		list_nbytes = bq_block_nbytes(dim) + dim * sizeof(float);
 
@@ -40,15 +47,16 @@ bq_grow_rows(BqRows *rows, int dim, size_t limit)
 	rows->norms = (float *) resize(rows->norms, capacity * sizeof(float));
 	rows->inverses = (uint16 *) resize(rows->inverses, capacity * sizeof(uint16));
 	rows->tids = (ItemPointerData *) resize(rows->tids, capacity * sizeof(ItemPointerData));
-	rows->keys = (uint32 *) resize(rows->keys, capacity * (rows->nkeys + 1) * sizeof(uint32));
+	rows->keys = (uint32 *) resize(rows->keys,
+								   capacity * count_words(rows->nkeys) * sizeof(uint32));
 	rows->capacity = capacity;
 }
 
-/* Keys of row i, and after them its null bits. */
+/* Keys of row i, and after them its null bits; nothing if there are no filter columns. */
 static inline uint32 *
 keys_of(const BqRows *rows, size_t i)
 {
-	return rows->keys + i * (rows->nkeys + 1);
+	return rows->keys + i * count_words(rows->nkeys);
 }
 
 void
@@ -61,7 +69,8 @@ bq_put_row(BqRows *rows, size_t i, int dim, const BqRow *row)
 	rows->inverses[i] = row->inverse;
 	rows->tids[i] = row->tid;
 	memcpy(keys_of(rows, i), row->keys, rows->nkeys * sizeof(uint32));
-	keys_of(rows, i)[rows->nkeys] = row->nulls;
+	if (rows->nkeys > 0)
+		keys_of(rows, i)[rows->nkeys] = row->nulls;
 }
 
 /* The row, whose code stays where it is. */
@@ -75,7 +84,7 @@ bq_get_row(const BqRows *rows, size_t i, int dim)
 	row.norm = rows->norms[i];
 	row.planes = rows->planes + i * bq_planes_nbytes(dim);
 	memcpy(row.keys, keys_of(rows, i), rows->nkeys * sizeof(uint32));
-	row.nulls = keys_of(rows, i)[rows->nkeys];
+	row.nulls = rows->nkeys > 0 ? keys_of(rows, i)[rows->nkeys] : 0;
 	return row;
 }
 
@@ -103,7 +112,8 @@ bq_get_header(const BqLayout *layout, const BqWholeBlock *block, int slot, BqRow
 	rows->tids[i] = block->data.tid[slot];
 	rows->inverses[i] = block->data.inverse[slot];
 	rows->norms[i] = block->data.norm[slot];
-	keys[layout->nkeys] = 0;
+	if (layout->nkeys > 0)
+		keys[layout->nkeys] = 0;
 	for (int k = 0; k < layout->nkeys; k++)
 	{
 		keys[k] = block->columns[k].keys[slot];
