@@ -5,12 +5,15 @@ PYTHON ?= python3
 PG_CONFIG ?= pg_config
 # Folder of vector sets for `make bench` and `make bench-index` (benchmarks/README.md)
 DATA ?=
+# Processes that tests run in, each with a server of its own
+TEST_JOBS ?= 2
 # Sources of PostgreSQL for `make test-assert`
 PGSOURCE ?=
 
 BIN := .venv/bin
 CORE := $(wildcard extension/core/*.[ch])
 PY := $(BIN)/python
+TEST := $(BIN)/pytest --numprocesses=$(TEST_JOBS) --dist=worksteal
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 # pg_config of an embedded server, by its folder in the package
@@ -45,11 +48,11 @@ warnings: .venv/tested
 	$(MAKE) -C extension PG_CONFIG='$(call embedded,pginstall)' PG_CFLAGS=-Werror
 
 unit: .venv/tested .venv/built
-	$(BIN)/pytest tests/unit pybq
+	$(TEST) tests/unit pybq
 
 server: .venv/tested .venv/built
-	$(BIN)/pytest tests/server
-	$(BIN)/pytest tests/server --postgres 16
+	$(TEST) tests/server
+	$(TEST) tests/server --postgres 16
 
 test-arm: ## the kernels for ARM, in an emulator (gcc-aarch64-linux-gnu, qemu-user-static)
 	mkdir -p build/arm
