@@ -668,10 +668,10 @@ CREATE FUNCTION bq_index_info(index regclass,
 	OUT live_rows bigint, OUT free_slots bigint,
 	OUT min_rows bigint, OUT median_rows float8, OUT max_rows bigint,
 	OUT directory_bytes bigint, OUT header_bytes bigint, OUT code_bytes bigint,
-	OUT unused_bytes bigint, OUT total_bytes bigint, OUT build_rows bigint, OUT hint text)
+	OUT unused_bytes bigint, OUT total_bytes bigint, OUT build_rows bigint, OUT choice text, OUT hint text)
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
 COMMENT ON FUNCTION bq_index_info(regclass) IS
-	'what a bq index consists of; free_blocks: of no list, or of one before it was split; min_rows, median_rows, max_rows: per list; hint: when VACUUM or REINDEX would help';
+	'what a bq index consists of; free_blocks: of no list, or of one before it was split; min_rows, median_rows, max_rows: per list; choice: of an index on vectors, why its transform; hint: when VACUUM or REINDEX would help';
 
 CREATE FUNCTION bq_recall(index regclass, sample integer DEFAULT 100, k integer DEFAULT 10)
 	RETURNS float8

@@ -90,6 +90,19 @@ advise(Relation index, const BqLayout *layout, double build_rows, int64 nrows, i
 	return NULL;
 }
 
+/* Why an index on vectors has its transform, in words; NULL: it is on codes. */
+static const char *
+tell_choice(Relation index, const BqMetaPageData *meta)
+{
+	if (bq_get_source(index) == NULL)
+		return NULL;
+	if (meta->choice_rows == 0)
+		return meta->transform == 0 ? "axes: not measured" : "rotation: not measured";
+	return psprintf("%s: of the ten nearest among %u rows, codes on the axes find %.3f, rotated %.3f",
+					meta->transform == 0 ? "axes" : "rotation", meta->choice_rows,
+					meta->recall_axes, meta->recall_rotated);
+}
+
 PG_FUNCTION_INFO_V1(bq_index_info);
 Datum
 bq_index_info(PG_FUNCTION_ARGS)
@@ -109,10 +122,11 @@ bq_index_info(PG_FUNCTION_ARGS)
 	int64		nrows;
 	uint32	   *counts;
 	uint32		half = layout.nlists / 2;
+	const char *choice;
 	const char *hint;
 	TupleDesc	desc;
-	Datum		values[19];
-	bool		nulls[19] = {false};
+	Datum		values[20];
+	bool		nulls[20] = {false};
 	int			i = 0;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE ||
@@ -147,6 +161,9 @@ bq_index_info(PG_FUNCTION_ARGS)
 								(npages > end ? (int64) (npages - end) * BLCKSZ : 0));
 	values[i++] = Int64GetDatum((int64) npages * BLCKSZ);
 	values[i++] = Int64GetDatum((int64) meta.build_rows);
+	choice = tell_choice(index, &meta);
+	values[i] = choice != NULL ? CStringGetTextDatum(choice) : (Datum) 0;
+	nulls[i++] = choice == NULL;
 	values[i] = hint != NULL ? CStringGetTextDatum(hint) : (Datum) 0;
 	nulls[i++] = hint == NULL;
 	Assert(i == lengthof(values));
