@@ -4,14 +4,7 @@
     python benchmarks/index.py FOLDER --sets wordnet-768 wordnet-1536 mixed-300k growth
     python benchmarks/index.py FOLDER --sets wordnet --rows 30000 --json index.json
 
-FOLDER holds wordnet.npz: int8 rows with a float32 scale per row (base, base_scale, queries,
-queries_scale).  Derived sets, named as such, are made from it with seed 20261121:
-
-- wordnet-768, wordnet-1536: tanh(W x), W Gaussian: real neighbours in more dimensions
-- mixed-300k: the real vectors, then sums of two of them at random, weighted 1:3 to 1:1: they lie
-  far from queries, which go on finding real vectors
-- dense-300k: the real vectors, then points between a vector and one of its ten nearest among
-  20,000: they lie where queries look, as more rows of the same kind would
+FOLDER holds wordnet.npz; sets.py says what is made from it.
 
 Both systems index the same rows of one table (id, embedding halfvec stored inline, code bqvec):
 bq (code) with default options, hnsw (embedding halfvec_cosine_ops), m 16, ef_construction 64.
@@ -36,94 +29,29 @@ from typing import Any
 import kernels
 import numpy as np
 import psycopg
-from common import describe, save
-from numpy.typing import NDArray
+from common import (
+    EF_SEARCH,
+    RERANK,
+    ROUNDS,
+    SETTINGS,
+    Array,
+    Conn,
+    Statement,
+    compare,
+    describe,
+    paired_ratio,
+    point,
+    recall,
+    report,
+    save,
+    value,
+)
 from pgvector import HalfVector
+from sets import SEED, K, dense, kth_similarity, lifted, load, mixed
 
 import pybq
 from pybq._copy import encode_rows
 from pybq.psycopg import register_bq
-
-SEED = 20261121
-K = 10
-QUERIES = 300
-ROUNDS = 7
-EF_SEARCH = (10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 160, 200, 256, 320, 400, 640, 1000)
-RERANK = (2, 2.5, 3, 4, 5, 6, 8)
-SETTINGS = {
-    "shared_buffers": "2GB",
-    "maintenance_work_mem": "1GB",
-    "max_wal_size": "8GB",
-    "jit": False,
-    "plan_cache_mode": "force_generic_plan",
-    "max_parallel_workers_per_gather": 0,
-    "max_parallel_maintenance_workers": 0,
-    "autovacuum": False,
-    "fsync": False,
-}
-
-Array = NDArray[Any]
-Conn = psycopg.Connection[Any]
-
-
-# -- data ------------------------------------------------------------------------------
-
-
-def load(folder: Path) -> tuple[Array, Array]:
-    """Return wordnet's unit vectors (n, 384) and held-out queries (q, 384), float32."""
-    with np.load(folder / "wordnet.npz") as packed:
-        parts = [
-            packed[n].astype(np.float32) * packed[f"{n}_scale"][:, None]
-            for n in ("base", "queries")
-        ]
-    return unit(parts[0]), unit(parts[1][:QUERIES])
-
-
-def unit(x: Array) -> Array:
-    return np.ascontiguousarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32)
-
-
-def lifted(folder: Path, dim: int) -> tuple[Array, Array]:
-    base, queries = load(folder)
-    w = np.random.default_rng(SEED).standard_normal((384, dim)).astype(np.float32)
-    return unit(np.tanh(base[:100_000] @ w)), unit(np.tanh(queries @ w))
-
-
-def mixed(folder: Path, n: int) -> tuple[Array, Array]:
-    base, queries = load(folder)
-    rng = np.random.default_rng(SEED)
-    more = max(0, n - len(base))
-    i, j = rng.integers(0, len(base), (2, more))
-    weight = rng.uniform(0.5, 0.75, (more, 1)).astype(np.float32)
-    return np.vstack([base[:n], unit(weight * base[i] + (1 - weight) * base[j])]), queries
-
-
-def dense(folder: Path, n: int) -> tuple[Array, Array]:
-    base, queries = load(folder)
-    rng = np.random.default_rng(SEED)
-    others = rng.choice(len(base), 20_000, replace=False)
-    nearest = np.concatenate(
-        [
-            # the first of eleven may be the row itself
-            np.argpartition(part @ base[others].T, -11, axis=1)[:, -11:]
-            for part in np.array_split(base, len(base) // 2000)
-        ]
-    )
-    i = rng.integers(0, len(base), n - len(base))
-    j = others[nearest[i, rng.integers(0, 11, len(i))]]
-    weight = rng.uniform(0.3, 0.7, (len(i), 1)).astype(np.float32)
-    return np.vstack([base, unit(weight * base[i] + (1 - weight) * base[j])]), queries
-
-
-def kth_similarity(base: Array, queries: Array) -> Array:
-    """Inner product of each query with its true 10th neighbour."""
-    return np.concatenate(
-        [
-            np.partition(part @ base.T, -K, axis=1)[:, -K]
-            for part in np.array_split(queries, max(1, len(queries) // 50))
-        ]
-    )
-
 
 # -- server ------------------------------------------------------------------------------
 
@@ -170,42 +98,6 @@ def build(conn: Conn, system: str, table: str = "items") -> float:
     return time.perf_counter() - start
 
 
-def value(conn: Conn, query: str) -> Any:
-    row = conn.execute(query.encode()).fetchone()
-    assert row is not None
-    return row[0]
-
-
-class Statement:
-    """A prepared statement with all parameters and results binary."""
-
-    def __init__(self, conn: Conn, name: str, text: str, parameters: list[list[bytes]]) -> None:
-        self.pgconn = conn.pgconn
-        self.name = name.encode()
-        self.parameters = parameters
-        self.pgconn.prepare(self.name, text.encode())
-
-    def __call__(self, i: int) -> list[int]:
-        parameters = self.parameters[i % len(self.parameters)]
-        result = self.pgconn.exec_prepared(self.name, parameters, [1] * len(parameters), 1)
-        if result.status not in (1, 2):
-            raise RuntimeError(result.error_message.decode())
-        return [
-            int.from_bytes(result.get_value(row, 0) or b"", "big") for row in range(result.ntuples)
-        ]
-
-    def seconds(self, n: int) -> float:
-        """Median time of n executions, beginning with a warm-up of a tenth."""
-        for i in range(n // 10):
-            self(i)
-        times = []
-        for i in range(n):
-            start = time.perf_counter()
-            self(i)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
-
-
 class Systems:
     """Prepared queries of both systems on the table `items`."""
 
@@ -241,20 +133,6 @@ class Systems:
         return self.bq[setting[2]]
 
 
-def recall(
-    statement: Statement, base: Array, queries: Array, kth: Array, times: list[float] | None = None
-) -> float:
-    """Share of the true neighbours found; the time of each query is added to `times`."""
-    hits = 0
-    for i, query in enumerate(queries):
-        start = time.perf_counter()
-        ids = statement(i)
-        if times is not None:
-            times.append(time.perf_counter() - start)
-        hits += int((base[ids] @ query >= kth[i] - 1e-6).sum())
-    return hits / (K * len(queries))
-
-
 # -- what is shown --------------------------------------------------------------------------
 
 
@@ -266,42 +144,7 @@ def sweep(
     settings: list[tuple[Any, ...]] = [("hnsw", ef) for ef in EF_SEARCH]
     settings += [("bq", n, rerank) for rerank in RERANK for n in probes]
     for setting in settings:
-        times: list[float] = []
-        found = recall(systems.set(setting), base, queries, kth, times)
-        yield {"setting": setting, "recall": found, "seconds": statistics.median(times)}
-
-
-def compare(systems: Systems, curve: list[dict[str, Any]], wanted: float) -> dict[str, Any]:
-    """Both systems in turn, each at its fastest setting of the wanted recall."""
-    best = {}
-    for system in ("hnsw", "bq"):
-        enough = [p for p in curve if p["setting"][0] == system and p["recall"] >= wanted]
-        if not enough:
-            top = max(p["recall"] for p in curve if p["setting"][0] == system)
-            print(f"  {system} reaches {top:.3f} at most", flush=True)
-            return {"wanted": wanted, "reached": top}
-        # The sweep ran each once: the fastest ones of it again, in turn.
-        enough = sorted(enough, key=lambda p: float(p["seconds"]))[:5]
-        again = [min(systems.set(p["setting"]).seconds(QUERIES) for _ in range(2)) for p in enough]
-        best[system] = enough[int(np.argmin(again))]
-    rounds = []
-    for _ in range(ROUNDS):
-        floor = systems.floor.seconds(QUERIES)
-        net = {name: systems.set(p["setting"]).seconds(QUERIES) - floor for name, p in best.items()}
-        rounds.append({"floor": floor, **net})
-    ratio = statistics.median(r["hnsw"] / r["bq"] for r in rounds)
-    for name, p in best.items():
-        net_time = statistics.median(r[name] for r in rounds)
-        print(
-            f"  {name:5} {p['setting'][1:]!s:>10}  recall {p['recall']:.3f}"
-            f"  net {net_time * 1e6:7.0f} us"
-        )
-    return {"wanted": wanted, "best": best, "rounds": rounds, "ratio": ratio}
-
-
-def report(what: str, figure: float, target: str, met: bool) -> dict[str, Any]:
-    print(f"{'  ' if met else '! '}{what:<58} {figure:8.3f}  target {target}", flush=True)
-    return {"what": what, "figure": figure, "target": target, "met": met}
+        yield point(systems, setting, base, queries, kth)
 
 
 def show_queries(
@@ -338,13 +181,14 @@ def show_queries(
     for wanted, target in targets.items():
         comparison = compare(systems, curve, wanted)
         result[f"at {wanted}"] = comparison
-        if "ratio" in comparison:
+        times = paired_ratio(comparison, "hnsw", "bq")
+        if times is not None:
             result["rows"].append(
                 report(
                     f"{name}: net time at recall {wanted}, HNSW / bq",
-                    comparison["ratio"],
+                    times,
                     f">= {target}",
-                    comparison["ratio"] >= target,
+                    times >= target,
                 )
             )
     return result

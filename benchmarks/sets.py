@@ -1,0 +1,89 @@
+"""Vector sets for measurements of the index: real ones, and named ones derived from them.
+
+A folder holds NAME.npz: int8 rows with a float32 scale per row (base, base_scale, queries,
+queries_scale).  Derived from wordnet with seed 20261121:
+
+- wordnet-768, wordnet-1536: tanh(W x), W Gaussian: real neighbours in more dimensions
+- mixed-300k: the real vectors, then sums of two of them at random, weighted 1:3 to 1:1: they lie
+  far from queries, which go on finding real vectors
+- dense-300k: the real vectors, then points between a vector and one of its ten nearest among
+  20,000: they lie where queries look, as more rows of the same kind would
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SEED = 20261121
+K = 10
+QUERIES = 300
+
+Array = NDArray[Any]
+
+
+def load(folder: Path, name: str = "wordnet") -> tuple[Array, Array]:
+    """Return a set's unit vectors (n, dim) and held-out queries (QUERIES, dim), float32."""
+    base, held_out = load_all(folder, name)
+    return base, held_out[:QUERIES]
+
+
+def load_all(folder: Path, name: str = "wordnet") -> tuple[Array, Array]:
+    """Return a set's unit vectors, and all that are held out of it."""
+    with np.load(folder / f"{name}.npz") as packed:
+        parts = [
+            packed[n].astype(np.float32) * packed[f"{n}_scale"][:, None]
+            for n in ("base", "queries")
+        ]
+    return unit(parts[0]), unit(parts[1])
+
+
+def unit(x: Array) -> Array:
+    return np.ascontiguousarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32)
+
+
+def lifted(folder: Path, dim: int, n: int = 100_000) -> tuple[Array, Array]:
+    base, queries = load(folder)
+    w = np.random.default_rng(SEED).standard_normal((384, dim)).astype(np.float32)
+    return unit(np.tanh(base[:n] @ w)), unit(np.tanh(queries @ w))
+
+
+def mixed(folder: Path, n: int) -> tuple[Array, Array]:
+    base, queries = load(folder)
+    rng = np.random.default_rng(SEED)
+    more = max(0, n - len(base))
+    i, j = rng.integers(0, len(base), (2, more))
+    weight = rng.uniform(0.5, 0.75, (more, 1)).astype(np.float32)
+    return np.vstack([base[:n], unit(weight * base[i] + (1 - weight) * base[j])]), queries
+
+
+def dense(folder: Path, n: int) -> tuple[Array, Array]:
+    base, queries = load(folder)
+    if n <= len(base):
+        return base[:n], queries
+    rng = np.random.default_rng(SEED)
+    others = rng.choice(len(base), 20_000, replace=False)
+    nearest = np.concatenate(
+        [
+            # the first of eleven may be the row itself
+            np.argpartition(part @ base[others].T, -11, axis=1)[:, -11:]
+            for part in np.array_split(base, len(base) // 2000)
+        ]
+    )
+    i = rng.integers(0, len(base), n - len(base))
+    j = others[nearest[i, rng.integers(0, 11, len(i))]]
+    weight = rng.uniform(0.3, 0.7, (len(i), 1)).astype(np.float32)
+    return np.vstack([base, unit(weight * base[i] + (1 - weight) * base[j])]), queries
+
+
+def kth_similarity(base: Array, queries: Array, k: int = K) -> Array:
+    """Inner product of each query with its true kth neighbour."""
+    return np.concatenate(
+        [
+            np.partition(part @ base.T, -k, axis=1)[:, -k]
+            for part in np.array_split(queries, max(1, len(queries) // 50))
+        ]
+    )
