@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 PG_CONFIG ?= pg_config
-# Folder of vector sets for `make bench` and `make bench-index` (benchmarks/README.md)
+# Folder of vector sets for `make bench`, `bench-index` and `bench-vectors` (benchmarks/README.md)
 DATA ?=
 # Processes that tests run in, each with a server of its own
 TEST_JOBS ?= 2
@@ -22,7 +22,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 
 .DEFAULT_GOAL := build
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert fuzz bench \
-	bench-index bench-writers format clean
+	bench-index bench-vectors bench-writers format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -84,6 +84,10 @@ bench: .venv/tested .venv/built ## speed and recall, beside pgvector
 bench-index: .venv/tested .venv/built ## the index beside pgvector's HNSW
 	$(if $(DATA),$(PY) benchmarks/index.py '$(DATA)',@echo \
 		'index.py needs a folder of vector sets: make bench-index DATA=FOLDER'; exit 1)
+
+bench-vectors: .venv/tested .venv/built ## the index on pgvector's columns beside HNSW
+	$(if $(DATA),$(PY) benchmarks/vectors.py '$(DATA)',@echo \
+		'vectors.py needs a folder of vector sets: make bench-vectors DATA=FOLDER'; exit 1)
 
 bench-writers: .venv/tested .venv/built ## several clients writing to one index
 	$(PY) benchmarks/writers.py
