@@ -426,9 +426,7 @@ def test_autovacuum_splits_within_its_memory(
         assert_index_equals_sort(conn, random_vectors(rng, 1, 512), limit=100)
 
 
-def test_cancelled_split_leaves_no_waste(
-    own_server: pybq.Server, rng: np.random.Generator
-) -> None:
+def test_cancelled_split_leaves_no_waste(own_server: pybq.Server, rng: np.random.Generator) -> None:
     """Writers that wait cancel autovacuum; the next attempt uses the same pages again."""
     with connect(own_server.dsn) as conn:
         conn.execute(f"CREATE TABLE items (id int, code bqvec({DIM}), other int)")
