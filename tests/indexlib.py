@@ -85,21 +85,26 @@ def connect(dsn: str) -> Conn:
     """Connect, with bq's types registered, and pgvector's if they are there."""
     conn = psycopg.connect(dsn, autocommit=True)
     register_bq(conn)
-    if conn.execute("SELECT to_regtype('vector')").fetchone() != (None,):
-        from pgvector.psycopg import register_vector
-
-        register_vector(conn)
+    _register_vector(conn)
     return conn
 
 
-def prepare(dsn: str, column: Column) -> None:
-    """Make a server's database ready for a kind of column; skips where there is no pgvector."""
-    with connect(dsn) as conn:
-        if column.type == "bqvec":
-            return
-        if conn.execute("SELECT to_regtype('vector')").fetchone() == (None,):
-            pytest.skip("the server has no pgvector")
-        conn.execute("CREATE EXTENSION IF NOT EXISTS bq_pgvector")
+def _register_vector(conn: Conn) -> bool:
+    if conn.execute("SELECT to_regtype('vector')").fetchone() == (None,):
+        return False
+    from pgvector.psycopg import register_vector
+
+    register_vector(conn)
+    return True
+
+
+def prepare(conn: Conn, column: Column) -> None:
+    """Make a database ready for a kind of column; skips the test where there is no pgvector."""
+    if column.type == "bqvec":
+        return
+    if not _register_vector(conn):
+        pytest.skip("the server has no pgvector")
+    conn.execute("CREATE EXTENSION IF NOT EXISTS bq_pgvector")
 
 
 def random_vectors(rng: np.random.Generator, n: int, dim: int) -> Vectors:

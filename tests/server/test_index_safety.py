@@ -14,6 +14,8 @@ import numpy as np
 import psycopg
 import pytest
 from indexlib import (
+    CODES,
+    Column,
     Places,
     assert_index_equals_sort,
     by_index,
@@ -26,9 +28,11 @@ from indexlib import (
     info,
     insert,
     operand,
+    prepare,
     random_vectors,
     run_threads,
     start_standby,
+    vector_column,
     wait_for_replay,
 )
 from psycopg import sql
@@ -37,6 +41,10 @@ import pybq
 
 Conn = psycopg.Connection[Any]
 DIM = 32
+
+each_column = pytest.mark.parametrize(
+    "column", [CODES, vector_column("halfvec", "cosine")], ids=lambda column: column.type
+)
 
 
 # -- crashes --------------------------------------------------------------------------------
@@ -78,18 +86,20 @@ def crash_during(dsn: str, delay: float, work: Callable[[Conn], None]) -> Conn:
     return reconnect(dsn)
 
 
-def _crash(server: pybq.Server, rng: np.random.Generator, rounds: int) -> None:
+def _crash(server: pybq.Server, rng: np.random.Generator, column: Column, rounds: int) -> None:
+    index, grown = column.index, f"grown_{column.name}"
     with connect(server.dsn) as conn:
-        create(conn, clustered_vectors(rng, 20_000, DIM))
+        prepare(conn, column)
+        create(conn, clustered_vectors(rng, 20_000, DIM), column=column)
         conn.execute("ALTER TABLE items SET (parallel_workers = 2)")
-        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+        conn.execute(f"CREATE INDEX {index} ON items USING bq ({column.key})")
 
     # during builds, with parallel workers
     for delay in rng.uniform(0.02, 0.3, rounds):
         with crash_during(
-            server.dsn, delay, lambda conn: conn.execute("REINDEX INDEX items_code") and None
+            server.dsn, delay, lambda conn: conn.execute(f"REINDEX INDEX {index}") and None
         ) as conn:
-            check(conn, "items_code")
+            check(conn, index)
 
     # during insertion: what was committed is there, what was not is not
     committed = 20_000
@@ -98,14 +108,12 @@ def _crash(server: pybq.Server, rng: np.random.Generator, rounds: int) -> None:
         def insert_batches(conn: Conn) -> None:
             nonlocal committed
             while True:
-                insert(conn, clustered_vectors(rng, 100, DIM), first=committed)
+                insert(conn, clustered_vectors(rng, 100, DIM), first=committed, column=column)
                 committed += 100
 
         with crash_during(server.dsn, delay, insert_batches) as conn:
-            check(conn, "items_code")
-            (n,) = (
-                conn.execute("SELECT count(*) FROM items WHERE code IS NOT NULL").fetchone() or ()
-            )
+            check(conn, index)
+            (n,) = conn.execute("SELECT count(*) FROM items WHERE id >= 0").fetchone() or ()
             # the answer to the last COMMIT may have been lost
             assert n in (committed, committed + 100)
             committed = n
@@ -119,39 +127,48 @@ def _crash(server: pybq.Server, rng: np.random.Generator, rounds: int) -> None:
                 conn.execute("DELETE FROM items WHERE random() < 0.2")
                 conn.execute("VACUUM items")
                 committed += 2000  # ids are never used again, whatever becomes of these rows
-                insert(conn, clustered_vectors(rng, 2000, DIM), first=committed)
+                insert(conn, clustered_vectors(rng, 2000, DIM), first=committed, column=column)
 
         with crash_during(server.dsn, delay, churn) as conn:
-            check(conn, "items_code")
+            check(conn, index)
             conn.execute("VACUUM items")
-            check(conn, "items_code")
+            check(conn, index)
 
     # during the making of new lists
     with connect(server.dsn) as conn:
-        conn.execute(f"CREATE TABLE grown (id int, code bqvec({DIM}), other int)")
-        conn.execute("CREATE INDEX grown_code ON grown USING bq (code)")
-        insert(conn, clustered_vectors(rng, 20_000, DIM), table="grown")
+        conn.execute(f"CREATE TABLE grown (id int, {column.name} {column.type}({DIM}), other int)")
+        conn.execute(f"CREATE INDEX {grown} ON grown USING bq ({column.key})")
+        insert(conn, clustered_vectors(rng, 20_000, DIM), table="grown", column=column)
     for delay in rng.uniform(0.02, 0.1, rounds):
         with crash_during(
             server.dsn, delay, lambda conn: conn.execute("VACUUM grown") and None
         ) as conn:
-            check(conn, "grown_code")
-            insert(conn, clustered_vectors(rng, 500, DIM), table="grown", first=committed)
+            check(conn, grown)
+            insert(
+                conn,
+                clustered_vectors(rng, 500, DIM),
+                table="grown",
+                first=committed,
+                column=column,
+            )
             committed += 500
-            check(conn, "grown_code")
+            check(conn, grown)
 
     with connect(server.dsn) as conn:
         for table in ("items", "grown"):
-            assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), table=table, limit=200)
+            query = random_vectors(rng, 1, DIM)
+            assert_index_equals_sort(conn, query, table=table, limit=200, column=column)
 
 
-def test_crashes(own_server: pybq.Server, rng: np.random.Generator) -> None:
-    _crash(own_server, rng, rounds=1)
+@each_column
+def test_crashes(own_server: pybq.Server, rng: np.random.Generator, column: Column) -> None:
+    _crash(own_server, rng, column, rounds=1)
 
 
 @pytest.mark.slow
-def test_many_crashes(own_server: pybq.Server, rng: np.random.Generator) -> None:
-    _crash(own_server, rng, rounds=12)
+@each_column
+def test_many_crashes(own_server: pybq.Server, rng: np.random.Generator, column: Column) -> None:
+    _crash(own_server, rng, column, rounds=12)
 
 
 def test_crash_empties_an_unlogged_index(own_server: pybq.Server, rng: np.random.Generator) -> None:
@@ -177,9 +194,13 @@ def test_crash_empties_an_unlogged_index(own_server: pybq.Server, rng: np.random
 # -- standbys -----------------------------------------------------------------------------
 
 
-def test_standby_answers_the_same(own_server: pybq.Server, rng: np.random.Generator) -> None:
+@each_column
+def test_standby_answers_the_same(
+    own_server: pybq.Server, rng: np.random.Generator, column: Column
+) -> None:
     """After each kind of change; replay compares each page with what the primary had."""
     with connect(own_server.dsn) as conn:
+        prepare(conn, column)
         conn.execute("ALTER SYSTEM SET wal_keep_size = '1GB'")
         conn.execute("SELECT pg_reload_conf()")
     tables = {"flat": (24, 1), "lists": (24, 20), "wide": (3072, 3)}
@@ -192,27 +213,33 @@ def test_standby_answers_the_same(own_server: pybq.Server, rng: np.random.Genera
         def same() -> None:
             wait_for_replay(primary, standby)
             for table, (dim, _) in tables.items():
-                check(primary, f"{table}_code")
-                check(standby, f"{table}_code")
-                for operator in ("<~>", "<->"):
-                    q = operand(operator, random_vectors(rng, 1, dim)[0])
-                    expected = by_index(primary, operator, q, table=table)
-                    assert by_index(standby, operator, q, table=table) == expected
-                    assert by_index(standby, operator, q, table=table, probes=1) == by_index(
-                        primary, operator, q, table=table, probes=1
-                    )
-                    assert len(by_sort(standby, operator, q, table=table)) == len(expected)
+                check(primary, f"{table}_{column.name}")
+                check(standby, f"{table}_{column.name}")
+                for operator in column.operators[::3]:
+                    q = column.operand(operator, random_vectors(rng, 1, dim)[0])
+                    for probes in (1, 65536):
+                        found, expected = (
+                            by_index(conn, operator, q, table=table, probes=probes, column=column)
+                            for conn in (standby, primary)
+                        )
+                        assert found == expected
+                    rows = by_sort(standby, operator, q, table=table, column=column)
+                    # zero vectors have no cosine
+                    assert len(found) == sum(distance == distance for _, distance in rows)
 
         for table, (dim, lists) in tables.items():
-            create(primary, clustered_vectors(rng, 40 if dim > 1000 else 800, dim), table=table)
+            vectors = clustered_vectors(rng, 40 if dim > 1000 else 800, dim)
+            create(primary, vectors, table=table, column=column)
             primary.execute(
-                f"CREATE INDEX {table}_code ON {table} USING bq (code) WITH (lists = {lists})"
+                f"CREATE INDEX {table}_{column.name} ON {table}"
+                f" USING bq ({column.key}) WITH (lists = {lists})"
             )
         same()
         for cycle in range(3):
             for table, (dim, _) in tables.items():
                 n = 40 if dim > 1000 else 800
-                insert(primary, clustered_vectors(rng, n, dim), first=1000 * cycle, table=table)
+                vectors = clustered_vectors(rng, n, dim)
+                insert(primary, vectors, first=1000 * cycle, table=table, column=column)
                 primary.execute(f"DELETE FROM {table} WHERE random() < 0.5")
             same()
             for table in tables:
@@ -221,16 +248,17 @@ def test_standby_answers_the_same(own_server: pybq.Server, rng: np.random.Genera
             same()
         for table, (dim, _) in tables.items():
             primary.execute(f"TRUNCATE {table}")
-            insert(primary, clustered_vectors(rng, 300, dim), table=table)
+            insert(primary, clustered_vectors(rng, 300, dim), table=table, column=column)
             primary.execute(f"VACUUM {table}")  # more lists, where there were fewer
-        assert info(primary, "lists_code")["lists"] == 20
+        assert info(primary, f"lists_{column.name}")["lists"] == 20
         same()
-        primary.execute("REINDEX INDEX lists_code")
+        primary.execute(f"REINDEX INDEX lists_{column.name}")
         same()
 
         standby.execute("SELECT pg_promote()")
-        insert(standby, clustered_vectors(rng, 200, 24), first=9000, table="lists")
-        check(standby, "lists_code")
+        vectors = clustered_vectors(rng, 200, 24)
+        insert(standby, vectors, first=9000, table="lists", column=column)
+        check(standby, f"lists_{column.name}")
 
 
 def test_standby_reads_while_it_replays(own_server: pybq.Server, rng: np.random.Generator) -> None:
@@ -264,7 +292,10 @@ def test_standby_reads_while_it_replays(own_server: pybq.Server, rng: np.random.
 # -- concurrency ------------------------------------------------------------------------------
 
 
-def _concurrent_work(dsn: str, seconds: float, rng: np.random.Generator, dim: int) -> None:
+def _concurrent_work(
+    dsn: str, seconds: float, rng: np.random.Generator, dim: int, column: Column
+) -> None:
+    name, operator = column.name, column.operators[-1]
     end = time.monotonic() + seconds
     seeds = iter(rng.spawn(20))
 
@@ -272,10 +303,10 @@ def _concurrent_work(dsn: str, seconds: float, rng: np.random.Generator, dim: in
         own = next(seeds)
         with connect(dsn) as conn:
             while time.monotonic() < end:
-                insert(conn, clustered_vectors(own, 40, dim), first=first)
+                insert(conn, clustered_vectors(own, 40, dim), first=first, column=column)
                 first += 40
                 with conn.transaction(force_rollback=True):
-                    insert(conn, clustered_vectors(own, 10, dim), first=first)
+                    insert(conn, clustered_vectors(own, 10, dim), first=first, column=column)
 
     def delete() -> None:
         with connect(dsn) as conn:
@@ -290,7 +321,9 @@ def _concurrent_work(dsn: str, seconds: float, rng: np.random.Generator, dim: in
             while time.monotonic() < end:
                 with contextlib.suppress(psycopg.errors.SerializationFailure):
                     conn.execute("UPDATE items SET other = other + 1 WHERE random() < 0.05")
-                    conn.execute("UPDATE items SET code = code, id = -id WHERE random() < 0.02")
+                    conn.execute(
+                        f"UPDATE items SET {name} = {name}, id = -id WHERE random() < 0.02"
+                    )
 
     def vacuum() -> None:
         with connect(dsn) as conn:
@@ -302,11 +335,11 @@ def _concurrent_work(dsn: str, seconds: float, rng: np.random.Generator, dim: in
         own = next(seeds)
         with connect(dsn) as conn:
             while time.monotonic() < end:
-                q = operand("<=>", random_vectors(own, 1, dim)[0])
+                q = column.operand(operator, random_vectors(own, 1, dim)[0])
                 with conn.transaction():
                     conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                    expected = by_sort(conn, "<=>", q)
-                    found = by_index(conn, "<=>", q)
+                    expected = by_sort(conn, operator, q, column=column)
+                    found = by_index(conn, operator, q, column=column)
                 assert [d for _, d in found] == [d for _, d in expected]
                 assert sorted(i for i, _ in found) == sorted(i for i, _ in expected)
 
@@ -320,18 +353,24 @@ def _concurrent_work(dsn: str, seconds: float, rng: np.random.Generator, dim: in
     )
 
 
-@pytest.mark.parametrize("lists", [1, 50])
+@pytest.mark.parametrize(
+    "column, lists",
+    [(CODES, 1), (CODES, 50), (vector_column("vector", "l2"), 50)],
+    ids=lambda value: getattr(value, "type", None),
+)
 def test_concurrent_changes(
-    own_server: pybq.Server, rng: np.random.Generator, lists: int, dim: int = DIM
+    own_server: pybq.Server, rng: np.random.Generator, column: Column, lists: int, dim: int = DIM
 ) -> None:
     with connect(own_server.dsn) as conn:
-        create(conn, clustered_vectors(rng, 1000, dim), nulls=0)
-        conn.execute(f"CREATE INDEX items_code ON items USING bq (code) WITH (lists = {lists})")
-        _concurrent_work(own_server.dsn, 4, rng, dim)
-        check(conn, "items_code")
+        prepare(conn, column)
+        create(conn, clustered_vectors(rng, 1000, dim), nulls=0, column=column)
+        index = f"{column.index} ON items USING bq ({column.key})"
+        conn.execute(f"CREATE INDEX {index} WITH (lists = {lists})")
+        _concurrent_work(own_server.dsn, 4, rng, dim, column)
+        check(conn, column.index)
         conn.execute("VACUUM items")
-        check(conn, "items_code")
-        assert_index_equals_sort(conn, random_vectors(rng, 1, dim))
+        check(conn, column.index)
+        assert_index_equals_sort(conn, random_vectors(rng, 1, dim), column=column)
 
 
 @pytest.mark.slow
@@ -339,7 +378,7 @@ def test_concurrent_changes(
 def test_more_concurrent_changes(
     own_server: pybq.Server, rng: np.random.Generator, dim: int
 ) -> None:
-    test_concurrent_changes(own_server, rng, 20, dim)
+    test_concurrent_changes(own_server, rng, CODES, 20, dim)
 
 
 def test_splitting_beside_writers(own_server: pybq.Server, rng: np.random.Generator) -> None:
@@ -566,16 +605,48 @@ def test_pages_that_do_not_exist_are_damage(
                     assert hint == "Rebuild the index with REINDEX.", (blkno, offset, action)
 
 
-def test_check_finds_what_is_missing(own_server: pybq.Server, rng: np.random.Generator) -> None:
-    """A row that vanished from the index is found only by comparison with the table."""
+@each_column
+def test_check_finds_what_is_missing(
+    own_server: pybq.Server, rng: np.random.Generator, column: Column
+) -> None:
+    """A row that vanished from the index, or differs, is found by comparison with the table."""
+    place = Places(DIM, 1)
+    page, tids = place.header("tid")
+    inverses = tids + 32 * 6
+    norms = inverses + 32 * 2
+    cases = [
+        (place.header("live"), b"\xfe\xff\xff\xff", r"row \(0,1\) .* is missing"),  # no slot 0
+        ((page, norms), np.float32(7).tobytes(), r"row \(0,1\) .* another code than slot 0"),
+    ]
+    if column != CODES:
+        # of codes it follows from them, so that needs no table
+        cases.append(((page, inverses), b"\1\0", r"row \(0,1\) .* another code than slot 0"))
     with connect(own_server.dsn) as conn:
-        create(conn, random_vectors(rng, 64, DIM), nulls=0)
-        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
-    # without slot 0
-    damage(own_server, "items_code", *Places(DIM, 1).header("live"), b"\xfe\xff\xff\xff")
+        prepare(conn, column)
+        create(conn, random_vectors(rng, 64, DIM), nulls=0, column=column)
+        conn.execute(f"CREATE INDEX {column.index} ON items USING bq ({column.key})")
+    for where, data, message in cases:
+        damage(own_server, column.index, *where, data)
+        with connect(own_server.dsn) as conn:
+            conn.execute("SELECT bq_index_check(%s)", (column.index,))
+            with pytest.raises(psycopg.errors.IndexCorrupted, match=message):
+                check(conn, column.index)
+            conn.execute(sql.SQL(f"REINDEX INDEX {column.index}"))
+            check(conn, column.index)
+
+
+def test_check_finds_zero_vectors(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """They have no cosine: an index for it that has one has kept a vector that is no more."""
+    column = vector_column("vector", "cosine")
     with connect(own_server.dsn) as conn:
-        conn.execute("SELECT bq_index_check('items_code')")
-        with pytest.raises(psycopg.errors.IndexCorrupted, match=r"row \(0,1\) .* is missing"):
-            check(conn, "items_code")
-        conn.execute(sql.SQL("REINDEX INDEX items_code"))
-        check(conn, "items_code")
+        prepare(conn, column)
+        create(conn, random_vectors(rng, 10, DIM), nulls=0, column=column)
+        conn.execute(f"CREATE INDEX {column.index} ON items USING bq ({column.key})")
+        conn.execute("UPDATE items SET embedding = %s WHERE id = 3", (str([0] * DIM),))
+        check(conn, column.index)
+    page, tids = Places(DIM, 1).header("tid")
+    # the row was at (0,4), and is now at (0,11)
+    damage(own_server, column.index, page, tids + 3 * 6, b"\0\0\0\0\x0b\0")
+    with connect(own_server.dsn) as conn:
+        with pytest.raises(psycopg.errors.IndexCorrupted, match="zero vector, is in slot 3"):
+            check(conn, column.index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psycopg
@@ -10,9 +10,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from indexlib import assert_same_order, by_index, check, insert, operand
-
-from pybq import Code, Quantizer
+from indexlib import (
+    CODES,
+    Column,
+    assert_same_order,
+    by_index,
+    check,
+    insert,
+    prepare,
+    vector_column,
+)
 
 DIM = 6  # few codes, so that many are equal
 SEED = 20261121
@@ -22,16 +29,22 @@ class IndexMachine(RuleBasedStateMachine):
     """Rules draw only seeds and counts: the data follow from them."""
 
     conn: psycopg.Connection[Any]
+    column: Column
 
     @initialize(lists=st.sampled_from([1, 5, 200]), rows=st.sampled_from([0, 3, 300]))
     def start(self, lists: int, rows: int) -> None:
-        self.model: dict[int, Code | None] = {}
+        self.model: dict[int, Any] = {}
         self.next_id = 0
         self.conn.execute("DROP TABLE IF EXISTS items")
-        self.conn.execute(f"CREATE TABLE items (id int PRIMARY KEY, code bqvec({DIM}), other int)")
+        column = f"{self.column.name} {self.column.type}({DIM})"
+        self.execute(f"CREATE TABLE items (id int PRIMARY KEY, {column}, other int)")
         self.conn.execute("ALTER TABLE items SET (fillfactor = 50)")
         self.insert(rows, 1)
-        self.conn.execute(f"CREATE INDEX items_code ON items USING bq (code) WITH (lists={lists})")
+        index = f"{self.column.index} ON items USING bq ({self.column.key})"
+        self.execute(f"CREATE INDEX {index} WITH (lists={lists})")
+
+    def execute(self, statement: str, parameters: Any = None) -> Any:
+        return self.conn.execute(cast(Any, statement), parameters)
 
     def vectors(self, n: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         rng = np.random.default_rng((SEED, seed))
@@ -45,15 +58,16 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(n=st.integers(1, 200), seed=st.integers(0, 99))
     def insert(self, n: int, seed: int) -> None:
         vectors = self.vectors(n, seed)
-        insert(self.conn, vectors, first=self.next_id)
-        for code in Quantizer(DIM).encode(vectors):
-            self.model[self.next_id] = Code(code)
+        insert(self.conn, vectors, first=self.next_id, column=self.column)
+        for value in self.column.values(vectors):
+            self.model[self.next_id] = value
             self.next_id += 1
 
     @rule(n=st.integers(1, 50), seed=st.integers(0, 99))
     def insert_and_roll_back(self, n: int, seed: int) -> None:
         with self.conn.transaction(force_rollback=True):
-            insert(self.conn, self.vectors(n, seed), first=self.next_id)
+            vectors = self.vectors(n, seed)
+            insert(self.conn, vectors, first=self.next_id, column=self.column)
 
     @rule(share=st.sampled_from([0.02, 0.5, 1]), seed=st.integers(0, 99))
     def delete(self, share: float, seed: int) -> None:
@@ -65,14 +79,14 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(share=st.sampled_from([0.02, 0.3]), seed=st.integers(0, 99))
     def update(self, share: float, seed: int) -> None:
         ids = self.some_ids(share, seed)
-        code = Code(Quantizer(DIM).encode(self.vectors(1, seed))[0])
-        self.conn.execute("UPDATE items SET code = %s WHERE id = ANY(%s)", (code, ids))
-        self.model.update(dict.fromkeys(ids, code))
+        (value,) = self.column.values(self.vectors(1, seed))
+        self.execute(f"UPDATE items SET {self.column.name} = %s WHERE id = ANY(%s)", (value, ids))
+        self.model.update(dict.fromkeys(ids, value))
 
     @rule(share=st.sampled_from([0.02, 0.3]), seed=st.integers(0, 99))
     def update_to_null(self, share: float, seed: int) -> None:
         ids = self.some_ids(share, seed)
-        self.conn.execute("UPDATE items SET code = NULL WHERE id = ANY(%s)", (ids,))
+        self.execute(f"UPDATE items SET {self.column.name} = NULL WHERE id = ANY(%s)", (ids,))
         self.model.update(dict.fromkeys(ids, None))
 
     @rule(share=st.sampled_from([0.1, 1]), seed=st.integers(0, 99))
@@ -87,7 +101,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(concurrently=st.booleans())
     def reindex(self, concurrently: bool) -> None:
-        self.conn.execute(f"REINDEX INDEX {'CONCURRENTLY' * concurrently} items_code")
+        self.conn.execute(f"REINDEX INDEX {'CONCURRENTLY' * concurrently} {self.column.index}")
 
     @rule()
     def truncate(self) -> None:
@@ -95,42 +109,46 @@ class IndexMachine(RuleBasedStateMachine):
         self.model.clear()
 
     @rule(
-        operator=st.sampled_from(["<~>", "<=>", "<#>", "<->"]),
+        number=st.integers(0, 3),
         seed=st.integers(0, 99),
         limit=st.sampled_from([1, 10, None]),
     )
-    def query(self, operator: str, seed: int, limit: int | None) -> None:
-        q = operand(operator, self.vectors(1, seed)[0])
+    def query(self, number: int, seed: int, limit: int | None) -> None:
+        name, operators = self.column.name, self.column.operators
+        operator = operators[number % len(operators)]
+        q = self.column.operand(operator, self.vectors(1, seed)[0])
         # distances by the function behind the operator, one pair at a time
-        rows = [(i, code) for i, code in self.model.items() if code is not None]
-        distances = self.conn.execute(
-            f"SELECT array_agg(code {operator} %(q)s ORDER BY n)"
-            " FROM unnest(%(codes)s::bqvec[]) WITH ORDINALITY AS c(code, n)",
-            {"q": q, "codes": [code.to_text() for _, code in rows]},
+        rows = [(i, value) for i, value in self.model.items() if value is not None]
+        distances = self.execute(
+            f"SELECT array_agg({name} {operator} %(q)s ORDER BY n)"
+            f" FROM unnest(%(values)s::{self.column.type}[]) WITH ORDINALITY AS c({name}, n)",
+            {"q": q, "values": [value.to_text() for _, value in rows]},
         ).fetchone()
         assert distances is not None
         expected = sorted(
             zip((i for i, _ in rows), distances[0] or [], strict=True), key=lambda row: row[1]
         )
-        found = by_index(self.conn, operator, q, limit=limit)
+        found = by_index(self.conn, operator, q, limit=limit, column=self.column)
         assert_same_order(found, expected[:limit], (operator, limit))
 
     @rule(seed=st.integers(0, 99))
     def query_all_from_few_lists(self, seed: int) -> None:
-        q = operand("<=>", self.vectors(1, seed)[0])
+        operator = self.column.operators[-1]
+        q = self.column.operand(operator, self.vectors(1, seed)[0])
         self.conn.execute("SET bq.iterative_scan = relaxed_order")
-        found = by_index(self.conn, "<=>", q, probes=1)
+        found = by_index(self.conn, operator, q, probes=1, column=self.column)
         self.conn.execute("RESET bq.iterative_scan")
-        expected = [i for i, code in self.model.items() if code is not None]
+        expected = [i for i, value in self.model.items() if value is not None]
         assert sorted(i for i, _ in found) == sorted(expected)
 
     def teardown(self) -> None:
-        check(self.conn, "items_code")
+        check(self.conn, self.column.index)
 
 
-def run(conn: psycopg.Connection[Any], examples: int, steps: int) -> None:
+def run(conn: psycopg.Connection[Any], column: Column, examples: int, steps: int) -> None:
     conn.autocommit = True
-    machine = type("BoundMachine", (IndexMachine,), {"conn": conn})
+    prepare(conn, column)
+    machine = type("BoundMachine", (IndexMachine,), {"conn": conn, "column": column})
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -144,10 +162,18 @@ def run(conn: psycopg.Connection[Any], examples: int, steps: int) -> None:
     )
 
 
-def test_random_changes(conn: psycopg.Connection[Any]) -> None:
-    run(conn, examples=60, steps=30)
+# by l2 every vector has a distance, the zero vector, too
+each_column = pytest.mark.parametrize(
+    "column", [CODES, vector_column("vector", "l2")], ids=lambda column: column.type
+)
+
+
+@each_column
+def test_random_changes(conn: psycopg.Connection[Any], column: Column) -> None:
+    run(conn, column, examples=60 if column == CODES else 30, steps=30)
 
 
 @pytest.mark.slow
-def test_many_random_changes(conn: psycopg.Connection[Any]) -> None:
-    run(conn, examples=300, steps=50)
+@each_column
+def test_many_random_changes(conn: psycopg.Connection[Any], column: Column) -> None:
+    run(conn, column, examples=300, steps=50)
