@@ -453,6 +453,9 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 
 	if (RelationGetNumberOfBlocks(index) != 0)
 		elog(ERROR, "index \"%s\" already contains data", RelationGetRelationName(index));
+	/* now, and not at the first row */
+	for (int i = 0; i < bq_count_keys(index); i++)
+		(void) bq_get_key_type(index, i);
 	/*
 	 * bq_measure() fetches rows: those of a table that this command has rewritten, or that came
 	 * after the transaction's snapshot, are not seen by the snapshot it began with.
