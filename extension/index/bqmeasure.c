@@ -116,7 +116,8 @@ bq_wanted_reach(Relation index, const BqLayout *layout, int strategy)
 		reach.nprobes = layout->nlists;
 		reach.slack = full_slack(layout);
 	}
-	if (options != NULL && options->probes > 0)
+	/* settings beat options */
+	if (options != NULL && options->probes > 0 && bq_recall_wanted == 0)
 		reach.nprobes = Min((uint32) options->probes, layout->nlists);
 	if (bq_probes > 0)
 		reach.nprobes = Min((uint32) bq_probes, layout->nlists);
@@ -402,8 +403,7 @@ find_true_ones(Vectors *v, const Search *s, uint32 k, const Neighbour *nearest, 
 		if (i < ntrue)
 		{
 			true_ones[i].neighbour = neighbour;
-			/* the first ones are compared anyway */
-			true_ones[i].slack = neighbour - nearest < BQ_FIRST_BATCH ? -FLT_MAX : slack;
+			true_ones[i].slack = slack;
 		}
 	}
 	return ntrue;
@@ -523,9 +523,11 @@ choose_figures(const Figures *f, bool by_margin, double recall, double ns_per_li
 		for (size_t i = 0; i < f->n; i++)
 			scratch[i] = f->findings[i].slack;
 		reach = quantile(scratch, f->n, 1 - (1 - recall) * step / 10);
-		/* if what is compared anyway will do: as little as any row needed */
-		if (reach == -FLT_MAX && f->nslacks > 0)
-			reach = f->slacks[0];
+		/*
+		 * Less than none would give out rows beyond what the estimates say, which is
+		 * well for the first ones and loses many later.
+		 */
+		reach = Max(reach, 0);
 		for (size_t i = 0; i < f->n; i++)
 			if (f->findings[i].slack <= reach)
 				scratch[n++] = f->findings[i].lists;
