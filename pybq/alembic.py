@@ -25,9 +25,10 @@ What autogenerate then does beyond its own:
   autogenerate finds it there. A development database that has had the extension all along
   gives no such line: add ``op.execute("CREATE EXTENSION IF NOT EXISTS bq")`` to the first
   migration, or generate that from an empty database.
-- An index ``USING bq`` whose access method or options differ from the model is dropped and
-  created again (Alembic itself compares columns only). To change `probes` of a large index
-  without building it again, write ``op.execute("ALTER INDEX ... SET (probes = 20)")`` instead.
+- An index ``USING bq`` whose access method, operator classes or options differ from the model is
+  dropped and created again (Alembic itself compares columns only). To change `recall` or `probes`
+  of a large index without building it again, write
+  ``op.execute("ALTER INDEX ... SET (recall = 0.99)")`` instead.
 
 What it cannot see: the expression of a generated column is compared, but a change only gives a
 warning, as for every generated column; `transform` of a `BQVec` is no part of the database.
@@ -40,7 +41,7 @@ from typing import Any, Literal
 from alembic.autogenerate import comparators
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
-from sqlalchemy import Index, Table, text
+from sqlalchemy import Connection, Index, Table, text
 
 import pybq.sqlalchemy  # noqa: F401  for reflection
 
@@ -117,6 +118,8 @@ def compare_index_options(
     """Replace indexes whose access method or options changed, if one of the two is bq's."""
     if conn_table is None or metadata_table is None:
         return
+    assert autogen_context.connection is not None
+    impl = autogen_context.migration_context.impl
     found = {index.name: index for index in conn_table.indexes}
     replaced = {
         op.index_name
@@ -127,8 +130,13 @@ def compare_index_options(
         old = found.get(index.name)
         if old is None or index.name in replaced:
             continue
+        if impl.compare_indexes(index, old).is_different:
+            continue  # Alembic replaces it, before this or after
         (method, options), (old_method, old_options) = _storage(index), _storage(old)
-        if "bq" in (method, old_method) and (method, options) != (old_method, old_options):
+        if "bq" not in (method, old_method):
+            continue
+        same = (method, options) == (old_method, old_options)
+        if not same or _classes_differ(autogen_context.connection, index, schema):
             modify_table_ops.ops += [
                 ops.DropIndexOp.from_index(old),
                 ops.CreateIndexOp.from_index(index),
@@ -155,3 +163,30 @@ def _storage(index: Index) -> tuple[str, dict[str, str]]:
     options = index.dialect_options["postgresql"]
     given = options["with"] or {}
     return options["using"] or "btree", {name: str(value) for name, value in given.items()}
+
+
+def _classes_differ(connection: Connection, index: Index, schema: str | None) -> bool:
+    """Whether an index has other operator classes than its model; one that is not named is the
+    default. By the catalog, as not every version of SQLAlchemy reflects them.
+    """
+    rows = connection.execute(
+        text(
+            """
+            SELECT o.opcname, o.opcdefault
+            FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+            CROSS JOIN unnest(i.indclass::oid[]) WITH ORDINALITY AS c(oid, position)
+            JOIN pg_opclass o ON o.oid = c.oid
+            WHERE x.relname = :name AND x.relnamespace = coalesce(
+                to_regnamespace(quote_ident(:schema)), current_schema()::regnamespace)
+            ORDER BY c.position
+            """
+        ),
+        {"name": index.name, "schema": schema},
+    )
+    classes = index.dialect_options["postgresql"]["ops"] or {}
+    wanted = [classes.get(getattr(key, "key", None)) for key in index.expressions]
+    there = [(name, default) for name, default in rows]
+    return len(there) != len(wanted) or any(
+        not default if name is None else name.rpartition(".")[2] != opclass
+        for name, (opclass, default) in zip(wanted, there, strict=True)
+    )

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    String,
     Table,
     create_engine,
     text,
@@ -248,6 +249,61 @@ def test_an_index_on_vectors_needs_the_extension_for_them(
     ]
     assert "USING bq" in dict(catalog(engine))["ix_items"]
     run("check", metadata)
+
+
+def make_items(opclass: str | None, *filters: str, **options: Any) -> MetaData:
+    """A model with an index on the vectors themselves."""
+    metadata = MetaData()
+    items = Table(
+        "items",
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("tenant", Integer),
+        Column("lang", String),
+        Column("embedding", pgvector.HALFVEC(16)),
+    )
+    if opclass is not None:
+        Index(
+            "ix_items",
+            items.c.embedding,
+            *(items.c[name] for name in filters),
+            postgresql_using="bq",
+            postgresql_ops={"embedding": opclass},
+            postgresql_with=options,
+        )
+    return metadata
+
+
+@pytest.mark.usefixtures("bq_pgvector")
+def test_an_index_on_vectors_goes_round(run: Callable[..., str], engine: Engine) -> None:
+    """Each change of it is seen, made, found no more, and undone."""
+    models = [
+        make_items(None),
+        make_items("halfvec_cosine_ops"),
+        make_items("halfvec_cosine_ops", "tenant", "lang"),
+        make_items("halfvec_cosine_ops", "tenant", "lang", recall=0.95),
+        make_items("halfvec_cosine_ops", "tenant", "lang", recall=0.9, transform=1),
+        make_items("halfvec_l2_ops", "tenant", "lang", recall=0.9, transform=1),
+        make_items("halfvec_l2_ops", "tenant", recall=0.9, transform=1),
+        make_items(None),
+    ]
+    seen = []
+    for metadata in models:
+        script = revise(run, metadata)
+        if "ix_items" in script:
+            assert body(script).count("op.create_index") == (metadata is not models[-1])
+        assert "EXTENSION" not in script
+        run("check", metadata)
+        seen.append(catalog(engine))
+    definitions = [dict(each).get("ix_items") for each in seen]
+    assert len({*definitions}) == len(models) - 1
+    assert definitions[3] == (
+        "CREATE INDEX ix_items ON public.items USING bq"
+        " (embedding halfvec_cosine_ops, tenant, lang) WITH (recall='0.95')"
+    )
+    for metadata, before in reversed(list(zip(models, seen, strict=True))[:-1]):
+        run("downgrade", metadata, "-1")
+        assert catalog(engine) == before
 
 
 def test_models_without_our_types_get_none_of_it(engine: Engine) -> None:

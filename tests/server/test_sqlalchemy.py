@@ -11,10 +11,12 @@ import sqlalchemy
 from psycopg.adapt import PyFormat
 from psycopg.pq import Format
 from sqlalchemy import (
+    Column,
     Computed,
     Engine,
     ForeignKey,
     Index,
+    Integer,
     MetaData,
     Table,
     bindparam,
@@ -385,6 +387,56 @@ def test_reflection_finds_types_and_index(engine: Engine) -> None:
     (index,) = inspect(engine).get_indexes("items")
     assert index["dialect_options"]["postgresql_using"] == "bq"
     assert index["dialect_options"]["postgresql_with"] == {"lists": "4"}
+
+
+@pytest.mark.usefixtures("bq_pgvector")
+def test_an_index_on_vectors_is_made_used_and_reflected(
+    engine: Engine, vectors: np.ndarray
+) -> None:
+    metadata = MetaData()
+    notes = Table(
+        "notes",
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("tenant", Integer),
+        Column("embedding", pgvector.HALFVEC(DIM)),
+    )
+    Index(
+        "ix_notes",
+        notes.c.embedding,
+        notes.c.tenant,
+        postgresql_using="bq",
+        postgresql_ops={"embedding": "halfvec_cosine_ops"},
+        postgresql_with={"recall": 0.95},
+    )
+    metadata.create_all(engine)
+    statement = (
+        select(notes.c.id)
+        .where(notes.c.tenant == 1)
+        .order_by(notes.c.embedding.cosine_distance(vectors[7]))
+        .limit(3)
+    )
+    with engine.begin() as connection:
+        rows = [{"id": i, "tenant": i % 2, "embedding": v} for i, v in enumerate(vectors)]
+        connection.execute(notes.insert(), rows)
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        query = statement.compile(engine, compile_kwargs={"literal_binds": True})
+        plan = "\n".join(connection.scalars(text(f"EXPLAIN {query}")))
+        assert "Index Scan using ix_notes" in plan and "Index Cond: (tenant = 1)" in plan
+        found = connection.scalars(statement).all()
+    near = [i for i in np.argsort(exact_distances(vectors, vectors[7], "cosine")) if i % 2]
+    assert found == near[:3]
+    (index,) = inspect(engine).get_indexes("notes")
+    assert index["column_names"] == ["embedding", "tenant"]
+    options = index["dialect_options"]
+    assert options["postgresql_using"] == "bq"
+    assert options["postgresql_with"] == {"recall": "0.95"}
+    # made again elsewhere from what was reflected
+    reflected = Table("notes", MetaData(), autoload_with=engine)
+    notes.drop(engine)
+    reflected.create(engine)
+    (again,) = inspect(engine).get_indexes("notes")
+    assert again == index
 
 
 # -- nearest --------------------------------------------------------------------------------
