@@ -294,7 +294,9 @@ class Server:
             "SET client_min_messages = warning",
             "CREATE EXTENSION IF NOT EXISTS vector",
             "CREATE EXTENSION IF NOT EXISTS bq",
+            "CREATE EXTENSION IF NOT EXISTS bq_pgvector",
             "ALTER EXTENSION bq UPDATE",  # of a database from an earlier version
+            "ALTER EXTENSION bq_pgvector UPDATE",
         ]
         arguments = [f"--command={command}" for command in commands]
         self._run("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", *arguments, self.dsn)

@@ -42,7 +42,7 @@ def test_temporary_server_is_ready_and_leaves_nothing(postgres):
         assert query(server, "SHOW server_version")[0].startswith(f"{postgres}.")
         assert query(
             server, "SELECT string_agg(extname, ' ' ORDER BY extname) FROM pg_extension"
-        ) == ("bq plpgsql vector",)
+        ) == ("bq bq_pgvector plpgsql vector",)
         code = query(server, "SELECT bqvec_send(bq_encode('[3,4,-5]'::vector::real[], 1))")[0]
         assert code == pybq.Quantizer(3, 1).encode([3, 4, -5]).tobytes()
         data_dir = server.data_dir
