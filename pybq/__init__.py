@@ -19,11 +19,13 @@ from pybq.strategy import Decision, choose
 from pybq.vector import Code, Query
 
 if TYPE_CHECKING:
+    from pybq.adoption import Adoption, adopt
     from pybq.table import Arrays, AsyncTable, Effort, Hit, Status, Table
 
 __version__ = version("pybq")
 
 __all__ = [
+    "Adoption",
     "Arrays",
     "AsyncTable",
     "BuildError",
@@ -42,6 +44,7 @@ __all__ = [
     "Status",
     "Table",
     "TableError",
+    "adopt",
     "choose",
     "kernels",
     "serve",
@@ -56,4 +59,8 @@ def __getattr__(name: str) -> Any:
         from pybq import table
 
         return getattr(table, name)
+    if name in ("Adoption", "adopt"):
+        from pybq import adoption
+
+        return getattr(adoption, name)
     raise AttributeError(f"module 'pybq' has no attribute {name!r}")

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -29,6 +30,7 @@ from typer.core import TyperGroup
 
 import pybq
 from pybq import doctor as doctors
+from pybq import vectors
 from pybq.bench import bench_table
 from pybq.calibrate import SAMPLE
 from pybq.errors import BuildError, ExtensionMissingError, LoadError, ServerError, TableError
@@ -367,6 +369,73 @@ def advise(
         title = file.name if file is not None else str(table)
         draw_advice(picture, statistics, decision, title)
     _print_advice(decision, statistics, decided, picture, as_json)
+
+
+@app.command()
+def adopt(
+    table: Name,
+    column: Annotated[
+        str | None,
+        typer.Option(help="The column of vectors, if there are several.", show_default=False),
+    ] = None,
+    metric: Annotated[
+        Metric | None,
+        typer.Option(
+            help="Which rows are nearest; left out, that of pgvector's index, or cosine.",
+            show_default=False,
+        ),
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="A column to filter by in the index; may be repeated."),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the nearest rows that queries should find.", show_default=False
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Measure recall and time beside pgvector's index; reads the table once a query.",
+        ),
+    ] = False,
+    k: Wanted = 10,
+    sample: Sample = 50,
+    schema: Schema = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Index the vectors of a pgvector table while it is in use, beside the index it has."""
+    with _connect(dsn) as conn:
+        made = pybq.adopt(
+            conn,
+            table,
+            column=column,
+            metric=metric,
+            filters=filters or [],
+            recall=recall,
+            schema=schema,
+            compare=compare,
+            k=k,
+            sample=sample,
+        )
+    if as_json:
+        _print_json(dataclasses.asdict(made))
+        return
+    size = f"{made.nbytes / 1e6:,.1f} MB"
+    if made.seconds is None:
+        _out.print(f"index {escape(made.index)} was there already, {size}")
+    else:
+        _out.print(f"index {escape(made.index)} made in {made.seconds:.1f} s, {size}")
+        _out.print(escape(made.statement or ""), soft_wrap=True)
+    if made.comparison is not None:
+        _print_comparison(made.comparison)
+    for statement in made.drop:
+        _out.print("When you are content, this drops the old index:")
+        _out.print(f"  {escape(statement)};", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -717,6 +786,39 @@ def _read_queries(path: Path) -> np.ndarray[Any, Any]:
     return np.concatenate([np.asarray(batch.vectors) for batch in open_source(path).batches()])
 
 
+def _compare_vectors(
+    conn: psycopg.Connection[Any], name: str, schema: str | None, k: int, sample: int
+) -> vectors.Comparison | None:
+    """Compare the indexes on vectors of a table that has no codes; None if it has codes."""
+    found = _find_vectors(conn, name, schema)
+    if found is None:
+        return None
+    column, indexes = found
+    metrics = sorted({index.metric for index in indexes if index.method == "bq" and index.metric})
+    if not metrics:
+        raise CommandError(
+            f"no index of bq on column {column.name!r} of table {name!r}",
+            f"make one with: {shlex.join(['pybq', 'adopt', name])}",
+        )
+    usable = [index for index in indexes if index.metric == metrics[0] and not index.partial]
+    return vectors.compare_indexes(conn, column, usable, metrics[0], k, sample)
+
+
+def _find_vectors(
+    conn: psycopg.Connection[Any], name: str, schema: str | None
+) -> tuple[vectors.VectorColumn, list[vectors.VectorIndex]] | None:
+    """The column of vectors of a table without codes, and its valid indexes."""
+    identifier = name_table(name, schema).as_string(conn)
+    managed = "SELECT 1 FROM bq_columns WHERE table_name = to_regclass(%s)::oid"
+    if vectors.fetch(conn, "SELECT to_regclass('bq_columns')") == [(None,)]:
+        return None
+    there = vectors.fetch(conn, "SELECT to_regclass(%s)", [identifier]) != [(None,)]
+    if not there or vectors.fetch(conn, managed, [identifier]):
+        return None
+    column = vectors.find_column(conn, name, schema=schema)
+    return column, [index for index in vectors.find_indexes(conn, column) if index.valid]
+
+
 # -- arguments and printing -------------------------------------------------------------------
 
 
@@ -779,6 +881,18 @@ def _print_advice(
         _out.print(f"The table uses {axes}: {agrees}.")
     if picture is not None:
         _out.print(f"picture: {escape(str(picture))}")
+
+
+def _print_comparison(comparison: vectors.Comparison) -> None:
+    grid = Grid("index", "method", f"recall@{comparison.k}", "ms, median", "MB", "setting")
+    for one in comparison.indexes:
+        recall = "not used" if one.recall is None else f"{one.recall:.3f}"
+        milliseconds = "" if one.milliseconds is None else f"{one.milliseconds:.2f}"
+        cells = one.name, one.method, recall, milliseconds, f"{one.nbytes / 1e6:,.1f}", one.effort
+        grid.add_row(*map(escape, cells))
+    grid.add_row("none", "exact", "1.000", f"{comparison.exact_milliseconds:.2f}", "", "")
+    _out.print(grid)
+    _out.print(f"{comparison.queries} queries: rows of the table, which did not count themselves")
 
 
 def _print_json(value: Any) -> None:
