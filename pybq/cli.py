@@ -504,7 +504,30 @@ def search(
 def status(table: Name, schema: Schema = None, dsn: Dsn = None, as_json: Json = False) -> None:
     """Say what the database knows about a table."""
     with _connect(dsn) as conn:
-        _print_status(_open(conn, table, schema), as_json)
+        found = _find_vectors(conn, table, schema)
+        if found is None:
+            _print_status(_open(conn, table, schema), as_json)
+            return
+        column, indexes = found
+        told = [vectors.tell_index(conn, index) for index in indexes]
+    if as_json:
+        facts = {"name": table, "column": column.name, "store": column.type_name}
+        _print_json(facts | {"dim": column.dim, "indexes": told})
+        return
+    kind = f"{column.type_name}({column.dim or ''})"
+    _out.print(escape(f"{table}: vectors of pgvector, column {column.name}, {kind}"))
+    for one in told:
+        text = (
+            f"index {one['name']}: {one['method']}, {one['metric']}, {one['nbytes'] / 1e6:,.1f} MB"
+        )
+        if one.get("lists") is not None:
+            axes = f"rotation {one['transform']}" if one["transform"] else "the original axes"
+            text += f", {one['live_rows']:,} rows in {one['lists']:,} lists, on {axes}"
+        _out.print(escape(text), soft_wrap=True)
+        if one.get("hint"):
+            _out.print(escape(f"  {one['hint']}"), soft_wrap=True)
+    if all(one["method"] != "bq" for one in told):
+        _out.print(escape(f"no index of bq; to make one: {_write_adopt(table)}"))
 
 
 @app.command()
@@ -520,6 +543,10 @@ def recall(
     """Measure what searches find, against the exact order of the stored vectors."""
     given = None if queries is None else _read_queries(queries)
     with _connect(dsn) as conn:
+        comparison = _compare_vectors(conn, table, schema, k, sample, given)
+        if comparison is not None:
+            _print_comparison(comparison, as_json)
+            return
         measured = measure_recall(_open(conn, table, schema), given, k, sample)
     if as_json:
         _print_json({"k": k, "measured": [dataclasses.asdict(one) for one in measured]})
@@ -572,6 +599,10 @@ def bench(
     """Time searches by codes alone, re-ranked and in exact order, and say what they find."""
     given = None if queries is None else _read_queries(queries)
     with _connect(dsn) as conn:
+        comparison = _compare_vectors(conn, table, schema, k, sample, given)
+        if comparison is not None:
+            _print_comparison(comparison, as_json)
+            return
         found = bench_table(_open(conn, table, schema), given, k, sample, rerank)
     if as_json:
         _print_json(dataclasses.asdict(found))
@@ -787,7 +818,12 @@ def _read_queries(path: Path) -> np.ndarray[Any, Any]:
 
 
 def _compare_vectors(
-    conn: psycopg.Connection[Any], name: str, schema: str | None, k: int, sample: int
+    conn: psycopg.Connection[Any],
+    name: str,
+    schema: str | None,
+    k: int,
+    sample: int,
+    queries: np.ndarray[Any, Any] | None,
 ) -> vectors.Comparison | None:
     """Compare the indexes on vectors of a table that has no codes; None if it has codes."""
     found = _find_vectors(conn, name, schema)
@@ -798,10 +834,14 @@ def _compare_vectors(
     if not metrics:
         raise CommandError(
             f"no index of bq on column {column.name!r} of table {name!r}",
-            f"make one with: {shlex.join(['pybq', 'adopt', name])}",
+            f"make one with: {_write_adopt(name)}",
         )
     usable = [index for index in indexes if index.metric == metrics[0] and not index.partial]
-    return vectors.compare_indexes(conn, column, usable, metrics[0], k, sample)
+    return vectors.compare_indexes(conn, column, usable, metrics[0], k, sample, queries)
+
+
+def _write_adopt(name: str) -> str:
+    return shlex.join(["pybq", "adopt", name])
 
 
 def _find_vectors(
@@ -814,6 +854,8 @@ def _find_vectors(
         return None
     there = vectors.fetch(conn, "SELECT to_regclass(%s)", [identifier]) != [(None,)]
     if not there or vectors.fetch(conn, managed, [identifier]):
+        return None
+    if not vectors.find_columns(conn, name, schema):
         return None
     column = vectors.find_column(conn, name, schema=schema)
     return column, [index for index in vectors.find_indexes(conn, column) if index.valid]
@@ -883,7 +925,10 @@ def _print_advice(
         _out.print(f"picture: {escape(str(picture))}")
 
 
-def _print_comparison(comparison: vectors.Comparison) -> None:
+def _print_comparison(comparison: vectors.Comparison, as_json: bool = False) -> None:
+    if as_json:
+        _print_json(dataclasses.asdict(comparison))
+        return
     grid = Grid("index", "method", f"recall@{comparison.k}", "ms, median", "MB", "setting")
     for one in comparison.indexes:
         recall = "not used" if one.recall is None else f"{one.recall:.3f}"
@@ -892,7 +937,7 @@ def _print_comparison(comparison: vectors.Comparison) -> None:
         grid.add_row(*map(escape, cells))
     grid.add_row("none", "exact", "1.000", f"{comparison.exact_milliseconds:.2f}", "", "")
     _out.print(grid)
-    _out.print(f"{comparison.queries} queries: rows of the table, which did not count themselves")
+    _out.print(f"{comparison.queries} queries, in turn; a row that was the query is not counted")
 
 
 def _print_json(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Is all well: server, extensions, kernels, codes, and each table that pybq looks after."""
+"""Is all well: server, extensions, kernels, codes, each table of pybq, and each index of bq."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def examine(conn: Connection[Any], check_indexes: bool = False) -> list[Finding]
         return found
     found += _examine_codes(conn)
     found += _examine_tables(conn, check_indexes)
+    found += _examine_other_indexes(conn, check_indexes)
     return found
 
 
@@ -76,7 +77,7 @@ def _examine_server(conn: Connection[Any]) -> Iterator[Finding]:
         for name, installed, default in _fetch(
             conn,
             "SELECT name, installed_version, default_version FROM pg_available_extensions"
-            " WHERE name IN ('bq', 'vector')",
+            " WHERE name IN ('bq', 'bq_pgvector', 'vector')",
         )
     }
     installed, default = extensions.get("bq", (None, None))
@@ -84,25 +85,33 @@ def _examine_server(conn: Connection[Any]) -> Iterator[Finding]:
         available = default is not None
         hint = "run CREATE EXTENSION bq" if available else "install the extension on the server"
         yield Finding("bq", "error", "not in this database", hint)
-    elif installed != default:
-        yield Finding(
-            "bq",
-            "warning",
-            f"{installed}, the server has {default}",
-            "run ALTER EXTENSION bq UPDATE",
-        )
-    elif installed != pybq.__version__:
-        text = f"{installed}, and pybq {pybq.__version__}"
-        yield Finding("bq", "warning", text, "update the older one: both should be of one version")
     else:
-        yield Finding("bq", "ok", f"{installed}, the same as pybq")
+        yield _examine_version("bq", installed, default)
     installed, default = extensions.get("vector", (None, None))
     if installed is not None:
         yield Finding("vector", "ok", installed)
+        installed, default = extensions.get("bq_pgvector", (None, None))
+        if installed is not None:
+            yield _examine_version("bq_pgvector", installed, default)
+        else:
+            available = default is not None
+            hint = "run CREATE EXTENSION bq_pgvector" if available else "install it on the server"
+            text = "not in this database: columns of pgvector cannot be indexed"
+            yield Finding("bq_pgvector", "warning", text, hint)
     else:
         hint = "run CREATE EXTENSION vector" if default else "install pgvector on the server"
         text = "not in this database: tables can keep codes only"
         yield Finding("vector", "warning", text, hint)
+
+
+def _examine_version(name: str, installed: str, default: str) -> Finding:
+    if installed != default:
+        text = f"{installed}, the server has {default}"
+        return Finding(name, "warning", text, f"run ALTER EXTENSION {name} UPDATE")
+    if installed != pybq.__version__:
+        text = f"{installed}, and pybq {pybq.__version__}"
+        return Finding(name, "warning", text, "update the older one: both should be of one version")
+    return Finding(name, "ok", f"{installed}, the same as pybq")
 
 
 def _examine_codes(conn: Connection[Any]) -> Iterator[Finding]:
@@ -179,6 +188,31 @@ def _examine_tables(conn: Connection[Any], check_indexes: bool) -> Iterator[Find
             yield Finding(f"index {index}", "error", "not valid", f"run REINDEX INDEX {index}")
         for index in column["indexes"]:
             yield _examine_index(conn, index, check_indexes)
+
+
+def _examine_other_indexes(conn: Connection[Any], check: bool) -> Iterator[Finding]:
+    """Indexes of what pybq knows nothing else of: columns of pgvector, codes of others."""
+    found = _fetch(
+        conn,
+        """
+        SELECT i.indexrelid::regclass::text, i.indisvalid, p.pid IS NOT NULL,
+               EXISTS (SELECT FROM bq_columns b WHERE b.table_name::oid = i.indrelid)
+        FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+        LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        LEFT JOIN pg_stat_progress_create_index p ON p.index_relid = i.indexrelid
+        WHERE m.amname = 'bq' AND x.relkind = 'i' AND NOT EXISTS (
+            SELECT FROM bq_columns b WHERE b.table_name::oid = i.indrelid
+            AND a.attname IN (b.code_column, b.next_column))
+        ORDER BY 1
+        """,
+    )
+    for index, valid, being_built, of_known_table in found:
+        if valid:
+            yield _examine_index(conn, index, check)
+        elif being_built:
+            yield Finding(f"index {index}", "ok", "being built")
+        elif not of_known_table:  # of those it is said already
+            yield Finding(f"index {index}", "error", "not valid", f"run REINDEX INDEX {index}")
 
 
 def _examine_index(conn: Connection[Any], index: str, check: bool) -> Finding:

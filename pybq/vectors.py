@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
 from psycopg import Connection, sql
+from psycopg.errors import InsufficientPrivilege
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from pybq.database import Statement, escape_percent
 from pybq.errors import TableError
 from pybq.schema import OPERATORS, name_table
+from pybq.sources import spread
 from pybq.strategy import Metric
 
 # How names of operator classes end, in pgvector and in bq_pgvector.
@@ -128,16 +132,10 @@ class Comparison:
     indexes: list[IndexReport]
 
 
-def find_column(
-    conn: Connection[Any], table: str, column: str | None = None, schema: str | None = None
-) -> VectorColumn:
-    """Find the column of vectors in a table, which need not say which one if it has one only.
-
-    Raises
-    ------
-    TableError
-        If there is no such table, no such column, or more than one.
-    """
+def find_columns(
+    conn: Connection[Any], table: str, schema: str | None = None
+) -> dict[str, VectorColumn]:
+    """Find the columns of vectors in a table, by name; TableError if there is no such table."""
     name = name_table(table, schema).as_string(conn)
     found = fetch(conn, "SELECT to_regclass(%s)::oid", [name])[0][0]
     if found is None:
@@ -156,7 +154,20 @@ def find_column(
         """,
         [found],
     )
-    columns = {each.name: each for each in (VectorColumn(*row) for row in rows)}
+    return {each.name: each for each in (VectorColumn(*row) for row in rows)}
+
+
+def find_column(
+    conn: Connection[Any], table: str, column: str | None = None, schema: str | None = None
+) -> VectorColumn:
+    """Find the column of vectors in a table, which need not be named if there is only one.
+
+    Raises
+    ------
+    TableError
+        If there is no such table, no such column, or more than one.
+    """
+    columns = find_columns(conn, table, schema)
     names = ", ".join(columns)
     if column is not None and column not in columns:
         there = f"it has {names}" if columns else "it has none"
@@ -205,6 +216,27 @@ def find_indexes(conn: Connection[Any], column: VectorColumn) -> list[VectorInde
     ]
 
 
+def tell_index(conn: Connection[Any], index: VectorIndex) -> dict[str, Any]:
+    """Facts about an index for people and programs; of bq's what it consists of, to its owner."""
+    facts = {
+        "name": index.name,
+        "method": index.method,
+        "metric": index.metric,
+        "columns": index.columns,
+        "options": index.options,
+        "nbytes": index.nbytes,
+    }
+    if index.method != "bq":
+        return facts
+    names = ("lists", "live_rows", "transform", "hint")
+    query = "SELECT lists, live_rows, transform, hint FROM bq_index_info(%s::oid::regclass)"
+    try:
+        (info,) = fetch(conn, query, [index.oid])
+    except InsufficientPrivilege:
+        return facts
+    return facts | dict(zip(names, info, strict=True))
+
+
 def compare_indexes(
     conn: Connection[Any],
     column: VectorColumn,
@@ -212,6 +244,7 @@ def compare_indexes(
     metric: Metric,
     k: int = 10,
     sample: int = 50,
+    queries: ArrayLike | None = None,
 ) -> Comparison:
     """Measure what searches by each of some indexes find, and how long they take.
 
@@ -226,7 +259,10 @@ def compare_indexes(
     k : int
         Rows wanted per query.
     sample : int
-        Number of queries: vectors of random rows; of each, the row itself is not counted as found.
+        Number of queries.
+    queries : array_like of float, shape (q, dim), optional
+        At most `sample` of them, spread evenly, are used. By default, vectors of random rows of
+        the table; of each, the row itself is then not counted as found.
 
     Returns
     -------
@@ -238,7 +274,7 @@ def compare_indexes(
     TableError
         If no row has a vector that others can be compared with.
     ValueError
-        If k or sample is below 1.
+        If k or sample is below 1, or the shape of queries does not match.
 
     Notes
     -----
@@ -256,7 +292,7 @@ def compare_indexes(
     # The access method bq leaves queries alone that number rows in no order. To a scan of
     # pgvector's index that adds less than a microsecond for each row.
     plain, numbered = sql.SQL("ctid::text"), sql.SQL("ctid::text, row_number() OVER ()")
-    names = {
+    names: dict[str, sql.Composable] = {
         "table": column.identifier,
         "vector": sql.Identifier(column.name),
         "operator": column.operator(metric),
@@ -265,30 +301,23 @@ def compare_indexes(
     search = escape_percent(statement.format(columns=plain, **names), conn)
     others = escape_percent(statement.format(columns=numbered, **names), conn)
     searches = {index.oid: search if index.method == "bq" else others for index in indexes}
-    queries = fetch(
-        conn,
-        escape_percent(
-            sql.SQL(
-                "SELECT ctid::text, {vector}::text FROM {table} WHERE ctid = ANY(ARRAY("
-                "SELECT ctid FROM {table} WHERE ({vector} {operator} {vector}) <> 'NaN'"
-                " ORDER BY random() LIMIT %s))"
-            ).format(**names),
-            conn,
-        ),
-        [sample],
-    )
-    if not queries:
-        raise TableError(f"table {column.table!r} has no vectors to measure with")
+    if queries is None:
+        asked = _sample_rows(conn, column, names, sample)
+    else:
+        given = np.atleast_2d(np.asarray(queries, np.float32))
+        if given.ndim != 2 or given.shape[1] != column.dim or not len(given):
+            raise ValueError(f"expected queries of shape (q, {column.dim}), got {given.shape}")
+        asked = [("", str(given[i].tolist())) for i in spread(len(given), sample)]
     settings = {
         index.oid: _find_settings(
-            conn, index, searches[index.oid], {"query": queries[0][1], "k": k + 1}
+            conn, index, searches[index.oid], {"query": asked[0][1], "k": k + 1}
         )
         for index in indexes
     }
     exact_times: list[float] = []
     times: dict[int, list[float]] = {index.oid: [] for index in indexes}
     recalls: dict[int, list[float]] = {index.oid: [] for index in indexes}
-    for own, query in queries:
+    for own, query in asked:
         parameters = {"query": query, "k": k + 1}  # a row finds itself
         with _reading(conn):
             with _setting(conn, {"enable_indexscan": "off"}):
@@ -307,7 +336,7 @@ def compare_indexes(
                 recalls[index.oid].append(nhits / len(exact) if exact else 1.0)
     return Comparison(
         k,
-        len(queries),
+        len(asked),
         1e3 * median(exact_times),
         [
             IndexReport(
@@ -321,6 +350,21 @@ def compare_indexes(
             for index in indexes
         ],
     )
+
+
+def _sample_rows(
+    conn: Connection[Any], column: VectorColumn, names: Mapping[str, sql.Composable], n: int
+) -> list[tuple[str, str]]:
+    """Places and vectors of random rows that have a distance from others."""
+    statement = sql.SQL(
+        "SELECT ctid::text, {vector}::text FROM {table} WHERE ctid = ANY(ARRAY("
+        "SELECT ctid FROM {table} WHERE ({vector} {operator} {vector}) <> 'NaN'"
+        " ORDER BY random() LIMIT %s))"
+    ).format(**names)
+    rows = fetch(conn, escape_percent(statement, conn), [n])
+    if not rows:
+        raise TableError(f"table {column.table!r} has no vectors to measure with")
+    return [(place, vector) for place, vector in rows]
 
 
 def _find_settings(

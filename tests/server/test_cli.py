@@ -413,7 +413,7 @@ def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: psycopg.Conne
     assert states() == {
         name: "ok"
         for name in ("server", "bq", "vector", "codes", "table items", "index items_code")
-    } | {"kernel": "warning" if pybq.simd() == "portable" else "ok"}
+    } | {"bq_pgvector": "warning", "kernel": "warning" if pybq.simd() == "portable" else "ok"}
     conn.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'items_code'::regclass")
     conn.commit()
     assert states(1)["index items_code"] == "error"
@@ -425,6 +425,78 @@ def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: psycopg.Conne
     conn.execute("DROP EXTENSION bq")
     conn.commit()
     assert states(1)["bq"] == "error"
+
+
+@pytest.mark.usefixtures("bq_pgvector")
+def test_doctor_looks_at_indexes_on_vectors(
+    ask: Callable[..., Any], conn: psycopg.Connection[Any]
+) -> None:
+    def findings(expected: int = 0) -> dict[str, Any]:
+        found = ask("doctor", "--check-indexes", expected=expected)["findings"]
+        names = [finding["name"] for finding in found]
+        assert len(names) == len({*names})
+        return {finding["name"]: finding for finding in found}
+
+    ask("create", "items", "--dim", 4)
+    conn.execute("CREATE TABLE notes (embedding vector(4))")
+    conn.execute("INSERT INTO notes VALUES ('[1, 2, 3, 4]')")
+    for table, kind in (("notes", "vector"), ("items", "halfvec")):
+        conn.execute(
+            f"CREATE INDEX {table}_near ON {table} USING bq (embedding {kind}_l2_ops)".encode()
+        )
+    conn.commit()
+    found = findings()
+    assert found["bq_pgvector"]["state"] == "ok"
+    assert found["bq_pgvector"]["text"] == f"{pybq.__version__}, the same as pybq"
+    assert found["index notes_near"]["text"] == "1 rows in 1 list, checked"
+    assert found["index items_near"]["state"] == "ok"
+    conn.execute("UPDATE pg_extension SET extversion = '0' WHERE extname = 'bq_pgvector'")
+    conn.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid::regclass::text ~ 'near'")
+    conn.commit()
+    found = findings(1)
+    assert found["bq_pgvector"]["hint"] == "run ALTER EXTENSION bq_pgvector UPDATE"
+    for name in ("items_near", "notes_near"):
+        finding = found[f"index {name}"]
+        assert (finding["state"], finding["hint"]) == ("error", f"run REINDEX INDEX {name}")
+
+
+@pytest.mark.usefixtures("bq_pgvector")
+def test_tables_of_pgvector_alone_are_told_of_and_measured(
+    ask: Callable[..., Any],
+    run: Callable[..., tuple[int, str]],
+    files: Path,
+    vectors: np.ndarray,
+    conn: psycopg.Connection[Any],
+) -> None:
+    conn.execute(f"CREATE TABLE notes (embedding halfvec({DIM}))".encode())
+    with conn.cursor().copy("COPY notes FROM STDIN") as copy:
+        for vector in vectors:
+            copy.write_row([str(vector.tolist())])
+    conn.execute("CREATE INDEX graph ON notes USING hnsw (embedding halfvec_l2_ops)")
+    conn.commit()
+    for command in ("recall", "bench"):
+        failed = ask(command, "notes", expected=1)
+        assert failed["error"] == "no index of bq on column 'embedding' of table 'notes'"
+        assert failed["hint"] == "make one with: pybq adopt notes"
+    assert "to make one: pybq adopt notes" in run("status", "notes")[1]
+    conn.execute("CREATE INDEX codes ON notes USING bq (embedding halfvec_l2_ops)")
+    conn.commit()
+    for command, queries in (("recall", ()), ("bench", ("--queries", files / "vectors.npy"))):
+        answer = ask(command, "notes", "-k", 5, "--sample", 20, *queries)
+        assert (answer["k"], answer["queries"]) == (5, 20)
+        found = {one["name"]: one["recall"] for one in answer["indexes"]}
+        assert list(found) == ["graph", "codes"]
+        assert found["codes"] > 0.95 and 0 < found["graph"] <= 1
+    np.save(files / "narrow.npy", np.zeros((3, 5)))
+    failed = ask("recall", "notes", "--queries", files / "narrow.npy", expected=1)
+    assert failed["error"] == f"expected queries of shape (q, {DIM}), got (3, 5)"
+    told = ask("status", "notes")
+    assert (told["column"], told["store"], told["dim"]) == ("embedding", "halfvec", DIM)
+    graph, codes = told["indexes"]
+    assert (codes["live_rows"], codes["metric"], graph["method"]) == (ROWS, "l2", "hnsw")
+    output = run("status", "notes")[1]
+    assert "index codes: bq, l2" in output and f"{ROWS} rows in 1 list" in output
+    assert "codes" in run("recall", "notes", "--sample", 3)[1]
 
 
 def test_a_column_named_distance_does_not_hide_the_distance(
