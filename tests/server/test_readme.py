@@ -54,5 +54,5 @@ def test_python_runs(
         names["server"].stop()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "42 note 42 0.0"
-    assert lines[-2:] == ["42", "42 0.0"]
+    assert lines[-3:] == ["42", "42 0.0", "42"]
     assert any(line.startswith("why: ") for line in lines)
