@@ -36,6 +36,7 @@ warning, as for every generated column; `transform` of a `BQVec` is no part of t
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from alembic.autogenerate import comparators
@@ -98,9 +99,7 @@ def compare_extensions(
     for table in autogen_context.sorted_tables:
         for index in table.indexes:
             if _storage(index)[0] == "bq":
-                # on vectors themselves by operator classes for pgvector's types
-                packages = {_package(getattr(key, "type", None)) for key in index.expressions}
-                used |= {"bq", "bq_pgvector"} if "pgvector" in packages else {"bq"}
+                used |= {"vector", "bq", "bq_pgvector"} if _is_on_vectors(index) else {"bq"}
     there = set(connection.scalars(text("SELECT extname FROM pg_extension")))
     missing = [name for name in _ORDER if name in used - there]
     upgrade_ops.ops[:0] = [CreateExtensionOp(name) for name in missing]
@@ -165,6 +164,21 @@ def _storage(index: Index) -> tuple[str, dict[str, str]]:
     return options["using"] or "btree", {name: str(value) for name, value in given.items()}
 
 
+def _is_on_vectors(index: Index) -> bool:
+    """Whether an index is on pgvector's types themselves; of an expression its class tells."""
+    return any(_package(getattr(key, "type", None)) == "pgvector" for key in index.expressions) or (
+        any(re.search(r"\b(vector|halfvec)_\w+_ops$", name or "") for name in _classes(index))
+    )
+
+
+def _classes(index: Index) -> list[str | None]:
+    """Operator class of each key, as the model names it, maybe in the text of an expression."""
+    classes = index.dialect_options["postgresql"]["ops"] or {}
+    named = [classes.get(getattr(key, "key", None)) for key in index.expressions]
+    written = [re.search(r"\s(\S+_ops)$", str(key).strip()) for key in index.expressions]
+    return [name or (found and found[1]) for name, found in zip(named, written, strict=True)]
+
+
 def _classes_differ(connection: Connection, index: Index, schema: str | None) -> bool:
     """Whether an index has other operator classes than its model; one that is not named is the
     default. By the catalog, as not every version of SQLAlchemy reflects them.
@@ -183,8 +197,7 @@ def _classes_differ(connection: Connection, index: Index, schema: str | None) ->
         ),
         {"name": index.name, "schema": schema},
     )
-    classes = index.dialect_options["postgresql"]["ops"] or {}
-    wanted = [classes.get(getattr(key, "key", None)) for key in index.expressions]
+    wanted = _classes(index)
     there = [(name, default) for name, default in rows]
     return len(there) != len(wanted) or any(
         not default if name is None else name.rpartition(".")[2] != opclass

@@ -251,6 +251,20 @@ def test_an_index_on_vectors_needs_the_extension_for_them(
     run("check", metadata)
 
 
+def test_an_index_on_an_expression_of_vectors_needs_the_extension_for_them(
+    run: Callable[..., str], engine: Engine
+) -> None:
+    metadata = MetaData()
+    items = Table("items", metadata, Column("embedding", pgvector.VECTOR(16)))
+    code = text("(embedding::halfvec(16)) halfvec_l2_ops")
+    Index("ix_items", code, _table=items, postgresql_using="bq")
+    script = revise(run, metadata)
+    assert (
+        body(script).splitlines()[0] == "op.execute('CREATE EXTENSION IF NOT EXISTS bq_pgvector')"
+    )
+    assert "halfvec_l2_ops" in dict(catalog(engine))["ix_items"]
+
+
 def make_items(opclass: str | None, *filters: str, **options: Any) -> MetaData:
     """A model with an index on the vectors themselves."""
     metadata = MetaData()
