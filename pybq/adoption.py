@@ -117,12 +117,13 @@ def adopt(
     Notes
     -----
     The index is made by ``CREATE INDEX CONCURRENTLY``: readers and writers go on. If that fails
-    or is interrupted, what it leaves is dropped, at once or by the next call. If there is such an
+    or is interrupted (also by `statement_timeout`), what it leaves is dropped, at once or by the
+    next call. If there is such an
     index already, none is made; another `recall` is set.
 
     To compare, queries are read only, take no lock but that of a SELECT, and change no setting
-    for others; the planner is made to take one index or the other by its cost settings. The exact
-    order is known by reading the whole table, once for each query.
+    for others: see `pybq.vectors.compare_indexes`. The exact order is known by reading the whole
+    table, once for each query.
 
     Once the index is there, the planner chooses between it and the old one by its own estimate.
 
@@ -140,6 +141,8 @@ def adopt(
     >>> adopted.index, adopted.metric, adopted.drop
     ('items_embedding_bq', 'l2', ['DROP INDEX CONCURRENTLY "public"."items_embedding_idx"'])
     """
+    if not isinstance(conn, Connection):
+        raise TypeError(f"expected a psycopg.Connection, got {type(conn).__name__}")
     if metric is not None and metric not in OPERATORS:
         raise ValueError(f"expected metric of {', '.join(OPERATORS)}, got {metric!r}")
     if recall is not None and not 0 < recall <= 1:
@@ -195,17 +198,20 @@ def adopt(
 
 
 def _check_column(conn: Connection[Any], column: VectorColumn, filters: Sequence[str]) -> None:
-    if column.relkind not in "rm":
+    if column.relkind == "p":
         raise TableError(
             f"table {column.table!r} is partitioned, and no index on it is made concurrently; "
             "name its partitions, one by one"
         )
+    if column.relkind not in "rm":
+        raise TableError(f"{column.table!r} is not a table: there is nothing to index")
     if column.dim is None:
-        table = column.identifier.as_string(conn)
-        name = sql.Identifier(column.name).as_string(conn)
+        change = sql.SQL("ALTER TABLE {} ALTER {} TYPE {}(384)").format(
+            column.identifier, sql.Identifier(column.name), sql.SQL(column.type_name)
+        )
         raise TableError(
             f"column {column.name!r} of table {column.table!r} has no dimensions; declare them, "
-            f"for example ALTER TABLE {table} ALTER {name} TYPE {column.type_name}(384)"
+            f"which rewrites the table, for example by {change.as_string(conn)}"
         )
     rows = fetch(
         conn,

@@ -193,7 +193,8 @@ def find_indexes(conn: Connection[Any], column: VectorColumn) -> list[VectorInde
                x.reloptions, i.indisvalid, i.indpred IS NOT NULL, pg_relation_size(x.oid)
         FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
         JOIN pg_namespace n ON n.oid = x.relnamespace JOIN pg_opclass o ON o.oid = i.indclass[0]
-        WHERE i.indrelid = %s AND i.indkey[0] = %s AND m.amname IN ('bq', 'hnsw', 'ivfflat')
+        WHERE i.indrelid = %s AND i.indkey[0] = %s AND x.relkind = 'i'
+        AND m.amname IN ('bq', 'hnsw', 'ivfflat')
         ORDER BY x.oid
         """,
         [column.oid, column.attnum],

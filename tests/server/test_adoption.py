@@ -20,6 +20,7 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from pybq.cli import app
+from pybq.doctor import examine
 
 Conn = psycopg.Connection[Any]
 
@@ -185,6 +186,8 @@ def test_an_index_that_another_session_is_building_is_left_alone(conn: Conn, ite
                 time.sleep(0.01)
             with pytest.raises(pybq.TableError, match="by another session; try again"):
                 pybq.adopt(conn, items)
+            (finding,) = [one for one in examine(conn) if one.name == f'index "{name}"']
+            assert (finding.state, finding.text) == ("ok", "being built")
         finally:
             blocker.rollback()
             thread.join()
@@ -204,6 +207,7 @@ def test_each_index_is_measured_by_itself(conn: Conn, items: str, metric: str, m
     # What each search was by, as the server itself counts it.
     count = "SELECT indexrelname, idx_scan FROM pg_stat_user_indexes WHERE relname = 'My items'"
     settings = "SELECT name, setting FROM pg_settings WHERE name ~ 'cost$|probes|ef_search|enable'"
+    conn.execute("SELECT bq_simd()")  # the module brings settings of its own
     before = conn.execute(settings).fetchall()
     made = pybq.adopt(conn, items, compare=True, k=5, sample=20)
     assert made.comparison is not None
@@ -259,6 +263,7 @@ def test_errors_say_what_to_do(conn: Conn, items: str) -> None:
     conn.execute("CREATE TABLE two (a vector(3), b halfvec(3), c vector)")
     conn.execute("CREATE TABLE none (a int)")
     conn.execute("CREATE TABLE parts (a vector(3), p int) PARTITION BY LIST (p)")
+    conn.execute("CREATE VIEW view AS SELECT a FROM two")
     for arguments, message in (
         (["missing"], "no table 'missing'"),
         (["none"], "no column of pgvector's types"),
@@ -266,6 +271,7 @@ def test_errors_say_what_to_do(conn: Conn, items: str) -> None:
         (["two", "--column", "d"], "no column 'd' of type vector or halfvec; it has a, b, c"),
         (["two", "--column", "c"], 'ALTER TABLE "public"."two" ALTER "c" TYPE vector(384)'),
         (["two", "--column", "a", "--filter", "x"], "has no column 'x' to filter by"),
+        (["view"], "'view' is not a table"),
         (["parts"], "name its partitions, one by one"),
         (["two", "--column", "a", "--recall", "2"], "expected recall above 0 and at most 1"),
     ):
