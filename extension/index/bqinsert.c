@@ -99,6 +99,18 @@ change_codes(BlockWriter *writer, uint64 row, size_t offset, const uint8 *bytes,
 	}
 }
 
+/* Read rows of a block, some of which may lie on pages of the record: those are let go before. */
+static void
+read_other_codes(BlockWriter *writer, uint64 row, int n, uint8 *rows)
+{
+	if (writer->ncodes > 0)
+	{
+		finish_record(writer);
+		begin_record(writer);
+	}
+	bq_read_rows(writer->index, writer->layout, row, n, rows);
+}
+
 /* Rows of a part of the block that begins with row j. */
 static inline int
 part_nrows(const BqLayout *layout, int j)
@@ -120,7 +132,7 @@ put_code(BlockWriter *writer, uint64 first_row, int packed, int slot, const uint
 		int			n = Min(packed - j, BQ_STAGE_ROWS);
 
 		/* the other code of a byte is read, and stays */
-		bq_read_rows(writer->index, layout, first_row + j, n, rows);
+		read_other_codes(writer, first_row + j, n, rows);
 		bq_block_put_rows(rows, j, j + n, layout->dim, slot, planes);
 		for (int i = 0; i < n; i++)
 			change_codes(writer, first_row + j + i, slot % 16,
@@ -141,7 +153,7 @@ put_code(BlockWriter *writer, uint64 first_row, int packed, int slot, const uint
 			int			row = first / 2 / BQ_ROW_NBYTES;
 			int			end = (int) ((first / 2 + nbytes + BQ_ROW_NBYTES - 1) / BQ_ROW_NBYTES);
 
-			bq_read_rows(writer->index, layout, first_row + j + row, end - row, rows);
+			read_other_codes(writer, first_row + j + row, end - row, rows);
 			memcpy(run, rows + first / 2 - row * BQ_ROW_NBYTES, nbytes);
 		}
 		bq_stage_put(run, first % 2, j, j + n, layout->dim, planes);
