@@ -50,9 +50,10 @@ warnings: .venv/tested
 unit: .venv/tested .venv/built
 	$(TEST) tests/unit pybq
 
+# Slow tests run on one version: they are of the package, or do many times what others do once.
 server: .venv/tested .venv/built
 	$(TEST) tests/server
-	$(TEST) tests/server --postgres 16
+	$(TEST) tests/server --postgres 16 -m 'not slow'
 
 test-arm: ## the kernels for ARM, in an emulator (gcc-aarch64-linux-gnu, qemu-user-static)
 	mkdir -p build/arm

@@ -318,7 +318,8 @@ def test_command_shows_the_comparison_and_what_to_drop(
     conn: Conn, items: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYBQ_DSN", conn.info.dsn)
-    monkeypatch.setenv("COLUMNS", "200")
+    # the console was made when the module was imported, perhaps by another test
+    monkeypatch.setattr("pybq.cli._out.width", 200)
     conn.execute('CREATE INDEX old ON "My items" USING hnsw (embedding vector_l2_ops)')
     arguments = ["adopt", items, "--filter", "tenant", "--compare", "--sample", "5"]
     result = CliRunner().invoke(app, arguments)
