@@ -142,6 +142,8 @@ def test_conditions_equal_a_sort(items: Conn, q: Query, column: str) -> None:
 
 
 def test_arrays_of_values(items: Conn, q: Query) -> None:
+    if items.info.server_version < 170000:
+        pytest.skip("before 17 the planner drops arrays, or the order, of columns after the first")
     items.execute("CREATE INDEX ON items USING bq (code, number, name)")
     items.execute("SET bq.probes = 65536")
     assert assert_same(items, "number = ANY ('{1,3,3,NULL,99}')", q) > 0
