@@ -197,7 +197,7 @@ def by_sort(
     """Rows (id, distance) in the order of a sequential scan and a sort."""
     query = statement(operator, table, f"{column.name} IS NOT NULL AND {where}", limit, column)
     with conn.transaction(force_rollback=True):
-        conn.execute("SET LOCAL enable_indexscan = off")
+        conn.execute("SET LOCAL enable_indexscan = off; SET LOCAL enable_seqscan = on")
         plan = explain(conn, query, {"q": q})
         assert "Index Scan" not in plan, plan
         return conn.execute(query, {"q": q}).fetchall()

@@ -127,6 +127,8 @@ def test_planner_may_trust_the_order(items: Conn, rng: np.random.Generator, oper
         f" WINDOW w AS (ORDER BY {d}) ORDER BY {d} LIMIT 300",
         f"SELECT {d} FROM items WHERE other = 7 ORDER BY {d} LIMIT 100",
     ]
+    if items.info.server_version < 170000:
+        del ordered[0]  # only from 17 on is an order by distance alone good for part of another
     items.execute("SET enable_seqscan = off")
     for query in ordered:
         items.execute("SET enable_sort = off; SET bq.probes = 0")
@@ -646,6 +648,8 @@ def test_no_memory_is_lost(items: Conn, rng: np.random.Generator) -> None:
 def test_distance_is_computed_only_where_it_is_read(
     items: Conn, q: Query, query: str, computed: bool
 ) -> None:
+    if items.info.server_version < 170000 and "{d}, id" in query:
+        pytest.skip("only from 17 on is an order by distance alone good for part of another")
     items.execute("SET enable_seqscan = off; SET bq.probes = 40")
     items.execute("SELECT bq_simd()")  # the library is loaded by now, also without an index
     text = query.format(d="code <=> %(q)s")
