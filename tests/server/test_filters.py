@@ -126,6 +126,8 @@ UNORDERED = ("name", "word", "padded", "mood", "id_")
 
 @pytest.mark.parametrize("column", COLUMNS)
 def test_conditions_equal_a_sort(items: Conn, q: Query, column: str) -> None:
+    if column == "flag" and items.info.server_version < 160000:
+        pytest.skip("before 16 the planner matches booleans to its own operator families only")
     items.execute(f"CREATE INDEX ON items USING bq (code, {column})")
     items.execute("SET bq.probes = 65536")
     values = {value_of(column, i) for i in range(1, 13)}
