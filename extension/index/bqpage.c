@@ -94,7 +94,10 @@ read_buffer(Relation index, BlockNumber blkno)
 		return buffer;
 	check_exists(index, blkno);
 	buffer = ReadBuffer(index, blkno);
-	cache->recent[blkno] = buffer;
+	/* which may have dropped what was remembered */
+	cache = (BqCache *) index->rd_amcache;
+	if (cache != NULL && blkno < cache->nrecent)
+		cache->recent[blkno] = buffer;
 	return buffer;
 }
 
