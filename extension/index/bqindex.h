@@ -537,6 +537,13 @@ extern void bq_get_header(const BqLayout *layout, const BqWholeBlock *block, int
 						  BqRows *rows, size_t i);
 
 
+/* for files of vacuum, which include commands/vacuum.h */
+#if PG_VERSION_NUM >= 180000
+#define bq_delay_point() vacuum_delay_point(false)
+#else
+#define bq_delay_point() vacuum_delay_point()
+#endif
+
 /* bqsplit.c */
 extern void bq_split_lists(IndexVacuumInfo *info, double nrows);
 

@@ -40,12 +40,6 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
-#if PG_VERSION_NUM >= 180000
-#define delay_point() vacuum_delay_point(false)
-#else
-#define delay_point() vacuum_delay_point()
-#endif
-
 /* A list is split if it has so many times the rows that a list should have. */
 #define SPLIT_FACTOR 2.5
 
@@ -147,7 +141,7 @@ read_rows(Split *split, double share, pg_prng_state *random)
 		if (split->hurry)
 			CHECK_FOR_INTERRUPTS();
 		else
-			delay_point();
+			bq_delay_point();
 		buffer = bq_read_page(split->index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
 							  BUFFER_LOCK_SHARE);
 		*block = *BqPageGetBlock(layout, BufferGetPage(buffer), b);
@@ -304,7 +298,7 @@ write_batch(Split *split, const uint32 *lists)
 			if (split->hurry)
 				CHECK_FOR_INTERRUPTS();
 			else
-				delay_point();
+				bq_delay_point();
 			write_block(split, part, order + at, nrows);
 			at += nrows;
 		}
@@ -666,7 +660,7 @@ measure_probes(IndexVacuumInfo *info, double nrows)
 
 		if (bq_is_directory(&layout, b) || pg_prng_double(&random) >= share)
 			continue;
-		delay_point();
+		bq_delay_point();
 		bq_read_block(index, &layout, b, &whole, sample.codes);
 		if (block->list >= layout.nlists || block->epoch != entries[block->list].epoch)
 			continue;
@@ -732,7 +726,7 @@ bq_split_lists(IndexVacuumInfo *info, double nrows)
 		nlists += nadded;
 		nsplit += nadded > 0;
 		MemoryContextReset(context);
-		delay_point();
+		bq_delay_point();
 	}
 	if (nsplit > 0)
 		ereport(DEBUG1,

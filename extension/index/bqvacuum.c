@@ -24,12 +24,6 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-#if PG_VERSION_NUM >= 180000
-#define delay_point() vacuum_delay_point(false)
-#else
-#define delay_point() vacuum_delay_point()
-#endif
-
 #if PG_VERSION_NUM >= 160000
 #define vacuumed_heap(info) ((info)->heaprel)
 #else
@@ -179,7 +173,7 @@ visit_blocks(VacuumState *state, bool hurry)
 		if (hurry)
 			CHECK_FOR_INTERRUPTS();
 		else
-			delay_point();
+			bq_delay_point();
 		vacuum_header_page(state, b, Min(b + per_page, state->layout.nblocks));
 	}
 }
