@@ -62,6 +62,7 @@ _KERNEL_FIELDS: dict[str, Any] = {
     "mix": ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int),
     "lut_block": ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int, c_void_p),
     "scale_sums": ctypes.CFUNCTYPE(None, c_void_p, c_float, c_float, c_void_p, c_void_p),
+    "find_sums": ctypes.CFUNCTYPE(ctypes.c_uint32, c_void_p, c_float, c_float, c_void_p, c_float),
     "unstage": ctypes.CFUNCTYPE(None, c_void_p, c_int, c_void_p),
 }
 
@@ -123,6 +124,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bq_stage": (None, [c_void_p, c_int, c_void_p]),
     "bq_stage_put": (None, [c_void_p, c_int, c_int, c_int, c_int, c_void_p]),
     "bq_stage_get": (None, [c_void_p, c_int, c_int, c_int, c_int, c_void_p]),
+    "bq_lut_bias": (c_float, [c_void_p, c_int, c_int, c_float]),
     "bq_lut_query": (None, [c_void_p, c_int, c_void_p, POINTER(c_float), POINTER(c_float)]),
     "bq_lut_hamming": (None, [c_void_p, c_int, c_void_p]),
     "bq_widen_half": (None, [c_void_p, c_void_p, c_size_t]),

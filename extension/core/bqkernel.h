@@ -82,6 +82,10 @@ typedef struct BqKernel
 	void		(*scale_sums) (const uint16_t sums[BQ_BLOCK], float scale, float bias,
 							   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK]);
 
+	/* Which of those are not above a limit: bit c. */
+	uint32_t	(*find_sums) (const uint16_t sums[BQ_BLOCK], float scale, float bias,
+							  const uint16_t factor[BQ_BLOCK], float limit);
+
 	/* Staged rows into packed ones, 16 * nrows bytes each, not the same.  Layouts: bqlut.h. */
 	void		(*unstage) (const uint8_t *staged, int nrows, uint8_t *rows);
 } BqKernel;

@@ -626,6 +626,25 @@ bq_scale_sums_avx2(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 	}
 }
 
+static AVX2 uint32_t
+bq_find_sums_avx2(const uint16_t sums[BQ_BLOCK], float scale, float bias,
+				  const uint16_t factor[BQ_BLOCK], float limit)
+{
+	uint32_t	found = 0;
+
+	for (int c = 0; c < BQ_BLOCK; c += 8)
+	{
+		__m256		sum = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (sums + c))));
+		__m256		times = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (factor + c))));
+
+		sum = _mm256_sub_ps(_mm256_mul_ps(_mm256_set1_ps(scale), sum), _mm256_set1_ps(bias));
+		found |= (uint32_t) _mm256_movemask_ps(_mm256_cmp_ps(_mm256_mul_ps(sum, times),
+															 _mm256_set1_ps(limit),
+															 _CMP_LE_OQ)) << c;
+	}
+	return found;
+}
+
 /*
  * Transpose 16 x 16 bytes: four rounds, each of which interleaves the registers of the
  * first half with those of the second.
@@ -706,6 +725,7 @@ const BqKernel bq_kernel_avx2 = {
 	.mix = bq_mix_avx2,
 	.lut_block = bq_lut_block_avx2,
 	.scale_sums = bq_scale_sums_avx2,
+	.find_sums = bq_find_sums_avx2,
 	.unstage = bq_unstage_sse2,
 };
 

@@ -729,6 +729,24 @@ bq_scale_sums_avx512(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 	}
 }
 
+static AVX512 uint32_t
+bq_find_sums_avx512(const uint16_t sums[BQ_BLOCK], float scale, float bias,
+					const uint16_t factor[BQ_BLOCK], float limit)
+{
+	uint32_t	found = 0;
+
+	for (int c = 0; c < BQ_BLOCK; c += 16)
+	{
+		__m512		sum = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (sums + c))));
+		__m512		times = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (factor + c))));
+
+		sum = _mm512_sub_ps(_mm512_mul_ps(_mm512_set1_ps(scale), sum), _mm512_set1_ps(bias));
+		found |= (uint32_t) _mm512_cmp_ps_mask(_mm512_mul_ps(sum, times), _mm512_set1_ps(limit),
+											   _CMP_LE_OQ) << c;
+	}
+	return found;
+}
+
 const BqKernel bq_kernel_avx512 = {
 	.name = "avx512",
 	.hamming = bq_hamming_avx512,
@@ -746,6 +764,7 @@ const BqKernel bq_kernel_avx512 = {
 	.mix = bq_mix_avx512,
 	.lut_block = bq_lut_block_avx512,
 	.scale_sums = bq_scale_sums_avx512,
+	.find_sums = bq_find_sums_avx512,
 	.unstage = bq_unstage_sse2,
 };
 

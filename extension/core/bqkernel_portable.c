@@ -256,6 +256,17 @@ bq_unstage_portable(const uint8_t *staged, int nrows, uint8_t *rows)
 										  nibble_of(staged, (b + 16) * nrows + j) << 4);
 }
 
+static uint32_t
+bq_find_sums_portable(const uint16_t sums[BQ_BLOCK], float scale, float bias,
+						 const uint16_t factor[BQ_BLOCK], float limit)
+{
+	uint32_t	found = 0;
+
+	for (int c = 0; c < BQ_BLOCK; c++)
+		found |= (uint32_t) ((scale * sums[c] - bias) * factor[c] <= limit) << c;
+	return found;
+}
+
 const BqKernel bq_kernel_portable = {
 	.name = "portable",
 	.hamming = bq_hamming_portable,
@@ -273,5 +284,6 @@ const BqKernel bq_kernel_portable = {
 	.mix = bq_mix_portable,
 	.lut_block = bq_lut_block_portable,
 	.scale_sums = bq_scale_sums_portable,
+	.find_sums = bq_find_sums_portable,
 	.unstage = bq_unstage_portable,
 };

@@ -215,6 +215,18 @@ dither(int j)
 	return ((float) (hash >> 22) + 0.5f) / 1024;
 }
 
+float
+bq_lut_bias(const float *q, int dim, int nrows, float scale)
+{
+	int			n = 2 * nrows < dim ? 2 * nrows : dim;
+	double		total = BQ_STRONG * bq_kernel->sum_absolute(q, n);
+	float		added = 0;
+
+	for (int j = 0; j < nrows; j++)
+		added += dither(j);
+	return (float) fmin(total + scale * (added - 0.5 * nrows), FLT_MAX);
+}
+
 /*
  * An entry is (top - value) / step, rounded, where value is the nibble's share of
  * the inner product and top the largest share in its row.  The loop over nibbles

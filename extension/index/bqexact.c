@@ -7,7 +7,6 @@
 #include "access/relscan.h"
 #include "index/bqscan.h"
 #include "utils/memutils.h"
-#include "utils/spccache.h"
 
 /* Norms whose squares and products are floats with all their digits, and so pgvector's cosines. */
 #define MIN_COSINE_NORM 1e-17
@@ -42,8 +41,7 @@ prefetch_row(Relation heap, BqCandidate *candidate)
 	OffsetNumber offset = ItemPointerGetOffsetNumberNoCheck(&candidate->tid);
 	Buffer		buffer;
 
-	if (candidate->prefetched ||
-		get_tablespace_io_concurrency(heap->rd_rel->reltablespace) == 0)
+	if (candidate->prefetched)
 		return;
 	candidate->prefetched = true;
 	buffer = PrefetchBuffer(heap, MAIN_FORKNUM,
@@ -148,7 +146,7 @@ compare_rows(IndexScanDesc scan)
 	so->batch = BQ_LATER_BATCH;
 
 	qsort(batch, n, sizeof(BqCandidate), compare_positions);
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < n && so->prefetch; i++)
 		prefetch_row(scan->heapRelation, &batch[i]);
 	for (int i = 0; i < n; i++)
 	{
@@ -185,7 +183,7 @@ bq_prefetch_rows(IndexScanDesc scan)
 {
 	BqScan	   *so = (BqScan *) scan->opaque;
 
-	if (so->source != NULL || scan->heapRelation == NULL)
+	if (so->source != NULL || !so->prefetch)
 		return;
 	for (int i = 0; i < PREFETCH_ROWS && i < so->ncandidates; i++)
 		prefetch_row(scan->heapRelation, &so->candidates[i]);

@@ -121,6 +121,8 @@ typedef struct BqModel
 	uint32		product_nprobes[BQ_RECALLS];	/* the same for inner products of codes */
 	/* vectors: the estimate of a cosine may be so much too low, in units of bqform.c */
 	float		slack[BQ_RECALLS];
+	/* what the first dimensions say of a row may be so many standard deviations too little */
+	float		deviations[BQ_RECALLS];
 	/* cosine of the tenth row less that of the BQ_MARGIN_RANKth, on average */
 	float		gap;
 } BqModel;
@@ -130,7 +132,11 @@ typedef struct BqReach
 {
 	uint32		nprobes;
 	double		slack;
+	double		deviations;		/* see bqstop.c */
 } BqReach;
+
+/* Deviations with which every code is read to its end. */
+#define BQ_NO_STOP 1000
 
 /* A header that was never written has epoch 0, and so belongs to no list. */
 #define BQ_FIRST_GENERATION 1
@@ -321,10 +327,15 @@ bq_code_page(const BqLayout *layout, uint64 row)
 {
 	uint64		c = row / BQ_ROWS_PER_PAGE;
 	uint64		rows_per_header = (uint64) layout->headers_per_page * layout->nrows;
+	uint64		last = (c + 1) * BQ_ROWS_PER_PAGE - 1;
 
-	/* c code pages and the header pages whose first block begins on or before page c */
+	/*
+	 * c code pages and the header pages whose first block begins on or before page c.  Most
+	 * indexes are small enough for the division of 32 bits, which takes half the time.
+	 */
 	return (BlockNumber) (layout->data_start + c + 1 +
-						  ((c + 1) * BQ_ROWS_PER_PAGE - 1) / rows_per_header);
+						  (last <= UINT32_MAX ? (uint32) last / (uint32) rows_per_header :
+						   last / rows_per_header));
 }
 
 /* First row of a block. */
@@ -493,13 +504,15 @@ typedef struct BqListReader
 	int			packed;			/* rows of the block that are */
 	BqHeldPage	headers;
 	BqHeldPage	codes;
+	uint64		codes_on;		/* which of the pages of rows that is */
 } BqListReader;
 
 extern BqChain bq_read_chain(Relation index, const BqLayout *layout, uint32 list);
 extern void bq_begin_list(BqListReader *reader, Relation index, const BqLayout *layout,
 						  const BqChain *chain);
 extern const BqBlockData *bq_next_block(BqListReader *reader);
-extern void bq_sum_block(BqListReader *reader, const uint8 *table, uint16 *sums);
+extern void bq_sum_rows(BqListReader *reader, const uint8 *table, int first, int last,
+						uint16 *sums);
 extern void bq_end_list(BqListReader *reader);
 extern void bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot,
 						   uint8 *planes);
@@ -642,7 +655,7 @@ extern uint32 bq_nearest_list(Relation index, const BqLayout *layout, const floa
 typedef struct BqScanReport
 {
 	int64		nlists;			/* lists read */
-	int64		ncodes;			/* codes compared */
+	int64		ncodes;			/* codes compared in all dimensions */
 	int64		nfetched;		/* rows of the table compared; of vectors only */
 	double		key;			/* grows with the distance of the last row */
 	uint32		block;

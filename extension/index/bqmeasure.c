@@ -33,6 +33,13 @@
 #define UNKNOWN_SLACK (3 * ESTIMATE_ERROR)
 #define FULL_SLACK (8 * ESTIMATE_ERROR)
 
+/*
+ * Of what may be lost, the part that may be lost by leaving blocks half read.  With so many
+ * deviations little is lost where nothing was measured.
+ */
+#define STOP_SHARE 0.1
+#define UNKNOWN_DEVIATIONS 2.5
+
 /* The recalls that BqModel has figures for. */
 static const double recalls[BQ_RECALLS] = {0.80, 0.90, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999};
 
@@ -110,6 +117,7 @@ bq_wanted_reach(Relation index, const BqLayout *layout, int strategy)
 
 		reach.nprobes = (uint32) Max(1, rint(Min(n, layout->nlists)));
 		reach.slack = Min(interpolate(model->slack, recall), full_slack(layout));
+		reach.deviations = Max(0, interpolate(model->deviations, recall));
 	}
 	else
 	{
@@ -121,6 +129,9 @@ bq_wanted_reach(Relation index, const BqLayout *layout, int strategy)
 		reach.nprobes = Min((uint32) options->probes, layout->nlists);
 	if (bq_probes > 0)
 		reach.nprobes = Min((uint32) bq_probes, layout->nlists);
+	/* who asks for all lists means all rows */
+	if (reach.nprobes == layout->nlists)
+		reach.deviations = BQ_NO_STOP;
 	return reach;
 }
 
@@ -133,6 +144,7 @@ bq_clear_model(BqLayout *layout)
 		layout->model.nprobes[i] = 1;
 		layout->model.product_nprobes[i] = 1;
 		layout->model.slack[i] = (float) (UNKNOWN_SLACK / sqrt(layout->dim));
+		layout->model.deviations[i] = UNKNOWN_DEVIATIONS;
 	}
 	layout->model.gap = 0;
 }
@@ -158,6 +170,8 @@ typedef struct Search
 	size_t	   *self;			/* the row that each query is */
 	BqTable    *tables;			/* of queries of length 1 */
 	float	   *lengths;		/* that they had before */
+	BqStop	  (*stops)[BQ_MAX_STOPS];
+	int			nstops;
 } Search;
 
 /* Pack up to TILE_BLOCKS * 32 codes into blocks; returns the number of blocks. */
@@ -336,6 +350,7 @@ typedef struct Finding
 {
 	float		lists;			/* its list comes after so many, or after so large a margin */
 	float		slack;			/* with so much it is found before a query for all is over */
+	float		deviations;		/* with so many its block is read to the end */
 } Finding;
 
 typedef struct Figures
@@ -356,6 +371,7 @@ typedef struct TrueNeighbour
 {
 	const Neighbour *neighbour;
 	float		slack;
+	float		deviations;
 } TrueNeighbour;
 
 /*
@@ -409,6 +425,43 @@ find_true_ones(Vectors *v, const Search *s, uint32 k, const Neighbour *nearest, 
 	return ntrue;
 }
 
+/*
+ * How many standard deviations of a stop are needed for a row not to be passed over, if all
+ * rows up to `limit` are wanted.
+ */
+static float
+needed_deviations(const Search *s, uint32 k, const Neighbour *neighbour, int metric, float limit,
+				  uint8 *block)
+{
+	int			dim = s->dim;
+	float		norm = s->rows->norms[neighbour->row];
+	float		length = s->lengths[k];
+	float		unit = (float) (s->inverse_unit / sqrt(dim)) * s->rows->inverses[neighbour->row];
+	uint32		sum = 0;
+	int			done = 0;
+	float		most = 0;
+
+	bq_block_put(block, dim, 0, s->rows->planes + neighbour->row * bq_planes_nbytes(dim));
+	for (int i = 0; i < s->nstops; i++)
+	{
+		const BqStop *stop = &s->stops[k][i];
+		uint16		sums[BQ_BLOCK];
+		float		key;
+		float		above;
+
+		bq_kernel->lut_block(s->tables[k].entries + done * BQ_ROW_NBYTES,
+							 block + done * BQ_ROW_NBYTES, stop->nrows - done, sums);
+		done = stop->nrows;
+		sum += sums[0];
+		key = (stop->bias - stop->scale * (float) sum) * unit;
+		above = estimate_key(metric, key + stop->deviation * unit, norm, length);
+		key = estimate_key(metric, key, norm, length);
+		if (key > above)
+			most = Max(most, (key - limit) / (key - above));
+	}
+	return most;
+}
+
 static Figures *
 new_figures(uint32 nqueries, uint32 nlists)
 {
@@ -444,6 +497,7 @@ add_figures(Figures *f, const float *scores, uint32 nlists, bool by_margin, floa
 			nbetter += scores[list] > score;
 		finding->lists = by_margin ? reached - score : (float) nbetter;
 		finding->slack = neighbours[i].slack;
+		finding->deviations = neighbours[i].deviations;
 	}
 }
 
@@ -487,7 +541,7 @@ count_up_to(const float *values, size_t n, float limit)
 }
 
 /* Rough costs of what a query does, in ns, for comparing ways to one recall. */
-#define NS_PER_DIM_AND_CODE 0.018
+#define NS_PER_DIM_AND_CODE 0.012
 #define NS_PER_LIST 300
 #define NS_PER_ROW 2000
 #define NS_PER_TOASTED_ROW 9000
@@ -563,8 +617,13 @@ fill_model(Figures *f, bool by_margin, bool exact, double rows_per_list, BqLayou
 	for (int i = 0; i < BQ_RECALLS; i++)
 	{
 		/* re-ranking of what codes find is not the index's, and will lose some, too */
-		double		recall = exact ? recalls[i] : 1 - (1 - recalls[i]) / 2;
+		double		lost = exact ? 1 - recalls[i] : (1 - recalls[i]) / 2;
+		double		recall = 1 - lost * (1 - STOP_SHARE);
 
+		for (size_t k = 0; k < f->n; k++)
+			scratch[k] = f->findings[k].deviations;
+		layout->model.deviations[i] = Max(layout->model.deviations[i],
+										  quantile(scratch, f->n, 1 - lost * STOP_SHARE));
 		choose_figures(f, by_margin, recall, ns_per_list, scratch, &nprobes[i],
 					   &layout->model.slack[i]);
 		nprobes[i] = Min(nprobes[i], layout->nlists);
@@ -591,6 +650,7 @@ prepare_queries(Search *s, Vectors *v, uint32 wanted, Datum *operands)
 	s->self = (size_t *) palloc(wanted * sizeof(size_t));
 	s->tables = (BqTable *) palloc(wanted * sizeof(BqTable));
 	s->lengths = (float *) palloc(wanted * sizeof(float));
+	s->stops = (BqStop (*)[BQ_MAX_STOPS]) palloc(wanted * sizeof(*s->stops));
 	for (uint32 k = 0; k < wanted; k++)
 	{
 		size_t		row = s->rows->n * k / wanted;
@@ -602,7 +662,9 @@ prepare_queries(Search *s, Vectors *v, uint32 wanted, Datum *operands)
 			continue;
 		s->self[s->nqueries] = row;
 		s->lengths[s->nqueries] = length;
-		s->tables[s->nqueries++] = bq_make_table(q, s->dim);
+		s->tables[s->nqueries] = bq_make_table(q, s->dim);
+		s->nstops = bq_make_stops(q, s->dim, &s->tables[s->nqueries], s->stops[s->nqueries]);
+		s->nqueries++;
 	}
 	pfree(q);
 }
@@ -617,6 +679,7 @@ measure(const Search *s, Vectors *v, const Datum *operands, int metric, const ui
 	float	   *scores = (float *) palloc0(nlists * sizeof(float));
 	Neighbour  *nearest = find_neighbours(s, metric);
 	Figures    *figures = new_figures(s->nqueries, nlists);
+	uint8	   *block = (uint8 *) palloc0(bq_block_nbytes(s->dim));
 	/* the row of that rank among all rows; with few there is none */
 	int			rank = (int) Max(1, rint(BQ_MARGIN_RANK * (s->rows->n / nrows)));
 
@@ -638,6 +701,9 @@ measure(const Search *s, Vectors *v, const Datum *operands, int metric, const ui
 				found[n].neighbour = &candidates[n];
 				found[n].slack = -FLT_MAX;
 			}
+		for (int i = 0; i < n; i++)
+			found[i].deviations = needed_deviations(s, k, found[i].neighbour, metric,
+													candidates[rank - 1].key, block);
 		add_figures(figures, scores, nlists, by_margin, -candidates[rank - 1].key, found, n);
 	}
 	fill_model(figures, by_margin, v->fetch != NULL, nrows / nlists, layout, nprobes);
@@ -678,6 +744,8 @@ bq_measure(Relation heap, Relation index, const BqCentroids *centroids, const Bq
 		v.row_context = AllocSetContextCreate(context, "bq row", ALLOCSET_DEFAULT_SIZES);
 	}
 	prepare_queries(&s, &v, wanted, operands);
+	if (s.nqueries > 0)
+		memset(layout->model.deviations, 0, sizeof(layout->model.deviations));
 	/* inner products first: what they share with cosines is the cosines' */
 	if (source == NULL)
 		measure(&s, &v, operands, BQ_STRATEGY_IP, groups, nrows, layout,

@@ -8,9 +8,6 @@
 
 #include <float.h>
 #include <math.h>
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
 
 #include "index/bqscan.h"
 #include "miscadmin.h"
@@ -29,154 +26,19 @@
 /* By cosine, and from so many rows on, also while a further list is that near. */
 #define MARGIN_ROWS 10
 
-/* Relative rounding errors of a few floats. */
-#define FLOAT_ERROR 4e-7f
-
-/* What a sum of products in floats loses: of its terms' sizes, and below the least float. */
-#define SUM_ERROR(dim) (((dim) + 4) * 0x1p-24)
-#define SUM_UNDERFLOW(dim) ((dim) * 0x1p-149)
-
-/* Distances of vectors are less than this many times the slack above their bounds. */
-#define SURE_SLACKS 4
-
 /* How fast the number of lists grows with that of the rows that lie between those wanted. */
 #define FILTER_POWER 0.35
 
 /* How many pages of a list are asked for in advance. */
 #define PREFETCH_PAGES 8
 
+/* How many deviations more than at the first look, and how many at least (BqStop). */
+#define MORE_DEVIATIONS 1.5
+#define LEAST_DEVIATIONS 2.5
+
 /*
  * Reading lists
  */
-
-/* Bit c: keys[c] <= limit, or not quite (compared as floats). */
-static inline uint32
-keys_up_to(const float *keys, double limit)
-{
-	float		bound = nextafterf((float) limit, FLT_MAX);
-	uint32		mask = 0;
-
-#ifdef __SSE2__
-	for (int c = 0; c < BQ_BLOCK; c += 4)
-		mask |= (uint32) _mm_movemask_ps(_mm_cmple_ps(_mm_loadu_ps(keys + c),
-													  _mm_set1_ps(bound))) << c;
-#else
-	for (int c = 0; c < BQ_BLOCK; c++)
-		mask |= (uint32) (keys[c] <= bound) << c;
-#endif
-	return mask;
-}
-
-/*
- * Lower bounds of the keys of a block's rows, from the sums of the query's table.
- *
- * Keys, with x the decoded code of length |x| = norm and q the query times `unit`:
- * Hamming, the distance itself; cosine, -<q, x> / |x|; inner product, -<q, x>; L2, |x|^2
- * - 2 <q, x> with x times `unit` as well.  Each grows with its distance.  Adding `slack`
- * to <q, levels> makes a lower bound of each, and FLT_MIN covers products too small for
- * the relative precision of floats.
- */
-static void
-bound_keys(const BqScan *so, const BqBlockData *block, const uint16 *sums, float *keys)
-{
-	float		unit = (float) (so->inverse_unit / sqrt(so->layout.dim));
-
-	if (so->strategy == BQ_STRATEGY_HAMMING)
-	{
-		for (int c = 0; c < BQ_BLOCK; c++)
-			keys[c] = sums[c];
-		return;
-	}
-	bq_kernel->scale_sums(sums, so->table.scale * unit, (so->table.bias + so->slack) * unit,
-						  block->inverse, keys);
-	if (so->strategy == BQ_STRATEGY_IP)
-	{
-		for (int c = 0; c < BQ_BLOCK; c++)
-			keys[c] = keys[c] * block->norm[c] - FLT_MIN;
-	}
-	else if (so->strategy == BQ_STRATEGY_L2)
-	{
-		for (int c = 0; c < BQ_BLOCK; c++)
-		{
-			float		norm = (float) (block->norm[c] * so->unit);
-
-			keys[c] = (2 * keys[c] + norm * (1 - FLOAT_ERROR)) * norm - FLT_MIN;
-		}
-	}
-	/* a bound below, also where the product of two norms is beyond floats */
-	for (int c = 0; c < BQ_BLOCK; c++)
-		keys[c] = keys[c] < FLT_MAX ? keys[c] : FLT_MAX;
-}
-
-/* How far above its bound the key of a row can be; of a vector, practically. */
-static double
-bound_width(const BqScan *so, const BqBlockData *block, int c)
-{
-	double		norm = block->norm[c];
-	double		width = so->inverse_unit / sqrt(so->layout.dim) * block->inverse[c] *
-		(so->source != NULL ? SURE_SLACKS : 2) * so->slack;
-
-	if (so->strategy == BQ_STRATEGY_IP)
-		return width * norm + 2 * FLT_MIN;
-	if (so->strategy == BQ_STRATEGY_L2)
-	{
-		norm *= so->unit;
-		width = (2 * width + 2 * FLOAT_ERROR * norm) * norm + 2 * FLT_MIN;
-		if (so->source != NULL)
-			width += 2 * SUM_ERROR(so->layout.dim) * (so->length + norm) * (so->length + norm) +
-				2 * SUM_UNDERFLOW(so->layout.dim) * so->unit * so->unit;
-		return width;
-	}
-	return width;
-}
-
-/*
- * The key of a candidate for that of a bound, and back, about.  Distances of vectors are those
- * of the operator; the bound is then one of the distance.  The operator computes with floats:
- * slack covers what it loses of products, but not of a distance that they hardly change.
- */
-static double
-candidate_key(const BqScan *so, double key)
-{
-	int			dim = so->layout.dim;
-	double		square;
-
-	if (so->source == NULL)
-		return key;
-	switch (so->strategy)
-	{
-		case BQ_STRATEGY_IP:
-			return key / so->unit - SUM_UNDERFLOW(dim);
-		case BQ_STRATEGY_L2:
-			square = (so->length * so->length + key) * (1 - SUM_ERROR(dim)) / so->unit / so->unit;
-			return sqrt(Max(0, square - SUM_UNDERFLOW(dim)));
-		default:
-			return so->length > 0 ? 1 + key / so->length : 0;
-	}
-}
-
-static double
-bound_of_key(const BqScan *so, double key)
-{
-	int			dim = so->layout.dim;
-	double		bound;
-
-	if (so->source == NULL || fabs(key) >= FLT_MAX)
-		return key;
-	switch (so->strategy)
-	{
-		case BQ_STRATEGY_IP:
-			bound = (key + SUM_UNDERFLOW(dim)) * so->unit;
-			break;
-		case BQ_STRATEGY_L2:
-			bound = (key * key + SUM_UNDERFLOW(dim)) / (1 - SUM_ERROR(dim)) * so->unit * so->unit -
-				so->length * so->length;
-			break;
-		default:
-			bound = (key - 1) * so->length;
-	}
-	return bound + 4 * FLOAT_ERROR * (fabs(bound) + so->length * so->length);
-}
 
 /*
  * Take in a block: its header, which rows may be wanted (bits), and the sums of the query's
@@ -188,17 +50,19 @@ read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, uint32
 {
 	float		keys[BQ_BLOCK];
 	double		limit = so->dropped ? so->limit.key : FLT_MAX;
-
-	bound_keys(so, block, sums, keys);
+	uint32		wanted = rows & bq_find_rows(so, block, sums, so->table.scale, so->table.bias,
+										  bq_bound_of_key(so, limit));
 
 	/* Few blocks have a row worth a look: find them without a branch per row. */
-	for (uint32 wanted = keys_up_to(keys, bound_of_key(so, limit)) & rows; wanted != 0;
-		 wanted &= wanted - 1)
+	if (wanted == 0)
+		return;
+	bq_bound_keys(so, block, sums, so->table.scale, so->table.bias, keys);
+	for (; wanted != 0; wanted &= wanted - 1)
 	{
 		int			c = pg_rightmost_one_pos32(wanted);
 		BqCandidate *candidate = bq_new_candidate(so);
 
-		candidate->key = candidate_key(so, keys[c]);
+		candidate->key = bq_candidate_key(so, keys[c]);
 		if (candidate->key > limit)
 			continue;
 		candidate->block = b;
@@ -216,17 +80,72 @@ read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, uint32
 		if (bq_was_given(so, candidate))
 			continue;
 		if (so->have_floor && so->given == NULL && !candidate->exact && fabsf(keys[c]) < FLT_MAX &&
-			candidate_key(so, keys[c] + bound_width(so, block, c)) < so->floor.key)
+			bq_candidate_key(so, keys[c] + bq_bound_width(so, block, c)) < so->floor.key)
 			continue;
 		bq_keep_candidate(so);
 		limit = so->dropped ? so->limit.key : FLT_MAX;
 	}
 }
 
+/* Note a block that was passed over. */
+static void
+pass_block(BqScan *so, uint8 segment, const BqListReader *reader)
+{
+	BqPassedBlock *passed;
+
+	if (so->npassed == so->passed_capacity)
+	{
+		so->passed_capacity = Max(64, 2 * so->passed_capacity);
+		so->passed = (BqPassedBlock *) (so->passed == NULL ?
+										palloc(so->passed_capacity * sizeof(BqPassedBlock)) :
+										repalloc_huge(so->passed, so->passed_capacity *
+													  sizeof(BqPassedBlock)));
+	}
+	passed = &so->passed[so->npassed++];
+	passed->chain = reader->chain;
+	passed->chain.head = reader->block;
+	passed->chain.nblocks = 1;
+	passed->segment = segment;
+}
+
+/*
+ * Sums of the query's table over a block's codes.  False if its first dimensions say that none
+ * of the rows will be wanted; the sums are then not complete.
+ */
+static bool
+sum_block(BqScan *so, uint8 segment, BqListReader *reader, const BqBlockData *block, uint32 rows,
+		  uint16 *sums)
+{
+	int			nstops = so->dropped && reader->packed == so->layout.nrows ? so->nstops : 0;
+	double		limit = nstops > 0 ? bq_bound_of_key(so, so->limit.key) : 0;
+	float		later = (float) Max(so->reach.deviations + MORE_DEVIATIONS, LEAST_DEVIATIONS);
+	float		deviations = so->first_look ? (float) so->reach.deviations : later;
+	int			done = 0;
+
+	memset(sums, 0, BQ_BLOCK * sizeof(uint16));
+	for (int i = 0; i < nstops; i++)
+	{
+		const BqStop *stop = &so->stops[i];
+
+		bq_sum_rows(reader, so->table.entries, done, stop->nrows, sums);
+		done = stop->nrows;
+		if (rows & bq_find_rows(so, block, sums, stop->scale,
+								stop->bias + deviations * stop->deviation, limit))
+			continue;
+		if (so->first_look && rows & bq_find_rows(so, block, sums, stop->scale,
+												  stop->bias + later * stop->deviation, limit))
+			pass_block(so, segment, reader);
+		return false;
+	}
+	bq_sum_rows(reader, so->table.entries, done, so->layout.nrows, sums);
+	return true;
+}
+
 /* Read all blocks of a list; `first_time`: count its rows. */
 static void
 read_list(Relation index, BqScan *so, uint8 segment, const BqChain *chain, bool first_time)
 {
+
 	BqListReader reader;
 	const BqBlockData *block;
 
@@ -246,7 +165,8 @@ read_list(Relation index, BqScan *so, uint8 segment, const BqChain *chain, bool 
 		}
 		if (rows == 0)
 			continue;			/* and its codes stay where they are */
-		bq_sum_block(&reader, so->table.entries, sums);
+		if (!sum_block(so, segment, &reader, block, rows, sums))
+			continue;
 		read_block(so, segment, reader.block, block, rows, sums);
 		so->ncodes += BQ_BLOCK;
 	}
@@ -313,9 +233,9 @@ sink_list(BqScan *so, uint32 i)
 {
 	uint64		moving = so->ranked[i];
 
-	for (uint32 child = 2 * i + 1; child < so->nranked; child = 2 * i + 1)
+	for (uint32 child = 2 * i + 1; child < so->nheap; child = 2 * i + 1)
 	{
-		child += child + 1 < so->nranked && so->ranked[child + 1] > so->ranked[child];
+		child += child + 1 < so->nheap && so->ranked[child + 1] > so->ranked[child];
 		if (so->ranked[child] < moving)
 			break;
 		so->ranked[i] = so->ranked[child];
@@ -324,12 +244,37 @@ sink_list(BqScan *so, uint32 i)
 	so->ranked[i] = moving;
 }
 
-/* Rank all lists. */
+static void
+make_heap(BqScan *so, uint32 n)
+{
+	so->nheap = n;
+	for (uint32 i = n / 2; i-- > 0;)
+		sink_list(so, i);
+}
+
+/* One standard deviation above the mean: a few times as many lists as most queries read. */
+static float
+high_score(const float *scores, uint32 n)
+{
+	double		sum = 0;
+	double		squares = 0;
+
+	for (uint32 i = 0; i < n; i++)
+	{
+		sum += scores[i];
+		squares += (double) scores[i] * scores[i];
+	}
+	return (float) (sum / n + sqrt(Max(0, squares / n - sum / n * sum / n)));
+}
+
+/* Rank all lists: those of high scores as a heap, which is all that most queries need. */
 void
 bq_rank_lists(Relation index, BqScan *so)
 {
 	uint32		nlists = so->layout.nlists;
 	float	   *scores = (float *) palloc0(nlists * sizeof(float));
+	float		high;
+	uint32		nhigh = 0;
 
 	if (nlists > 1)
 	{
@@ -342,17 +287,34 @@ bq_rank_lists(Relation index, BqScan *so)
 	so->ranked = (uint64 *) palloc(nlists * sizeof(uint64));
 	so->chosen = (uint32 *) palloc(nlists * sizeof(uint32));
 	so->segment_of = (uint8 *) palloc(nlists * sizeof(uint8));
-	for (uint32 list = 0; list < nlists; list++)
-		so->ranked[list] = rank_key(scores[list], list);
+	high = high_score(scores, nlists);
+	for (uint32 list = 0, low = nlists; list < nlists; list++)
+		so->ranked[scores[list] >= high ? nhigh++ : --low] = rank_key(scores[list], list);
+	make_heap(so, nhigh);
 	so->nranked = nlists;
 	so->nchosen = 0;
 	so->segment = 0;
 	so->ncounted = 0;
 	so->nscanned = 0;
 	so->nseen = 0;
-	for (uint32 i = nlists / 2; i-- > 0;)
-		sink_list(so, i);
 	pfree(scores);
+}
+
+/* Is there a list that was not chosen yet?  Then ranked[0] is the nearest one. */
+static bool
+have_ranked(BqScan *so)
+{
+	if (so->nheap == 0 && so->nranked > 0)
+		make_heap(so, so->nranked);
+	return so->nranked > 0;
+}
+
+static void
+take_ranked(BqScan *so)
+{
+	so->ranked[0] = so->ranked[--so->nheap];
+	sink_list(so, 0);
+	so->ranked[so->nheap] = so->ranked[--so->nranked];
 }
 
 /* Begin a segment of about `probes` lists, or as many as there are. */
@@ -413,7 +375,7 @@ choose_list(BqScan *so, uint32 i)
 {
 	if (i < so->nchosen)
 		return true;
-	if (so->nchosen == so->most && !goes_on_for_filter(so))
+	if ((so->nchosen == so->most && !goes_on_for_filter(so)) || !have_ranked(so))
 		return false;
 	if (so->nchosen >= so->least && so->dropped &&
 		ranked_score(so->ranked[0]) < limit_cosine(so) - so->margin)
@@ -423,8 +385,7 @@ choose_list(BqScan *so, uint32 i)
 	}
 	so->segment_of[so->nchosen] = so->segment;
 	so->chosen[so->nchosen++] = ranked_list(so->ranked[0]);
-	so->ranked[0] = so->ranked[--so->nranked];
-	sink_list(so, 0);
+	take_ranked(so);
 	return true;
 }
 
@@ -443,13 +404,16 @@ bq_read_lists(Relation index, BqScan *so, uint32 from)
 
 		if (chain.list != so->chosen[i])
 			chain = bq_read_chain(index, &so->layout, so->chosen[i]);
-		if (i + 1 < so->nchosen || so->nranked > 0)
+		if (i + 1 < so->nchosen || have_ranked(so))
 		{
 			next = bq_read_chain(index, &so->layout, i + 1 < so->nchosen ?
 								 so->chosen[i + 1] : ranked_list(so->ranked[0]));
 			prefetch_list(index, &so->layout, &next);
 		}
 		read_list(index, so, so->segment_of[i], &chain, i >= so->ncounted);
+		/* blocks can be left half read as soon as there is a limit */
+		if (!so->dropped)
+			bq_limit_candidates(so);
 		so->nlists++;
 		so->ncounted = Max(so->ncounted, i + 1);
 	}
@@ -459,17 +423,33 @@ bq_read_lists(Relation index, BqScan *so, uint32 from)
 }
 
 /*
+ * More rows are wanted than the first look was meant for: complete it.  The limit is known by
+ * now, so few of the blocks that were passed over have to be read.
+ */
+void
+bq_look_again(Relation index, BqScan *so)
+{
+	so->first_look = false;
+	if (so->npassed == 0)
+		return;
+	for (uint32 i = 0; i < so->npassed; i++)
+		read_list(index, so, so->passed[i].segment, &so->passed[i].chain, false);
+	so->npassed = 0;
+	bq_order_candidates(so);
+}
+
+/*
  * Should a scan in strict order read further lists before it gives out this row?  Rows
  * that it meets later and that are nearer are lost.
  */
 bool
-bq_wants_more_lists(const BqScan *so, const BqCandidate *candidate)
+bq_wants_more_lists(BqScan *so, const BqCandidate *candidate)
 {
 	if (so->strategy == BQ_STRATEGY_COSINE && so->nreturned >= MARGIN_ROWS && so->row_margin > 0)
 	{
 		double		cosine = so->source != NULL ? (1 - candidate->key) * so->length : -candidate->key;
 
-		if (ranked_score(so->ranked[0]) >= cosine - so->row_margin)
+		if (have_ranked(so) && ranked_score(so->ranked[0]) >= cosine - so->row_margin)
 			return true;
 	}
 	return so->nseen < SEEN_PER_ROW * (so->nreturned + 1);

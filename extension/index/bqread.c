@@ -147,23 +147,38 @@ bq_next_block(BqListReader *reader)
 static uint8 staged_part[BQ_STAGE_ROWS * BQ_ROW_NBYTES];
 static uint8 packed_part[BQ_STAGE_ROWS * BQ_ROW_NBYTES];
 
-/* Sums of a table (core/bqlut.h) over the codes of the block whose header was read last. */
+/* A row of codes, and those after it on its page. */
+static const uint8 *
+hold_row(BqListReader *reader, uint64 row)
+{
+	uint64		on_page = row / BQ_ROWS_PER_PAGE;
+
+	if (!BufferIsValid(reader->codes.buffer) || on_page != reader->codes_on)
+	{
+		hold_page(reader->index, &reader->codes, bq_code_page(reader->layout, row),
+				  BQ_PAGE_CODES);
+		reader->codes_on = on_page;
+	}
+	return BqPageGetRow(BufferGetPage(reader->codes.buffer), row);
+}
+
+/*
+ * Add the sums of a table (core/bqlut.h) over rows `first` to `last` - 1 of the block whose
+ * header was read last; of a block that is not packed, all of them.
+ */
 void
-bq_sum_block(BqListReader *reader, const uint8 *table, uint16 *sums)
+bq_sum_rows(BqListReader *reader, const uint8 *table, int first, int last, uint16 *sums)
 {
 	const BqLayout *layout = reader->layout;
 	uint64		row = bq_first_row(layout, reader->block);
 
-	memset(sums, 0, BQ_BLOCK * sizeof(uint16));
-	for (int j = 0; j < layout->nrows;)
+	for (int j = first; j < last;)
 	{
 		/* of a staged block, rows of one part that lie on one page, or a whole part */
-		int			end = j < reader->packed ? reader->packed :
+		int			end = j < reader->packed ? Min(reader->packed, last) :
 			Min(layout->nrows, j + BQ_STAGE_ROWS);
 		int			n = bq_rows_on_page(row + j, row + end);
-		const uint8 *rows = BqPageGetRow(hold_page(reader->index, &reader->codes,
-												   bq_code_page(layout, row + j),
-												   BQ_PAGE_CODES), row + j);
+		const uint8 *rows = hold_row(reader, row + j);
 		uint16		part[BQ_BLOCK];
 
 		if (j >= reader->packed)
@@ -173,10 +188,8 @@ bq_sum_block(BqListReader *reader, const uint8 *table, uint16 *sums)
 				for (int i = 0; i < end - j; i += n)
 				{
 					n = bq_rows_on_page(row + j + i, row + end);
-					rows = BqPageGetRow(hold_page(reader->index, &reader->codes,
-												  bq_code_page(layout, row + j + i),
-												  BQ_PAGE_CODES), row + j + i);
-					memcpy(staged_part + i * BQ_ROW_NBYTES, rows, n * BQ_ROW_NBYTES);
+					memcpy(staged_part + i * BQ_ROW_NBYTES, hold_row(reader, row + j + i),
+						   n * BQ_ROW_NBYTES);
 				}
 				rows = staged_part;
 				n = end - j;

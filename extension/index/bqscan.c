@@ -26,6 +26,7 @@
 #include "type/bqvec.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/spccache.h"
 
 /*
  * Rounding errors of table entries, each at most half a step, are independent ones
@@ -75,6 +76,8 @@ bqrescan(IndexScanDesc scan, ScanKey keys, int nkeys, ScanKey orderbys, int nord
 	so->candidates = NULL;
 	so->ncandidates = 0;
 	so->capacity = 0;
+	so->passed = NULL;
+	so->passed_capacity = 0;
 	so->nreturned = 0;
 }
 
@@ -94,6 +97,8 @@ scale_query(BqScan *so)
 	for (int i = 0; i < dim; i++)
 		scaled[i] = (float) (so->q[i] * so->unit);
 	so->table = bq_make_table(scaled, dim);
+	if (so->reach.deviations < BQ_NO_STOP)
+		so->nstops = bq_make_stops(scaled, dim, &so->table, so->stops);
 	pfree(scaled);
 }
 
@@ -134,7 +139,13 @@ start_query(IndexScanDesc scan)
 	so->unit = 1;
 	so->length = 1;
 	so->inverse_unit = so->source != NULL ? BQ_VECTOR_INVERSE_UNIT : BQ_INVERSE_UNIT;
+	so->key_unit = (float) (so->inverse_unit / sqrt(so->layout.dim));
 	so->batch = BQ_FIRST_BATCH;
+	so->nstops = 0;
+	so->npassed = 0;
+	so->first_look = true;
+	so->prefetch = scan->heapRelation != NULL &&
+		get_tablespace_io_concurrency(scan->heapRelation->rd_rel->reltablespace) > 0;
 
 	if (key->sk_flags & SK_ISNULL)
 	{
@@ -176,7 +187,7 @@ start_query(IndexScanDesc scan)
 	bq_plan_segment(so, so->reach.nprobes);
 	bq_clear_candidates(so);
 	if (so->filter != NULL && so->filter->never)
-		so->nranked = so->most = 0;
+		so->nranked = so->nheap = so->most = 0;
 	bq_read_lists(index, so, 0);
 }
 
@@ -225,6 +236,7 @@ read_lists_again(IndexScanDesc scan)
 		bq_begin_sorting(so);
 	}
 	bq_clear_candidates(so);
+	so->npassed = 0;
 	bq_read_lists(scan->indexRelation, so, relaxed ? so->segment_start : 0);
 }
 
@@ -243,7 +255,14 @@ next_row(IndexScanDesc scan)
 			bq_make_exact(scan);
 			continue;
 		}
-		if (first != NULL && !(so->dropped && bq_before(&so->limit, first)))
+		if (first != NULL && so->dropped && bq_before(&so->limit, first))
+			first = NULL;
+		if (so->first_look && (first == NULL || so->nreturned >= BQ_SURE_ROWS))
+		{
+			bq_look_again(scan->indexRelation, so);
+			continue;
+		}
+		if (first != NULL)
 		{
 			if (so->mode == BQ_ITERATIVE_STRICT && may_go_on(so) &&
 				bq_wants_more_lists(so, first))

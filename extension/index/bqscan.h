@@ -3,6 +3,8 @@
  *
  *	bqscan.c		the access method's callbacks: prepare the query, give out rows
  *	bqprobe.c		which lists to read, and reading them into candidates
+ *	bqstop.c		when to leave a block half read
+ *	bqbound.c		what sums say of distances
  *	bqcandidate.c	the candidates: the best ones in memory, or all of them sorted
  *	bqexact.c		the exact distance of a candidate
  */
@@ -49,6 +51,30 @@ typedef struct BqCandidate
 	bool		prefetched;
 } BqCandidate;
 
+/*
+ * Where the sums of a block's codes are looked at before they are complete: after `nrows`
+ * rows, a sum s stands for bias - scale * s over all of them, with an error of `deviation`.
+ */
+typedef struct BqStop
+{
+	int			nrows;
+	float		scale;
+	float		bias;
+	float		deviation;		/* standard deviation */
+} BqStop;
+
+#define BQ_MAX_STOPS 16
+
+/* A block that was not read to its end, but might have rows that are wanted later. */
+typedef struct BqPassedBlock
+{
+	BqChain		chain;			/* of it alone */
+	uint8		segment;
+} BqPassedBlock;
+
+/* So many rows are found at the first look; for more, blocks passed over are looked at again. */
+#define BQ_SURE_ROWS 10
+
 typedef struct BqScan
 {
 	MemoryContext scan_context; /* lives as long as the scan */
@@ -63,9 +89,12 @@ typedef struct BqScan
 	const float *q;				/* as in bqquery, or the decoded code */
 	double		unit;			/* keys are those of q times this power of two */
 	BqTable		table;			/* of q * unit: smaller sums are nearer */
+	BqStop		stops[BQ_MAX_STOPS];
+	int			nstops;
 	double		length;			/* |q * unit| */
 	float		slack;			/* of a sum: a bound of its rounding errors, or see BqReach */
 	double		inverse_unit;	/* of BqBlockData.inverse */
+	float		key_unit;		/* the same for sums of the table */
 	BqFilter   *filter;			/* conditions on filter columns, or NULL */
 
 	/* of an index on vectors */
@@ -74,10 +103,12 @@ typedef struct BqScan
 	BqReach		reach;			/* how far to go for the wanted recall */
 	BqFetch    *fetch;			/* lives as long as the scan */
 	int			batch;			/* rows fetched together */
+	bool		prefetch;		/* ask for rows of the table ahead */
 	MemoryContext row_context;	/* emptied after each row */
 
 	/* lists */
-	uint64	   *ranked;			/* a heap of lists not chosen yet, see rank_key() */
+	uint64	   *ranked;			/* lists not chosen yet, see rank_key() ... */
+	uint32		nheap;			/* ... of which the first are a heap, and above the others */
 	uint32		nranked;
 	uint32	   *chosen;			/* lists in the order they are read in */
 	uint8	   *segment_of;		/* in which segment each of `chosen` came */
@@ -88,6 +119,12 @@ typedef struct BqScan
 	uint32		most;
 	double		margin;			/* ... lists as far below the worst candidate as this */
 	double		row_margin;		/* later, so far below the row that is given out */
+
+	/* blocks passed over at a stop */
+	bool		first_look;		/* those that might matter are kept ... */
+	BqPassedBlock *passed;		/* ... here */
+	uint32		npassed;
+	uint32		passed_capacity;
 
 	/* candidates: a heap once lists have been read */
 	BqCandidate *candidates;
@@ -112,7 +149,7 @@ typedef struct BqScan
 	int64		nseen;			/* ... of them those that meet the conditions ... */
 	uint32		ncounted;		/* ... and the number of those lists */
 	int64		nlists;			/* read, for EXPLAIN */
-	int64		ncodes;			/* compared, for EXPLAIN */
+	int64		ncodes;			/* compared in all dimensions, for EXPLAIN */
 	int64		nfetched;		/* rows of the table compared, for EXPLAIN */
 } BqScan;
 
@@ -145,11 +182,24 @@ extern void bq_end_sorting(BqScan *so);
 extern void bq_note_given(BqScan *so, const BqCandidate *candidate);
 extern bool bq_was_given(const BqScan *so, const BqCandidate *candidate);
 
+/* bqbound.c */
+extern uint32 bq_find_rows(const BqScan *so, const BqBlockData *block, const uint16 *sums,
+						   float scale, float bias, double limit);
+extern void bq_bound_keys(const BqScan *so, const BqBlockData *block, const uint16 *sums,
+						  float scale, float bias, float *keys);
+extern double bq_bound_width(const BqScan *so, const BqBlockData *block, int c);
+extern double bq_candidate_key(const BqScan *so, double key);
+extern double bq_bound_of_key(const BqScan *so, double key);
+
+/* bqstop.c */
+extern int	bq_make_stops(const float *q, int dim, const BqTable *table, BqStop *stops);
+
 /* bqprobe.c */
+extern void bq_look_again(Relation index, BqScan *so);
 extern void bq_rank_lists(Relation index, BqScan *so);
 extern void bq_plan_segment(BqScan *so, uint32 probes);
 extern void bq_read_lists(Relation index, BqScan *so, uint32 from);
-extern bool bq_wants_more_lists(const BqScan *so, const BqCandidate *candidate);
+extern bool bq_wants_more_lists(BqScan *so, const BqCandidate *candidate);
 
 /* bqexact.c */
 extern void bq_make_exact(IndexScanDesc scan);

@@ -209,3 +209,16 @@ def test_scale_sums_equals_reference(name, memory, rng):
         for ps, pf, po in places(memory, sums, factor, np.zeros(32, np.float32)):
             corelib.kernel(name).scale_sums(ps, scale, bias, pf, po)
             assert ctypes.string_at(po, 128) == expected.tobytes()
+
+
+def test_find_sums_equals_reference(name, memory, rng):
+    scale, bias = np.float32(0.37), np.float32(1234.5)
+    for _ in range(20):
+        sums, factor = rng.integers(0, 65536, (2, 32), dtype=np.uint16)
+        values = (scale * sums.astype(np.float32) - bias) * factor.astype(np.float32)
+        # a value itself is not above the limit
+        for limit in (values.min() - 1, *values[:4], values.max()):
+            expected = sum(1 << int(c) for c in np.flatnonzero(values <= limit))
+            for ps, pf in places(memory, sums, factor):
+                found = corelib.kernel(name).find_sums(ps, scale, bias, pf, limit)
+                assert found == expected
