@@ -87,7 +87,7 @@ def main() -> int:
             rounds=arguments.rounds,
         )
         tables = {
-            name: pybq.Table.create(conn, name, dim, transform=transform)
+            name: pybq.Table.create(conn, name, dim, codes=True, transform=transform)
             for name, transform in (("prepared", 1), ("axes", 0), ("rotated", 1), ("first", None))
         }
         conn.execute(f"CREATE TABLE pgvector (id bigint PRIMARY KEY, embedding vector({dim}))")

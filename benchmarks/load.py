@@ -94,7 +94,7 @@ def main() -> int:
         known = describe(conn, rows=f"{arguments.rows:,} x {dim}", settings=settings)
         path = Path(folder) / "vectors.parquet"
         write_file(path, base, arguments.rows)
-        pybq.Table.create(conn, "prepared", dim, transform=1)
+        pybq.Table.create(conn, "prepared", dim, codes=True, transform=1)
         for _ in range(arguments.rounds):
             conn.execute("TRUNCATE prepared")
             conn.execute("CHECKPOINT")
@@ -112,7 +112,7 @@ def main() -> int:
             for connections in (1, 2):
                 conn.execute("DELETE FROM bq_columns WHERE table_name = to_regclass('loaded')")
                 conn.execute("DROP TABLE IF EXISTS loaded")
-                pybq.Table.create(conn, "loaded", dim)
+                pybq.Table.create(conn, "loaded", dim, codes=True)
                 conn.execute("CHECKPOINT")
                 command = [sys.executable, __file__, "--load", server.dsn, path, str(connections)]
                 found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from psycopg import Connection, sql
-from psycopg.errors import DuplicateTable, InsufficientPrivilege, LockNotAvailable
+from psycopg.errors import DuplicateTable, LockNotAvailable
 from psycopg.pq import TransactionStatus
 
-from pybq.database import Statement
-from pybq.errors import ExtensionMissingError, TableError
+from pybq.database import BlockingDatabase, Statement, run
+from pybq.errors import TableError
+from pybq.indexes import VectorIndex, find_opclass, write_index
 from pybq.schema import OPERATORS
 from pybq.strategy import Metric
 from pybq.vectors import (
-    OPCLASS_SUFFIXES,
     Comparison,
     VectorColumn,
-    VectorIndex,
     compare_indexes,
     fetch,
     find_column,
@@ -160,11 +159,13 @@ def adopt(
         _check_column(conn, found, filters)
         there = find_indexes(conn, found)
         metric = metric or _find_metric(found, there)
-        opclass = _find_opclass(conn, found, metric)
+        opclass = run(find_opclass(BlockingDatabase(conn), found.type_name, metric))
         name, statement, seconds = _find_same(there, metric, (found.name, *filters)), None, None
         if name is None:
             name = _choose_name(conn, found, there)
-            statement = _write_statement(found, name, opclass, filters, recall).as_string(conn)
+            statement = write_index(
+                found.identifier, found.name, opclass, filters, recall, name, concurrently=True
+            ).as_string(conn)
             start = time.perf_counter()
             _build(conn, found, name, statement)
             seconds = time.perf_counter() - start
@@ -233,40 +234,6 @@ def _find_metric(column: VectorColumn, indexes: list[VectorIndex]) -> Metric:
     return metrics[0] if metrics else "cosine"
 
 
-def _find_opclass(conn: Connection[Any], column: VectorColumn, metric: Metric) -> sql.Identifier:
-    """The operator class, wherever it is; creates the extension that has it if it may."""
-    name = f"{column.type_name}_{OPCLASS_SUFFIXES[metric]}_ops"
-    query = """
-        SELECT n.nspname FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
-        JOIN pg_namespace n ON n.oid = o.opcnamespace WHERE m.amname = 'bq' AND o.opcname = %s
-    """
-    found = fetch(conn, query, [name])
-    if not found:
-        _create_extensions(conn)
-        found = fetch(conn, query, [name])
-    return sql.Identifier(found[0][0], name)
-
-
-def _create_extensions(conn: Connection[Any]) -> None:
-    available = fetch(
-        conn, "SELECT name FROM pg_available_extensions WHERE name IN ('bq', 'bq_pgvector')"
-    )
-    if len(available) < 2:
-        raise ExtensionMissingError(
-            "the server has no extension bq_pgvector; have it installed there: make install"
-        )
-    try:
-        for name in ("bq", "bq_pgvector"):
-            _execute(
-                conn, sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(name))
-            )
-    except InsufficientPrivilege as error:
-        raise ExtensionMissingError(
-            f"{error.diag.message_primary}; ask the owner of the database to run "
-            "CREATE EXTENSION bq_pgvector CASCADE"
-        ) from error
-
-
 def _find_same(indexes: list[VectorIndex], metric: Metric, columns: tuple[str, ...]) -> str | None:
     """Name of an index that is what is wanted."""
     for index in indexes:
@@ -332,21 +299,6 @@ def _build(conn: Connection[Any], column: VectorColumn, name: str, statement: st
                     f"run {drop}"
                 ) from error
         raise
-
-
-def _write_statement(
-    column: VectorColumn,
-    name: str,
-    opclass: sql.Identifier,
-    filters: Sequence[str],
-    recall: float | None,
-) -> sql.Composed:
-    keys = [sql.SQL("{} {}").format(sql.Identifier(column.name), opclass)]
-    keys += [sql.SQL("{}").format(sql.Identifier(name)) for name in filters]
-    options = sql.SQL("" if recall is None else f" WITH (recall = {float(recall)!r})")
-    return sql.SQL("CREATE INDEX CONCURRENTLY {} ON {} USING bq ({}){}").format(
-        sql.Identifier(name), column.identifier, sql.SQL(", ").join(keys), options
-    )
 
 
 def _write_drop(index: sql.Identifier) -> sql.Composed:

@@ -1,4 +1,4 @@
-"""What searches of a table cost and find: by codes alone, re-ranked, in exact order."""
+"""What searches of a table cost and find: by its index, or by codes, and in exact order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from psycopg.rows import tuple_row
 
-from pybq.recall import compose, fetch_rows, find_distances, reading_all_rows, take_queries
+from pybq.recall import (
+    compose,
+    fetch_rows,
+    find_distances,
+    reading_all_rows,
+    take_key,
+    take_queries,
+)
+from pybq.search import RERANK
 from pybq.table import Table
 
 
@@ -22,7 +30,8 @@ class Measurement:
     Attributes
     ----------
     method : str
-        "codes alone", "re-ranked" or "exact".
+        "as asked" of a table without a column of codes: what `Table.search` does by itself; else
+        "codes alone" and "re-ranked"; and "exact".
     rerank : float or None
         As given to `Table.search`, for "re-ranked".
     recall : float
@@ -49,7 +58,7 @@ class Bench:
     round_trip_milliseconds : float
         Median time of a prepared ``SELECT 1``: a part of each of the others.
     indexes : list of str
-        Indexes of the codes; without one, searches read every code.
+        Of bq on codes or vectors; without one, searches read all of them.
     measured : list of Measurement
     """
 
@@ -85,12 +94,12 @@ def bench_table(
     sample : int
         Number of queries.
     rerank : float
-        Of the search that is re-ranked.
+        Of the search that is re-ranked, in a table with a column of codes.
 
     Returns
     -------
     Bench
-        Codes alone and re-ranked are asked in turn, so that what else the machine does meanwhile
+        The searches are asked in turn, so that what else the machine does meanwhile
         hits them alike.
 
     Raises
@@ -109,11 +118,13 @@ def bench_table(
     ...     rows = table.ingest(range(1000), vectors)
     ...     found = bench_table(table, sample=20)
     >>> [one.method for one in found.measured], found.measured[-1].recall
-    (['codes alone', 're-ranked', 'exact'], 1.0)
+    (['as asked', 'exact'], 1.0)
     """
     own, vectors = take_queries(table, queries, k, sample)
     more = k + (queries is None)  # a row finds itself
-    settings: dict[str, float | None] = {"codes alone": None, "re-ranked": rerank}
+    settings: dict[str, float | None] = {"as asked": RERANK}
+    if table.code_column is not None:
+        settings = {"codes alone": None, "re-ranked": rerank}
     for setting in settings.values():
         table.search(vectors[0], more, setting)  # plan and cache, as a running application has
     _search_exactly(table, vectors[0], more)
@@ -141,15 +152,6 @@ def bench_table(
             near = sum(distance <= reach for distance in find_distances(table, vector, ids))
             recalls[name].append(near / len(others["exact"]) if others["exact"] else 1.0)
     ((rows,),) = fetch_rows(table, "SELECT count(*) FROM {table}")
-    indexes = fetch_rows(
-        table,
-        "SELECT i.indexrelid::regclass::text FROM pg_index i"
-        " JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam"
-        " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]"
-        " WHERE i.indrelid = %s::regclass AND m.amname = 'bq' AND a.attname = %s AND i.indisvalid"
-        " ORDER BY 1",
-        [table.identifier.as_string(table.connection), table.code_column],
-    )
     return Bench(
         table.name,
         rows,
@@ -157,11 +159,11 @@ def bench_table(
         k,
         len(vectors),
         1e3 * float(np.median(trips)),
-        [name for (name,) in indexes],
+        [index.name for index in table.status().indexes if index.method == "bq" and index.valid],
         [
             Measurement(
                 name,
-                settings.get(name),
+                settings.get(name) if table.code_column is not None else None,
                 mean(recalls[name]),
                 1e3 * float(np.median(times[name])),
                 1e3 * float(np.percentile(times[name], 95)),
@@ -177,13 +179,13 @@ def _search_exactly(table: Table, vector: NDArray[Any], k: int) -> tuple[float, 
     with reading_all_rows(table), table.connection.cursor(row_factory=tuple_row) as cursor:
         statement = compose(
             table,
-            "SELECT {id} FROM {table} WHERE {vector} IS NOT NULL"
-            " ORDER BY {vector} {operator} %s::{type}, {id} LIMIT %s",
+            "SELECT {keys}, NULL FROM {table} WHERE {vector} IS NOT NULL"
+            " ORDER BY {vector} {operator} %s::{type}, {keys} LIMIT %s",
         )
         start = time.perf_counter()
         rows = cursor.execute(statement, [text, k], prepare=True).fetchall()
         elapsed = time.perf_counter() - start
-    return elapsed, [key for (key,) in rows]
+    return elapsed, [take_key(row) for row in rows]
 
 
 def _time_round_trip(table: Table) -> float:

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -30,16 +29,17 @@ from typer.core import TyperGroup
 
 import pybq
 from pybq import doctor as doctors
-from pybq import vectors
 from pybq.bench import bench_table
 from pybq.calibrate import SAMPLE
 from pybq.errors import BuildError, ExtensionMissingError, LoadError, ServerError, TableError
 from pybq.recall import measure_recall
 from pybq.schema import TableOptions, name_table
+from pybq.search import RERANK
 from pybq.sources import Source, load_numpy, open_source
 from pybq.statistics import Statistics
 from pybq.strategy import Decision, choose, probe
 from pybq.table import Metric, Table
+from pybq.vectors import Comparison, compare_indexes, find_column, find_indexes
 
 # Rows of a file that `advise --file` looks at, spread evenly over it.
 ADVISE_ROWS = 100_000
@@ -146,12 +146,26 @@ Json = Annotated[
 ]
 Name = Annotated[str, typer.Argument(metavar="TABLE", help="Name of the table.")]
 Schema = Annotated[str | None, typer.Option(help="Schema of the table; else the search path.")]
+Vectors = Annotated[
+    str | None,
+    typer.Option(
+        "--vectors",
+        help="Column of the vectors or codes, if the table has several.",
+        show_default=False,
+    ),
+]
 MetricOption = Annotated[
     Metric | None, typer.Option(help="Which rows are nearest; cosine for a new table.")
 ]
 StoreOption = Annotated[
     Literal["halfvec", "vector", "none"],
     typer.Option(help="Type to keep the vectors in; none keeps codes only."),
+]
+Codes = Annotated[
+    bool | None,
+    typer.Option(
+        "--codes/--no-codes", help="Keep codes in a column beside the vectors.", show_default=False
+    ),
 ]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="A further column; may be repeated.")
@@ -221,13 +235,14 @@ def create(
     dim: Annotated[int, typer.Option(help="Number of dimensions.")],
     metric: MetricOption = None,
     store: StoreOption = "halfvec",
+    codes: Codes = None,
     column: Columns = None,
     id_type: Annotated[str, typer.Option(help="SQL type of the primary key `id`.")] = "bigint",
     transform: Annotated[
         int | None,
         typer.Option(
             help="0 for the original axes, else number of the rotation; "
-            "left out, the first ingest decides.",
+            "left out, it is chosen from the data.",
             show_default=False,
         ),
     ] = None,
@@ -244,6 +259,7 @@ def create(
             dim,
             metric or "cosine",
             store=None if store == "none" else store,
+            codes=codes,
             columns=columns,
             id_type=id_type,
             transform=transform,
@@ -265,6 +281,7 @@ def ingest(
             help="Type to keep the vectors in, none for codes only; halfvec for a new table."
         ),
     ] = None,
+    codes: Codes = None,
     column: Columns = None,
     vector_column: VectorColumn = None,
     id_column: Annotated[
@@ -284,11 +301,12 @@ def ingest(
         int | None, typer.Option(min=1, help="Rows in a batch; default 16 MB of them.")
     ] = None,
     index: Annotated[bool, typer.Option(help="Build the index afterwards.")] = False,
+    vectors: Vectors = None,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
 ) -> None:
-    """Encode the vectors of a file and write them in batches, each whole or not at all.
+    """Write the vectors of a file in batches, each whole or not at all.
 
     Columns of the file that the table has, too, are carried along; --column chooses them.
     """
@@ -300,7 +318,7 @@ def ingest(
             f"it has: {', '.join(source.columns) or 'none but its vectors'}",
         )
     with _connect(dsn) as conn:
-        target = _open_for(source, conn, table, schema, metric, store, column)
+        target = _open_for(source, conn, table, schema, metric, store, codes, column, vectors)
         wanted = column or [name for name in source.columns if name in target.columns]
         try:
             rows = target.load(
@@ -346,6 +364,7 @@ def advise(
     picture: Annotated[
         Path | None, typer.Option(help="Draw the variance profile: .png, .svg or .pdf.")
     ] = None,
+    vectors: Vectors = None,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
@@ -359,7 +378,7 @@ def advise(
     else:
         assert table is not None
         with _connect(dsn) as conn:
-            opened = _open(conn, table, schema)
+            opened = _open(conn, table, schema, vectors)
             statistics = _stored_statistics(opened)
             decision = choose(statistics)
             decided = dataclasses.asdict(opened.status())
@@ -449,8 +468,11 @@ def search(
     ] = None,
     k: Wanted = 10,
     rerank: Annotated[
-        float, typer.Option(help="Candidates as a multiple of k; 0 for the order of the codes.")
-    ] = 4,
+        float,
+        typer.Option(
+            help="Of codes in a column: candidates as a multiple of k; 0 for their own order."
+        ),
+    ] = RERANK,
     column: Columns = None,
     where: Annotated[
         str | None,
@@ -459,8 +481,8 @@ def search(
     recall: Annotated[
         float | None,
         typer.Option(
-            help="Share of the true nearest rows wanted, below 1, in place of --rerank and "
-            "--probes; pybq calibrate measures once what that needs.",
+            help="Share of the true nearest rows wanted. Of codes in a column it takes the place "
+            "of --rerank and --probes, and pybq calibrate measures once what it needs.",
             show_default=False,
         ),
     ] = None,
@@ -468,6 +490,7 @@ def search(
         int | None,
         typer.Option(help="Lists of the index that are read first.", show_default=False),
     ] = None,
+    vectors: Vectors = None,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
@@ -483,7 +506,7 @@ def search(
     if as_json and taken:
         raise CommandError(f"column {taken[0]!r}: hits have a field of that name", "omit --json")
     with _connect(dsn) as conn:
-        opened = _open(conn, table, schema)
+        opened = _open(conn, table, schema, vectors)
         found = opened.search(
             queries, k, rerank or None, names, where=where, recall=recall, probes=probes
         )
@@ -501,33 +524,16 @@ def search(
 
 
 @app.command()
-def status(table: Name, schema: Schema = None, dsn: Dsn = None, as_json: Json = False) -> None:
+def status(
+    table: Name,
+    vectors: Vectors = None,
+    schema: Schema = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
     """Say what the database knows about a table."""
     with _connect(dsn) as conn:
-        found = _find_vectors(conn, table, schema)
-        if found is None:
-            _print_status(_open(conn, table, schema), as_json)
-            return
-        column, indexes = found
-        told = [vectors.tell_index(conn, index) for index in indexes]
-    if as_json:
-        facts = {"name": table, "column": column.name, "store": column.type_name}
-        _print_json(facts | {"dim": column.dim, "indexes": told})
-        return
-    kind = f"{column.type_name}({column.dim or ''})"
-    _out.print(escape(f"{table}: vectors of pgvector, column {column.name}, {kind}"))
-    for one in told:
-        text = (
-            f"index {one['name']}: {one['method']}, {one['metric']}, {one['nbytes'] / 1e6:,.1f} MB"
-        )
-        if one.get("lists") is not None:
-            axes = f"rotation {one['transform']}" if one["transform"] else "the original axes"
-            text += f", {one['live_rows']:,} rows in {one['lists']:,} lists, on {axes}"
-        _out.print(escape(text), soft_wrap=True)
-        if one.get("hint"):
-            _out.print(escape(f"  {one['hint']}"), soft_wrap=True)
-    if all(one["method"] != "bq" for one in told):
-        _out.print(escape(f"no index of bq; to make one: {_write_adopt(table)}"))
+        _print_status(_open(conn, table, schema, vectors), as_json)
 
 
 @app.command()
@@ -536,6 +542,7 @@ def recall(
     k: Wanted = 10,
     sample: Sample = 100,
     queries: Queries = None,
+    vectors: Vectors = None,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
@@ -543,11 +550,11 @@ def recall(
     """Measure what searches find, against the exact order of the stored vectors."""
     given = None if queries is None else _read_queries(queries)
     with _connect(dsn) as conn:
-        comparison = _compare_vectors(conn, table, schema, k, sample, given)
-        if comparison is not None:
-            _print_comparison(comparison, as_json)
+        opened = _open(conn, table, schema, vectors)
+        if opened.code_column is None:
+            _print_comparison(_compare(opened, schema, k, sample, given), as_json)
             return
-        measured = measure_recall(_open(conn, table, schema), given, k, sample)
+        measured = measure_recall(opened, given, k, sample)
     if as_json:
         _print_json({"k": k, "measured": [dataclasses.asdict(one) for one in measured]})
         return
@@ -568,14 +575,15 @@ def calibrate(
     k: Wanted = 10,
     sample: Sample = SAMPLE,
     queries: Queries = None,
+    vectors: Vectors = None,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what a wanted recall needs, and keep it for searches with --recall."""
+    """Measure what a wanted recall needs of codes in a column; keep it for searches by --recall."""
     given = None if queries is None else _read_queries(queries)
     with _connect(dsn) as conn:
-        effort = _open(conn, table, schema).calibrate(wanted, k, given, sample)
+        effort = _open(conn, table, schema, vectors).calibrate(wanted, k, given, sample)
     if as_json:
         _print_json({"recall": wanted, "k": k, **effort._asdict()})
         return
@@ -590,20 +598,23 @@ def bench(
     table: Name,
     k: Wanted = 10,
     sample: Sample = 100,
-    rerank: Annotated[float, typer.Option(help="Candidates as a multiple of k.")] = 4,
+    rerank: Annotated[
+        float, typer.Option(help="Of codes in a column: candidates as a multiple of k.")
+    ] = RERANK,
     queries: Queries = None,
+    vectors: Vectors = None,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
 ) -> None:
-    """Time searches by codes alone, re-ranked and in exact order, and say what they find."""
+    """Time searches by each index, or by codes, and in exact order; say what they find."""
     given = None if queries is None else _read_queries(queries)
     with _connect(dsn) as conn:
-        comparison = _compare_vectors(conn, table, schema, k, sample, given)
-        if comparison is not None:
-            _print_comparison(comparison, as_json)
+        opened = _open(conn, table, schema, vectors)
+        if opened.code_column is None:
+            _print_comparison(_compare(opened, schema, k, sample, given), as_json)
             return
-        found = bench_table(_open(conn, table, schema), given, k, sample, rerank)
+        found = bench_table(opened, given, k, sample, rerank)
     if as_json:
         _print_json(dataclasses.asdict(found))
         return
@@ -631,13 +642,14 @@ def reencode(
             show_default=False,
         ),
     ] = None,
+    vectors: Vectors = None,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
 ) -> None:
     """Make codes of another transform while the table is in use; goes on if interrupted."""
     with _connect(dsn) as conn:
-        opened = _open(conn, table, schema)
+        opened = _open(conn, table, schema, vectors)
         before = opened.status().transform
         rows = opened.reencode(transform, progress=False if as_json else None)
         learned = opened.status()
@@ -728,9 +740,11 @@ def _running_dsn(data_dir: Path) -> str | None:
     return dsn
 
 
-def _open(conn: psycopg.Connection[Any], name: str, schema: str | None) -> Table:
+def _open(
+    conn: psycopg.Connection[Any], name: str, schema: str | None, column: str | None
+) -> Table:
     try:
-        return Table(conn, name, schema=schema)
+        return Table(conn, name, schema=schema, column=column)
     except TableError as error:
         with conn.cursor(row_factory=tuple_row) as cursor:
             rows = cursor.execute("SELECT table_name::text FROM bq_columns ORDER BY 1").fetchall()
@@ -746,10 +760,12 @@ def _open_for(
     schema: str | None,
     metric: Metric | None,
     store: Literal["halfvec", "vector", "none"] | None,
+    codes: bool | None,
     columns: list[str] | None,
+    vectors: str | None,
 ) -> Table:
     """Open the table that a source is to be written to, or create one that fits it."""
-    options: TableOptions = {}
+    options: TableOptions = {"codes": codes}
     if store is not None:
         options["store"] = None if store == "none" else store
     identifier = name_table(name, schema).as_string(conn)
@@ -765,7 +781,7 @@ def _open_for(
         wanted = source.column_types if columns is None else columns
         options["columns"] = {column: source.column_types[column] for column in wanted}
         options["id_type"] = source.id_type
-    return Table(conn, name, source.dim, metric, schema=schema, **options)
+    return Table(conn, name, source.dim, metric, schema=schema, column=vectors, **options)
 
 
 def _stored_statistics(table: Table) -> Statistics:
@@ -817,48 +833,18 @@ def _read_queries(path: Path) -> np.ndarray[Any, Any]:
     return np.concatenate([np.asarray(batch.vectors) for batch in open_source(path).batches()])
 
 
-def _compare_vectors(
-    conn: psycopg.Connection[Any],
-    name: str,
+def _compare(
+    table: Table,
     schema: str | None,
     k: int,
     sample: int,
     queries: np.ndarray[Any, Any] | None,
-) -> vectors.Comparison | None:
-    """Compare the indexes on vectors of a table that has no codes; None if it has codes."""
-    found = _find_vectors(conn, name, schema)
-    if found is None:
-        return None
-    column, indexes = found
-    metrics = sorted({index.metric for index in indexes if index.method == "bq" and index.metric})
-    if not metrics:
-        raise CommandError(
-            f"no index of bq on column {column.name!r} of table {name!r}",
-            f"make one with: {_write_adopt(name)}",
-        )
-    usable = [index for index in indexes if index.metric == metrics[0] and not index.partial]
-    return vectors.compare_indexes(conn, column, usable, metrics[0], k, sample, queries)
-
-
-def _write_adopt(name: str) -> str:
-    return shlex.join(["pybq", "adopt", name])
-
-
-def _find_vectors(
-    conn: psycopg.Connection[Any], name: str, schema: str | None
-) -> tuple[vectors.VectorColumn, list[vectors.VectorIndex]] | None:
-    """The column of vectors of a table without codes, and its valid indexes."""
-    identifier = name_table(name, schema).as_string(conn)
-    managed = "SELECT 1 FROM bq_columns WHERE table_name = to_regclass(%s)::oid"
-    if vectors.fetch(conn, "SELECT to_regclass('bq_columns')") == [(None,)]:
-        return None
-    there = vectors.fetch(conn, "SELECT to_regclass(%s)", [identifier]) != [(None,)]
-    if not there or vectors.fetch(conn, managed, [identifier]):
-        return None
-    if not vectors.find_columns(conn, name, schema):
-        return None
-    column = vectors.find_column(conn, name, schema=schema)
-    return column, [index for index in vectors.find_indexes(conn, column) if index.valid]
+) -> Comparison:
+    """Compare the indexes on the vectors of a table, and reading all of them."""
+    column = find_column(table.connection, table.name, table.source_column, schema)
+    column = dataclasses.replace(column, dim=table.dim)  # which it may not declare
+    usable = [one for one in find_indexes(table.connection, column) if one.answers(table.metric)]
+    return compare_indexes(table.connection, column, usable, table.metric, k, sample, queries)
 
 
 # -- arguments and printing -------------------------------------------------------------------
@@ -917,15 +903,18 @@ def _print_advice(
     if decided and decided["transform"] is not None:
         used = bool(decided["transform"])
         axes = f"rotation {decided['transform']}" if used else "the original axes"
-        agrees = "as it would be decided now"
-        if used != decision.rotate:
-            agrees = "now it would differ, and pybq reencode changes it"
-        _out.print(f"The table uses {axes}: {agrees}.")
+        if not decided["codes"]:  # the index has seen more than statistics of single coordinates
+            _out.print(escape(f"The index uses {axes}. It chose {decided['reason']}."))
+        else:
+            agrees = "as it would be decided now"
+            if used != decision.rotate:
+                agrees = "now it would differ, and pybq reencode changes it"
+            _out.print(f"The table uses {axes}: {agrees}.")
     if picture is not None:
         _out.print(f"picture: {escape(str(picture))}")
 
 
-def _print_comparison(comparison: vectors.Comparison, as_json: bool = False) -> None:
+def _print_comparison(comparison: Comparison, as_json: bool = False) -> None:
     if as_json:
         _print_json(dataclasses.asdict(comparison))
         return
@@ -937,6 +926,8 @@ def _print_comparison(comparison: vectors.Comparison, as_json: bool = False) -> 
         grid.add_row(*map(escape, cells))
     grid.add_row("none", "exact", "1.000", f"{comparison.exact_milliseconds:.2f}", "", "")
     _out.print(grid)
+    if all(one.method != "bq" for one in comparison.indexes):
+        _out.print("no index of bq: pybq adopt makes one")
     _out.print(f"{comparison.queries} queries, in turn; a row that was the query is not counted")
 
 

@@ -13,6 +13,7 @@ from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import dict_row, tuple_row
 
 import pybq
+from pybq.indexes import name_opclass
 from pybq.quantizer import Quantizer
 
 # PostgreSQL versions that the extension is made for.
@@ -60,6 +61,7 @@ def examine(conn: Connection[Any], check_indexes: bool = False) -> list[Finding]
     found += _examine_codes(conn)
     found += _examine_tables(conn, check_indexes)
     found += _examine_other_indexes(conn, check_indexes)
+    found += _examine_vectors(conn)
     return found
 
 
@@ -162,7 +164,8 @@ def _examine_tables(conn: Connection[Any], check_indexes: bool) -> Iterator[Find
                          WHERE i.indrelid = c.oid AND NOT i.indisvalid
                          AND (a.attname = next_column) IS NOT TRUE ORDER BY 1) AS invalid
             FROM bq_columns LEFT JOIN pg_class c ON c.oid = table_name::oid
-            LEFT JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1
+            LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE code_column IS DISTINCT FROM source_column OR c.oid IS NULL ORDER BY 1
             """
         ).fetchall()
     for column in columns:
@@ -196,12 +199,14 @@ def _examine_other_indexes(conn: Connection[Any], check: bool) -> Iterator[Findi
         conn,
         """
         SELECT i.indexrelid::regclass::text, i.indisvalid, p.pid IS NOT NULL,
-               EXISTS (SELECT FROM bq_columns b WHERE b.table_name::oid = i.indrelid)
+               EXISTS (SELECT FROM bq_columns b WHERE b.table_name::oid = i.indrelid
+                       AND b.code_column IS DISTINCT FROM b.source_column)
         FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
         LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
         LEFT JOIN pg_stat_progress_create_index p ON p.index_relid = i.indexrelid
         WHERE m.amname = 'bq' AND x.relkind = 'i' AND NOT EXISTS (
             SELECT FROM bq_columns b WHERE b.table_name::oid = i.indrelid
+            AND b.code_column IS DISTINCT FROM b.source_column
             AND a.attname IN (b.code_column, b.next_column))
         ORDER BY 1
         """,
@@ -213,6 +218,58 @@ def _examine_other_indexes(conn: Connection[Any], check: bool) -> Iterator[Findi
             yield Finding(f"index {index}", "ok", "being built")
         elif not of_known_table:  # of those it is said already
             yield Finding(f"index {index}", "error", "not valid", f"run REINDEX INDEX {index}")
+
+
+def _examine_vectors(conn: Connection[Any]) -> Iterator[Finding]:
+    """Columns of pgvector that no index of bq answers for, and no codes."""
+    found = _fetch(
+        conn,
+        """
+        SELECT c.oid::regclass::text, c.relname, n.nspname, a.attname, quote_ident(a.attname),
+               t.typname, a.atttypmod > 0, pg_table_is_visible(c.oid),
+               array(SELECT o.opcname::text FROM pg_index i
+                     JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+                     JOIN pg_opclass o ON o.oid = i.indclass[0]
+                     WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indisvalid
+                     AND m.amname IN ('hnsw', 'ivfflat') ORDER BY 1)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        JOIN pg_type t ON t.oid = a.atttypid
+        JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e'
+        JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'vector'
+        WHERE c.relkind IN ('r', 'm', 'p') AND NOT c.relispartition
+        AND c.relpersistence <> 't' AND t.typname IN ('vector', 'halfvec')
+        AND NOT EXISTS (
+            SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+            JOIN pg_am m ON m.oid = x.relam WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum
+            AND m.amname = 'bq')
+        AND NOT EXISTS (
+            SELECT FROM bq_columns b WHERE b.table_name::oid = c.oid
+            AND b.source_column = a.attname AND b.code_column <> a.attname)
+        ORDER BY 1, a.attnum
+        """,
+    )
+    metrics = {
+        (each, column): metric
+        for each, column, metric in _fetch(
+            conn, "SELECT table_name::text, code_column::text, metric FROM bq_columns"
+        )
+    }
+    for table, relname, schema, column, quoted, type_name, declared, visible, others in found:
+        name = f"table {table}"
+        text = f"vectors in {column}, no index of bq"
+        if not declared:
+            hint = f"none can be made: declare the dimensions of {quoted}, {type_name}(n)"
+        elif others:
+            text += f", one for {', '.join(others)}"
+            arguments = [relname, "--column", column]
+            if not visible:
+                arguments += ["--schema", schema]
+            hint = f"run pybq adopt {shlex.join(arguments)} --compare"
+        else:
+            opclass = name_opclass(type_name, metrics.get((table, column), "cosine"))
+            hint = f"CREATE INDEX ON {table} USING bq ({quoted} {opclass})"
+        yield Finding(name, "ok", text, hint)
 
 
 def _examine_index(conn: Connection[Any], index: str, check: bool) -> Finding:

@@ -26,20 +26,17 @@ from psycopg.types.json import Json, Jsonb
 from pybq._copy import HEADER, TRAILER, encode_rows, to_half
 from pybq.arrays import by_place, fill_mask
 from pybq.database import Database
-from pybq.errors import RowError
+from pybq.errors import RowError, TableError
 from pybq.quantizer import Quantizer
 from pybq.schema import Column, Layout
 from pybq.sources import spread
 from pybq.statistics import Statistics
-from pybq.status import no_statistics, read_transform
+from pybq.status import SAMPLE_ROWS, no_statistics, read_transform
 from pybq.strategy import MIN_ROWS, Decision, choose, probe
 
 # float32 bytes of the vectors of one chunk.  Larger ones were no faster (benchmarks/ingest.py).
 CHUNK_NBYTES = 1 << 20
 THREADS = 2
-# Rows from which axes or rotation is decided, spread evenly over the first ingest: enough that
-# the fidelities of another sample differ by less than the margin of the choice.
-SAMPLE_ROWS = 20_000
 
 # pg_type.typname -> kind of the COPY encoder.  Other types go through psycopg's own dumpers.
 KINDS = {
@@ -69,22 +66,22 @@ NUMBERS = ("int2", "int4", "int8", "float4", "float8")
 async def ingest(
     db: Database,
     layout: Layout,
-    ids: Sequence[Any] | NDArray[Any],
+    ids: Sequence[Any] | NDArray[Any] | None,
     vectors: ArrayLike,
-    columns: Mapping[str, Sequence[Any] | NDArray[Any]],
+    columns: Mapping[str, Sequence[Any] | NDArray[Any]] | None = None,
     on_conflict: OnConflict = "error",
     progress: bool | None = None,
 ) -> int:
-    """Encode vectors and write them with their codes, as `Table.ingest` promises."""
+    """Write vectors, with their codes if the table has them, as `Table.ingest` promises."""
     array = await db.compute(as_vectors, vectors, layout.dim)
-    n = len(array)
+    n, columns = len(array), columns or {}
     check_columns(layout, n, ids, columns)
     if on_conflict not in ON_CONFLICT:
         raise ValueError(f"expected on_conflict of {', '.join(ON_CONFLICT)}, got {on_conflict!r}")
     if n == 0:
         return 0
     async with db.transaction():
-        quantizer = Quantizer(layout.dim, await decide(db, layout, partial(take_sample, array)))
+        quantizer = await decide(db, layout, partial(take_sample, array))
         with show_progress(n, f"ingest {layout.name}", progress) as advance:
             written, statistics = await write_rows(
                 db, layout, quantizer, ids, array, columns, on_conflict, advance
@@ -93,11 +90,23 @@ async def ingest(
     return written
 
 
+async def delete_rows(db: Database, layout: Layout, ids: Sequence[Any] | NDArray[Any]) -> int:
+    """Delete rows by their keys, as `Table.delete` promises."""
+    if not layout.has_key:
+        raise TableError(f"table {layout.name!r} has no primary key to tell rows by; use SQL")
+    condition, keys = layout.with_keys(by_place(ids))
+    parameters = [each.tolist() if isinstance(each, np.ndarray) else list(each) for each in keys]
+    async with db.transaction():
+        return await db.execute(
+            sql.SQL("DELETE FROM {} WHERE {}").format(layout.identifier, condition), parameters
+        )
+
+
 async def write_rows(
     db: Database,
     layout: Layout,
-    quantizer: Quantizer,
-    ids: Sequence[Any] | NDArray[Any],
+    quantizer: Quantizer | None,
+    ids: Sequence[Any] | NDArray[Any] | None,
     vectors: NDArray[Any],
     columns: Mapping[str, Sequence[Any] | NDArray[Any]],
     on_conflict: OnConflict = "error",
@@ -107,10 +116,12 @@ async def write_rows(
 
     Returns how many were written, and their statistics, which the caller must add.
     """
-    ids = by_place(ids)
-    columns = {name: by_place(values) for name, values in columns.items()}
-    extra = [layout.columns[name] for name in columns]
-    target = [layout.id, *([layout.source] if layout.source else []), layout.code, *extra]
+    if ids is None and on_conflict != "error":
+        raise ValueError(f"expected ids with on_conflict={on_conflict!r}, got None")
+    ids = None if ids is None else by_place(ids)
+    keys = [] if ids is None else zip(layout.key, layout.split_keys(ids), strict=True)
+    fields = dict(keys) | {layout.columns[n]: by_place(values) for n, values in columns.items()}
+    target = [*fields, *dict.fromkeys(one for one in (layout.source, layout.searched) if one)]
     names = sql.SQL(", ").join(column.identifier for column in target)
     into = layout.identifier
     if on_conflict != "error":
@@ -119,10 +130,8 @@ async def write_rows(
         await _create_stage(db, layout, target)
     copy = sql.SQL("COPY {} ({}) FROM STDIN WITH (FORMAT binary)").format(into, names)
     statistics = no_statistics(layout)
-    encoder = ChunkEncoder(
-        quantizer, statistics.normalize, layout.store, layout.id, extra, db.connection
-    )
-    with closing(encode_chunks(encoder, ids, vectors, columns)) as chunks:
+    encoder = ChunkEncoder(quantizer, statistics.normalize, layout.store, db.connection)
+    with closing(encode_chunks(encoder, ids, vectors, fields)) as chunks:
         async with db.copy(copy) as stream:
             await stream.write(HEADER)
             for future in chunks:
@@ -135,7 +144,7 @@ async def write_rows(
         return len(vectors), statistics
     places = await _write_staged(db, layout, target, on_conflict)
     await db.execute(sql.SQL("DROP TABLE {}").format(STAGE))
-    if len(places) < len(vectors):  # only what is in the table counts
+    if len(places) < len(vectors) and layout.has_codes:  # only what is in the table counts
         statistics = await db.compute(_count_stored, layout, vectors, places)
     return len(places), statistics
 
@@ -174,8 +183,7 @@ async def _write_staged(
     db: Database, layout: Layout, target: Sequence[Column], on_conflict: OnConflict
 ) -> NDArray[np.int64]:
     """Move rows from the stage to the table; return which ones: of equal keys one."""
-    key = layout.id.identifier
-    rest = [column.identifier for column in target[1:]]
+    rest = [column.identifier for column in target if column not in layout.key]
     updates = sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(name) for name in rest)
     skip = on_conflict == "skip"  # the first of equal keys; "update": the last
     rows = await db.fetch(
@@ -184,13 +192,13 @@ async def _write_staged(
             WITH chosen AS (
                 SELECT DISTINCT ON ({key}) * FROM {stage} ORDER BY {key}, {place} {order}
             ), written AS (
-                INSERT INTO {table} ({names}) SELECT {names} FROM chosen
-                ON CONFLICT ({key}) DO {action} RETURNING {key} AS key
+                INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM chosen
+                ON CONFLICT ({key}) DO {action} RETURNING {key}
             )
-            SELECT {place} - 1 FROM chosen JOIN written ON written.key = chosen.{key} ORDER BY 1
+            SELECT {place} - 1 FROM chosen JOIN written USING ({key}) ORDER BY 1
             """
         ).format(
-            key=key,
+            key=layout.keys,
             stage=STAGE,
             place=PLACE,
             order=sql.SQL("ASC" if skip else "DESC"),
@@ -202,16 +210,21 @@ async def _write_staged(
     return np.array([place for (place,) in rows], np.int64)
 
 
-async def decide(db: Database, layout: Layout, sample: Callable[[], NDArray[np.float32]]) -> int:
-    """Return the table's transform; decide it now, from a sample, if no ingest has done so.
+async def decide(
+    db: Database, layout: Layout, sample: Callable[[], NDArray[np.float32]]
+) -> Quantizer | None:
+    """Return what makes the codes; decide it now, from a sample, if no ingest has done so.
 
-    It stays what it is until the end of the transaction: `Table.reencode` waits for the lock.
-    Of several connections that decide at once, one does; the others wait for its end, and follow.
+    None if the table has none. It stays what it is until the end of the transaction:
+    `Table.reencode` waits for the lock. Of several connections that decide at once, one does;
+    the others wait for its end, and follow.
     """
+    if not layout.has_codes:
+        return None
     await db.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(layout.identifier))
     transform = await read_transform(db, layout)
     if transform is not None:
-        return transform
+        return Quantizer(layout.dim, transform)
     decision, statistics = await db.compute(_choose, layout, sample)
     row = statistics.to_row()
     fields = ", ".join(["%b"] * len(row))
@@ -228,11 +241,16 @@ async def decide(db: Database, layout: Layout, sample: Callable[[], NDArray[np.f
         ],
     )
     assert decided is not None
-    return int(decided[0])
+    return Quantizer(layout.dim, int(decided[0]))
 
 
 async def add_statistics(db: Database, layout: Layout, statistics: Statistics) -> None:
-    """Merge in the database, under the row's lock: what others added meanwhile stays."""
+    """Merge in the database, under the row's lock: what others added meanwhile stays.
+
+    Without codes there is nothing to decide from them: the index looks at the rows themselves.
+    """
+    if not layout.has_codes:
+        return
     row = statistics.to_row()
     fields = ", ".join(["%b"] * len(row))
     await db.execute(
@@ -269,9 +287,11 @@ def check_columns(layout: Layout, n: int, ids: Any, columns: Mapping[str, Any]) 
     for name in columns:
         if name not in layout.columns:
             raise ValueError(f"no column {name!r} in table {layout.name!r}")
+    if ids is not None and not layout.has_key:
+        raise TableError(f"table {layout.name!r} has no primary key; write vectors with ids=None")
     named = [("ids", ids), *((f"column {name!r}", values) for name, values in columns.items())]
     for what, values in named:
-        if len(values) != n:
+        if values is not None and len(values) != n:
             raise ValueError(f"{what}: expected {n} values, got {len(values)}")
 
 
@@ -289,66 +309,63 @@ class ChunkEncoder:
 
     Parameters
     ----------
-    quantizer : Quantizer
-        Makes the codes.
+    quantizer : Quantizer or None
+        Makes the codes; None: the table has none.
     normalize : bool
         Scale vectors to norm 1 for their statistics.
     store : {"halfvec", "vector"} or None
         How the vectors themselves are kept; None keeps codes only.
-    id_column : Column
-        The primary key.
-    extra : sequence of Column
-        Further columns.  COPY order: id, the vector if it is kept, the code, these.
     connection : psycopg.BaseConnection
         Where its adapters are looked up; nothing is sent.
     """
 
     def __init__(
         self,
-        quantizer: Quantizer,
+        quantizer: Quantizer | None,
         normalize: bool,
         store: str | None,
-        id_column: Column,
-        extra: Sequence[Column],
         connection: BaseConnection[Any],
     ) -> None:
         self.quantizer = quantizer
         self.normalize = normalize
         self.store = store
-        self.id_column = id_column
-        self.extra = extra
         self._connection = connection
 
     def encode(
-        self, start: int, ids: Any, vectors: NDArray[Any], extra: Mapping[str, Any]
+        self, start: int, ids: Any, vectors: NDArray[Any], values: Mapping[Column, Any]
     ) -> Chunk:
-        """Encode one chunk, whose first row is row `start` of the ingest."""
-        stored, exact = stored_vectors(vectors, self.store, start, ids)
-        try:
-            codes = self.quantizer.encode(exact)
-        except ValueError:
-            raise self._bad_row(start, ids, exact) from None
-        statistics = Statistics(self.quantizer.dim, self.normalize)
-        statistics.update(exact)
+        """Encode one chunk, whose first row is row `start` of the ingest.
 
-        fields = {self.id_column: copy_column(self.id_column, ids, start, self._connection)}
-        made = (
-            [("bqvec", codes)] if self.store is None else [(self.store, stored), ("bqvec", codes)]
-        )
-        for column in self.extra:
-            fields[column] = copy_column(column, extra[column.name], start, self._connection)
-        key, *further = fields.values()
+        COPY order: the columns of `values`, the vector if it is kept, the code if there is one.
+        """
+        stored, exact = stored_vectors(vectors, self.store, start, ids)
+        statistics = Statistics(vectors.shape[1], self.normalize)
+        made = [] if self.store is None else [(self.store, stored)]
+        if self.quantizer is not None:
+            try:
+                made.append(("bqvec", self.quantizer.encode(exact)))
+            except ValueError:
+                raise self._bad_row(start, ids, exact) from None
+            statistics.update(exact)
+        elif not np.isfinite(exact).all():
+            raise self._bad_row(start, ids, exact)
+
+        fields = {
+            column: copy_column(column, each, start, self._connection)
+            for column, each in values.items()
+        }
         try:
-            parts = list(encode_rows([key, *made, *further]))
+            parts = list(encode_rows([*fields.values(), *made]))
         except (TypeError, ValueError):
             raise _bad_field(start, fields) from None
         data = b"".join(part for part in parts if part not in (HEADER, TRAILER))
         return Chunk(len(vectors), data, statistics)
 
     def _bad_row(self, start: int, ids: Any, vectors: NDArray[np.float32]) -> RowError:
+        quantizer = self.quantizer or Quantizer(vectors.shape[1])  # has the words for it
         for i, vector in enumerate(vectors):
             try:
-                self.quantizer.encode(vector)
+                quantizer.encode(vector)
             except ValueError as error:
                 return row_error(start, i, ids, str(error))
         raise AssertionError("rows are bad together, but not one by one")
@@ -380,7 +397,7 @@ def stored_vectors(
 
 def row_error(start: int, row: int, ids: Any, reason: str) -> RowError:
     """Make the error for one row of the chunk that begins at row `start` of the ingest."""
-    key = list(ids)[row]
+    key = None if ids is None else list(ids)[row]
     return RowError(start + row, key.item() if isinstance(key, np.generic) else key, reason)
 
 
@@ -485,7 +502,7 @@ def _as_python(type_name: str, value: Any) -> Any:
 
 
 def encode_chunks(
-    encoder: ChunkEncoder, ids: Any, vectors: NDArray[Any], extra: Mapping[str, Any]
+    encoder: ChunkEncoder, ids: Any, vectors: NDArray[Any], fields: Mapping[Column, Any]
 ) -> Generator[Future[Chunk], None, None]:
     """Yield the chunks in order, as results to be waited for.
 
@@ -494,12 +511,12 @@ def encode_chunks(
     Closing the generator early drops the chunks that were not begun.
     """
     n = len(vectors)
-    rows = max(1, CHUNK_NBYTES // (4 * encoder.quantizer.dim))
+    rows = max(1, CHUNK_NBYTES // (4 * vectors.shape[1]))
 
     def encode(start: int) -> Chunk:
         chunk = slice(start, min(start + rows, n))
-        part = {name: values[chunk] for name, values in extra.items()}
-        return encoder.encode(start, ids[chunk], vectors[chunk], part)
+        part = {column: values[chunk] for column, values in fields.items()}
+        return encoder.encode(start, None if ids is None else ids[chunk], vectors[chunk], part)
 
     pool = ThreadPoolExecutor(THREADS)
     try:

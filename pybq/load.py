@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import psycopg
@@ -21,7 +21,6 @@ from pybq.database import BlockingDatabase, Database, Row, run
 from pybq.errors import LoadError, RowError, TableError
 from pybq.ingest import (
     ON_CONFLICT,
-    SAMPLE_ROWS,
     OnConflict,
     add_statistics,
     as_vectors,
@@ -30,9 +29,9 @@ from pybq.ingest import (
     show_progress,
     write_rows,
 )
-from pybq.quantizer import Quantizer
 from pybq.schema import Layout
 from pybq.sources import BATCH_NBYTES, Batch, Source, open_source
+from pybq.status import SAMPLE_ROWS
 
 # What SET has changed in a session, in an order in which another one may set it: the roles, which
 # pg_settings does not show, at last.
@@ -45,6 +44,21 @@ SESSION = """
         UNION ALL SELECT 3, 'role', current_setting('role')
     ) AS settings ORDER BY place
 """
+
+
+class LoadOptions(TypedDict, total=False):
+    """How a source is written; see `Table.load`."""
+
+    columns: Sequence[str] | None
+    vector_column: str | None
+    id_column: str | None
+    first_id: int | None
+    on_conflict: OnConflict
+    resume: bool
+    name: str | None
+    connections: int
+    batch_rows: int | None
+    progress: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +97,11 @@ async def load(
     db: Database,
     layout: Layout,
     source: Any,
+    *,
     columns: Sequence[str] | None = None,
     vector_column: str | None = None,
     id_column: str | None = None,
-    first_id: int = 0,
+    first_id: int | None = 0,
     on_conflict: OnConflict = "error",
     resume: bool = False,
     name: str | None = None,
@@ -124,6 +139,8 @@ async def load(
         done = await _find_done(db, task)
 
     written = 0
+    if len(layout.key) > 1 or not layout.has_key:
+        first_id = None  # no number is a key
     parts = _split(opened, wanted, batch_rows, first_id, done)
     with show_progress(opened.rows, f"load {layout.name}", progress) as advance:
         advance(min(len(done) * batch_rows, opened.rows or 0))
@@ -182,7 +199,7 @@ async def _find_done(db: Database, task: Task) -> set[int]:
 
 
 def _split(
-    source: Source, columns: Sequence[str], batch_rows: int, first_id: int, done: set[int]
+    source: Source, columns: Sequence[str], batch_rows: int, first_id: int | None, done: set[int]
 ) -> Iterator[Part]:
     """Yield the batches that are not done yet; all but the last have `batch_rows` rows."""
     first = 0
@@ -196,7 +213,7 @@ def _split(
             raise _SourceFailed(first) from error
         n = len(batch.vectors)
         if number not in done:
-            if batch.ids is None:
+            if batch.ids is None and first_id is not None:
                 ids = range(first_id + first, first_id + first + n)
                 batch = Batch(ids, batch.vectors, batch.columns)
             yield Part(number, first, batch)
@@ -246,14 +263,13 @@ async def write_part(db: Database, task: Task, part: Part) -> int:
     """Write a batch, its statistics and its record, all in one transaction."""
     layout, batch = task.layout, part.batch
     vectors = as_vectors(batch.vectors, layout.dim)
-    ids = batch.ids if batch.ids is not None else range(len(vectors))
-    check_columns(layout, len(vectors), ids, batch.columns)
+    check_columns(layout, len(vectors), batch.ids, batch.columns)
     async with db.transaction():
         # asked each time: the table may have been encoded anew between two batches
-        quantizer = Quantizer(layout.dim, await decide(db, layout, task.sample))
+        quantizer = await decide(db, layout, task.sample)
         try:
             written, statistics = await write_rows(
-                db, layout, quantizer, ids, vectors, batch.columns, task.on_conflict
+                db, layout, quantizer, batch.ids, vectors, batch.columns, task.on_conflict
             )
         except RowError as error:
             raise RowError(part.first + error.row, error.id, error.reason) from None

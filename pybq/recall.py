@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean, median
 from typing import Any
 
@@ -16,22 +17,25 @@ from psycopg.rows import tuple_row
 
 from pybq.database import Statement, escape_percent
 from pybq.errors import TableError
-from pybq.schema import OPERATORS
+from pybq.search import RERANK
 from pybq.sources import spread
 from pybq.table import Table
 
 # Candidates per wanted row; None: the order of the codes alone.
 RERANKS: tuple[float | None, ...] = (None, 1, 2, 4, 8)
+# What an index on vectors is asked for; None: what it finds unless told otherwise.
+RECALLS: tuple[float | None, ...] = (None, 0.9, 0.95, 0.99)
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """What searches with one setting of `rerank` found.
+    """What searches with one setting found.
 
     Attributes
     ----------
-    rerank : float or None
-        As given to `Table.search`.
+    rerank, wanted : float or None
+        As given to `Table.search`: `rerank` of a table with a column of codes; `wanted`, its
+        argument `recall`, of one without.
     recall : float
         Share of the true k nearest rows among the k found; rows as near as the k-th count.
     milliseconds : float
@@ -39,6 +43,7 @@ class Recall:
     """
 
     rerank: float | None
+    wanted: float | None
     recall: float
     milliseconds: float
 
@@ -49,6 +54,7 @@ def measure_recall(
     k: int = 10,
     sample: int = 100,
     reranks: Sequence[float | None] = RERANKS,
+    recalls: Sequence[float | None] = RECALLS,
 ) -> list[Recall]:
     """Measure recall@k of a table, as it is searched now.
 
@@ -63,8 +69,8 @@ def measure_recall(
         Rows wanted per query.
     sample : int
         Number of queries. Each is compared with all rows once.
-    reranks : sequence of float or None
-        Settings to be measured.
+    reranks, recalls : sequence of float or None
+        Settings to be measured: `reranks` of a table with a column of codes, else `recalls`.
 
     Returns
     -------
@@ -86,7 +92,8 @@ def measure_recall(
     >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
     ...     table = pybq.Table(conn, "items", dim=64)
     ...     rows = table.ingest(range(1000), vectors)
-    ...     (found,) = measure_recall(table, sample=20, reranks=[10])
+    ...     table.create_index()
+    ...     (found,) = measure_recall(table, sample=20, recalls=[0.99])
     >>> found.recall > 0.98
     True
     """
@@ -94,17 +101,22 @@ def measure_recall(
     more = k + (queries is None)  # a row finds itself
     reach = [find_exact(table, vector, key, k) for key, vector in zip(own, vectors, strict=True)]
     measured = []
-    for rerank in reranks:
-        table.search(vectors[0], more, rerank)  # plan and cache, as a running application has
-        recalls, times = [], []
+    settings: list[tuple[float | None, float | None]] = [(RERANK, wanted) for wanted in recalls]
+    if table.code_column is not None:
+        settings = [(rerank, None) for rerank in reranks]
+    for rerank, wanted in settings:
+        search = partial(table.search, k=more, rerank=rerank, recall=wanted)
+        search(vectors[0])  # plan and cache, as a running application has
+        found, times = [], []
         for key, vector, limit in zip(own, vectors, reach, strict=True):
             start = time.perf_counter()
-            hits = table.search(vector, more, rerank)
+            hits = search(vector)
             times.append(time.perf_counter() - start)
             ids = [hit.id for hit in hits if key is None or hit.id != key][:k]
             near = sum(distance <= limit[-1] for distance in find_distances(table, vector, ids))
-            recalls.append(near / len(limit) if limit else 1.0)
-        measured.append(Recall(rerank, mean(recalls), 1e3 * median(times)))
+            found.append(near / len(limit) if limit else 1.0)
+        used = None if table.code_column is None else rerank
+        measured.append(Recall(used, wanted, mean(found), 1e3 * median(times)))
     return measured
 
 
@@ -132,13 +144,17 @@ def sample_rows(table: Table, n: int) -> tuple[list[Any], NDArray[np.float32]]:
     """Keys and vectors of random rows that have one."""
     rows = fetch_rows(
         table,
-        "SELECT {id}, {vector}::real[] FROM {table}"
-        " WHERE {id} IN (SELECT {id} FROM {table} WHERE {vector} IS NOT NULL"
-        " ORDER BY random() LIMIT %s)",
+        "SELECT {keys}, {vector}::real[] FROM {table} WHERE ({keys}) IN (SELECT {keys} FROM {table}"
+        " WHERE ({vector} {operator} {vector}) <> 'NaN' ORDER BY random() LIMIT %s)",
         [n],
     )
-    vectors = np.array([vector for _, vector in rows], np.float32).reshape(-1, table.dim)
-    return [key for key, _ in rows], vectors
+    vectors = np.array([row[-1] for row in rows], np.float32).reshape(-1, table.dim)
+    return [take_key(row) for row in rows], vectors
+
+
+def take_key(row: tuple[Any, ...]) -> Any:
+    """The key of a row that ends with another value, as `Hit.id` has it."""
+    return row[0] if len(row) == 2 else row[:-1]
 
 
 def find_exact(table: Table, vector: NDArray[Any], own: Any, k: int) -> list[float]:
@@ -146,11 +162,12 @@ def find_exact(table: Table, vector: NDArray[Any], own: Any, k: int) -> list[flo
     with reading_all_rows(table):
         rows = fetch_rows(
             table,
-            "SELECT {vector} {operator} %s::real[]::{type} AS distance FROM {table}"
-            " WHERE {id} IS DISTINCT FROM %s AND {vector} IS NOT NULL ORDER BY distance LIMIT %s",
-            [vector.tolist(), own, k],
+            "SELECT {keys}, {vector} {operator} %s::real[]::{type} AS distance FROM {table}"
+            " WHERE {vector} IS NOT NULL ORDER BY distance LIMIT %s",
+            [vector.tolist(), k + (own is not None)],
         )
-    return [row[0] for row in rows]
+    others = [row[-1] for row in rows if own is None or take_key(row) != own]
+    return [distance for distance in others if distance == distance][:k]
 
 
 @contextmanager
@@ -169,29 +186,33 @@ def reading_all_rows(table: Table) -> Iterator[None]:
 
 def find_distances(table: Table, vector: NDArray[Any], ids: list[Any]) -> list[float]:
     """Exact distances of some rows."""
+    condition, keys = table._layout.with_keys(ids)
     rows = fetch_rows(
         table,
-        "SELECT {vector} {operator} %s::real[]::{type} FROM {table} WHERE {id} = ANY(%s)",
-        [vector.tolist(), ids],
+        "SELECT {vector} {operator} %s::real[]::{type} FROM {table} WHERE {condition}",
+        [vector.tolist(), *keys],
+        condition=condition,
     )
     return [row[0] for row in rows]
 
 
 def fetch_rows(
-    table: Table, query: str, parameters: list[Any] | None = None
+    table: Table, query: str, parameters: list[Any] | None = None, **parts: sql.Composable
 ) -> list[tuple[Any, ...]]:
     """Return the rows of a query that names the table, its columns and operator in braces."""
     with table.connection.transaction(), table.connection.cursor(row_factory=tuple_row) as cursor:
-        return cursor.execute(compose(table, query), parameters or []).fetchall()
+        return cursor.execute(compose(table, query, **parts), parameters or []).fetchall()
 
 
-def compose(table: Table, query: str) -> Statement:
-    assert table.source_column is not None and table.store is not None
+def compose(table: Table, query: str, **parts: sql.Composable) -> Statement:
+    layout = table._layout
+    assert layout.source is not None
     statement = sql.SQL(query).format(
-        id=sql.Identifier(table.id_column),
-        vector=sql.Identifier(table.source_column),
-        type=sql.SQL(table.store),
-        table=table.identifier,
-        operator=sql.SQL(OPERATORS[table.metric]),
+        keys=layout.keys,
+        vector=layout.source.identifier,
+        type=layout.source.type,
+        table=layout.identifier,
+        operator=layout.operator(layout.source),
+        **parts,
     )
     return escape_percent(statement, table.connection)

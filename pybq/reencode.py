@@ -67,6 +67,7 @@ async def reencode(
     db: Database, layout: Layout, transform: int | None = None, progress: bool | None = None
 ) -> int:
     """Encode all rows with another transform, as `Table.reencode` promises."""
+    layout.need_codes()
     if layout.source is None:
         raise TableError(
             f"table {layout.name!r} keeps codes only: there are no vectors to encode anew"

@@ -38,11 +38,11 @@ class Hit:
     Attributes
     ----------
     id : Any
-        Value of the primary key.
+        Value of the primary key, a tuple if it has several columns.
     distance : float
         What the operator of the table's metric gives: cosine distance, Euclidean distance, or the
-        negative inner product. Exact if the table stores vectors and the search was re-ranked,
-        else that of the code.
+        negative inner product. Exact if the table stores vectors, unless `rerank=None` asked for
+        that of the code.
     columns : dict
         The further columns that were asked for.
 
@@ -103,10 +103,12 @@ class Results:
             for name in columns:
                 if name in ("query", "id", "distance"):
                     raise ValueError(f"column {name!r} of a frame is its own; choose hits")
+        if output != "hits" and len(layout.key) > 1:
+            raise ValueError(f"table {layout.name!r} has a key of several columns; choose hits")
         self._module = _load(output)
         self._output = output
-        self._integers = layout.id.type_name in INTEGERS
-        self._types = {"id": layout.id.type_name}
+        self._integers = layout.key[0].type_name in INTEGERS
+        self._types = {"id": layout.key[0].type_name}
         self._types |= {name: layout.columns[name].type_name for name in columns}
         self._k = k
         self._columns = columns

@@ -22,13 +22,16 @@ from pybq.database import Database, Row
 from pybq.errors import TableError
 from pybq.quantizer import Quantizer
 from pybq.results import Output, Results
-from pybq.schema import OPERATORS, Layout
+from pybq.schema import Layout
 
 # The largest value of bq.probes: BQ_MAX_LISTS in extension/index/bqindex.h.
 MAX_PROBES = 65_536
 
 # What settings are that nobody has changed.
-DEFAULTS = {"bq.probes": "0", "bq.iterative_scan": "strict_order"}
+DEFAULTS = {"bq.probes": "0", "bq.recall": "0", "bq.iterative_scan": "strict_order"}
+
+# Candidates for each wanted row, unless told otherwise: Table.search(rerank=4).
+RERANK = 4
 
 
 class Effort(NamedTuple):
@@ -73,7 +76,7 @@ class Search:
         connection: BaseConnection[Any],
         query: ArrayLike,
         k: int = 10,
-        rerank: float | None = 4,
+        rerank: float | None = RERANK,
         columns: Sequence[str] = (),
         where: Where | None = None,
         parameters: Mapping[str, Any] | None = None,
@@ -94,7 +97,14 @@ class Search:
             raise ValueError(f"expected a finite rerank of at least 1, got {rerank}")
         if probes is not None and not 1 <= probes <= MAX_PROBES:
             raise ValueError(f"expected probes between 1 and {MAX_PROBES}, got {probes}")
-        if recall is not None:
+        if not layout.has_codes and rerank != RERANK:
+            raise TableError(
+                f"table {layout.name!r} has no column of codes: its index re-ranks by itself, ask "
+                "for a recall in place of rerank"
+            )
+        if not layout.has_codes and not np.isfinite(array).all():  # codes: as it is rotated
+            raise ValueError("expected a query of finite values, got NaN or infinity")
+        if recall is not None and (layout.has_codes or recall != 1):
             check_recall(layout, recall)
         for name in columns:
             if name not in layout.columns:
@@ -113,7 +123,7 @@ class Search:
     def shape(self) -> Shape:
         """What its statement is to be."""
         candidates = None
-        if self.rerank is not None and self._layout.source is not None:
+        if self.rerank is not None and self._layout.source is not None and self._layout.has_codes:
             candidates = math.ceil(self.k * self.rerank)
         condition = self._condition
         return Shape(self.k, candidates, self.columns, condition.text, condition.alias)
@@ -123,22 +133,24 @@ class Search:
     ) -> Any:
         """Ask the server; `write` gives the statement.
 
-        Without a quantizer there are no codes yet, so nothing is found.
+        Without a quantizer there are no codes yet, so nothing is found; vectors need none.
         """
-        if quantizer is None:
+        if quantizer is None and self._layout.has_codes:
             return self._results.make([()] * len(self.queries))
         statement = write(self.shape)
         return self._results.make(await self.fetch(db, quantizer, statement, self.probes))
 
     async def fetch(
-        self, db: Database, quantizer: Quantizer, statement: str, probes: int | None = None
+        self, db: Database, quantizer: Quantizer | None, statement: str, probes: int | None = None
     ) -> list[list[Row]]:
         """Return the rows of each query: id, distance, further columns; nearest first.
 
-        Without the index, rows that have no code, or no vector to be re-ranked by, come last.
-        They are left out, as the index does.
+        Without the index, rows that have no code, or no vector to be re-ranked by, come last, as
+        do those of norm 0 by cosine distance. They are left out, as the index does.
         """
         settings = {} if probes is None else {"bq.probes": str(probes)}
+        if self.recall is not None and not self._layout.has_codes:
+            settings["bq.recall"] = str(self.recall)
         if self._condition.text:
             # The scan goes on until enough rows meet the condition. In strict order it would pass
             # over those that come late, even if there are no others.
@@ -148,9 +160,13 @@ class Search:
                 return await self._fetch(db, quantizer, statement)
         return await self._fetch(db, quantizer, statement)
 
-    async def _fetch(self, db: Database, quantizer: Quantizer, statement: str) -> list[list[Row]]:
-        codes = _to_wire("bqquery", quantizer.rotate(self.queries), quantizer.transform)
-        exact: Sequence[_Wire | None] = [None] * len(codes)
+    async def _fetch(
+        self, db: Database, quantizer: Quantizer | None, statement: str
+    ) -> list[list[Row]]:
+        codes: Sequence[_Wire | None] = [None] * len(self.queries)
+        exact = codes
+        if quantizer is not None:
+            codes = _to_wire("bqquery", quantizer.rotate(self.queries), quantizer.transform)
         if self._layout.source is not None:
             exact = _to_wire(self._layout.source.type_name, self.queries)
         parameters = [
@@ -161,10 +177,16 @@ class Search:
             found = [await db.fetch(statement, parameters[0])]
         else:
             found = await db.fetch_each(statement, parameters)
+        n = len(self._layout.key)
+        if n > 1:
+            found = [[(row[:n], *row[n:]) for row in rows] for rows in found]
         # An index whose order is relaxed finds rows a little out of it, and the planner does not
         # sort what comes from an index.
         return [
-            sorted((row for row in rows if row[1] is not None), key=itemgetter(1)) for rows in found
+            sorted(
+                (row for row in rows if row[1] is not None and row[1] == row[1]), key=itemgetter(1)
+            )
+            for rows in found
         ]
 
 
@@ -193,31 +215,31 @@ def write_statement(layout: Layout, connection: BaseConnection[Any], shape: Shap
     Limits are written out: with parameters a generic plan would guess them.
     """
 
-    def quote(identifier: sql.Identifier) -> str:
+    def quote(identifier: sql.Composable) -> str:
         return identifier.as_string(connection).replace("%", "%%")
 
-    key, code = quote(layout.id.identifier), quote(layout.code.identifier)
+    keys, searched = quote(layout.keys), quote(layout.searched.identifier)
     extra = "".join(f", {quote(sql.Identifier(name))}" for name in shape.columns)
-    sign = OPERATORS[layout.metric]
     rows = quote(layout.identifier)
     if shape.alias is not None:
         rows += f" AS {shape.alias}"
     if shape.where:
         # A condition ends with its line, whatever comment it may hold.
         rows += f" WHERE (\n{shape.where}\n)"
-    by_code = f"{code} {sign} %(_bq_query)s"
+    sign = quote(layout.operator(layout.searched))
+    by_index = f"{searched} {sign} %({'_bq_query' if layout.has_codes else '_bq_exact'})s"
     if shape.candidates is None or layout.source is None:
         return (
-            f"SELECT {key}, {by_code} AS distance{extra}"
-            f" FROM {rows} ORDER BY {by_code} LIMIT {shape.k}"
+            f"SELECT {keys}, {by_index} AS distance{extra}"
+            f" FROM {rows} ORDER BY {by_index} LIMIT {shape.k}"
         )
-    vector = quote(layout.source.identifier)
-    place = f", row_number() OVER (ORDER BY {by_code}) AS place" if shape.ranked else ""
+    vector, sign = quote(layout.source.identifier), quote(layout.operator(layout.source))
+    place = f", row_number() OVER (ORDER BY {by_index}) AS place" if shape.ranked else ""
     return (
-        f"SELECT {key}, {vector} {sign} %(_bq_exact)s AS distance{extra}"
+        f"SELECT {keys}, {vector} {sign} %(_bq_exact)s AS distance{extra}"
         f"{', place' if shape.ranked else ''}"
-        f" FROM (SELECT {key}, {vector}{extra}{place} FROM {rows}"
-        f" ORDER BY {by_code} LIMIT {shape.candidates}) AS candidates"
+        f" FROM (SELECT {keys}, {vector}{extra}{place} FROM {rows}"
+        f" ORDER BY {by_index} LIMIT {shape.candidates}) AS candidates"
         f" ORDER BY 2 LIMIT {shape.k}"
     )
 
@@ -271,8 +293,7 @@ def _to_wire(type_name: str, values: NDArray[np.float32], second: int = 0) -> li
 
 def register_queries(connection: BaseConnection[Any], layout: Layout) -> None:
     """Adapt queries to the type of the codes' queries, and to that of the stored vectors."""
-    query = connection.adapters.types["bqquery"]
-    oids = {"bqquery": query.oid}
+    oids = {"bqquery": connection.adapters.types["bqquery"].oid} if layout.has_codes else {}
     if layout.source is not None:
         oids[layout.source.type_name] = layout.source.type_oid
     for type_name, oid in oids.items():

@@ -12,11 +12,15 @@ from psycopg import sql
 from pybq.database import Database
 from pybq.drift import Drift, compare
 from pybq.errors import TableError
+from pybq.indexes import VectorIndex, find_indexes, name_opclass, tell_index, write_index
 from pybq.schema import Layout
 from pybq.statistics import Statistics
 
 # Tables of more bytes are not counted: that would take longer than a second.
 MAX_COUNTED_NBYTES = 1 << 30
+# Rows from which axes or rotation is decided, spread evenly over the first ingest: enough that
+# the fidelities of another sample differ by less than the margin of the choice.
+SAMPLE_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,21 @@ class Status:
         "cosine", "l2" or "inner_product".
     store : str or None
         Type of the stored vectors; None: codes only.
+    column : str
+        What is searched: the column of codes; in a table without one, that of the vectors.
+    codes : bool
+        Whether there is a column of codes. Without, the index decides between axes and rotation
+        by itself, and from `count` on only `transform` and `reason` say something: what it chose.
+    indexes : list of VectorIndex
+        On that column, oldest first.
+    advice : str or None
+        If there is no index of bq: the statement that makes one, and searches fast; where the
+        column does not declare its dimensions, the one that does so first.
     row_count : int or None
         Rows of the table that the current role may see; None if it may not read any.
     row_count_exact : bool
         False if `row_count` is the planner's estimate, as for tables above 1 GB.
-    count : int
+    count : int or None
         Vectors ingested through pybq so far, which `statistics` are of: also those of rows that
         were deleted or written over since.
     transform : int or None
@@ -94,9 +108,13 @@ class Status:
     dim: int
     metric: str
     store: str | None
+    column: str
+    codes: bool
+    indexes: list[VectorIndex]
+    advice: str | None
     row_count: int | None
     row_count_exact: bool
-    count: int
+    count: int | None
     transform: int | None
     f_axis: float | None
     f_rotate: float | None
@@ -112,16 +130,21 @@ class Status:
         about = "" if self.row_count_exact else "about "
         lines = [
             f"{self.name}: {about}{rows} rows x {self.dim} dimensions, metric {self.metric}",
-            f"vectors: {self.store or 'not stored, codes only'}",
+            f"vectors: {self.store or 'not stored, codes only'}"
+            + ("" if self.codes else f", column {self.column}"),
         ]
-        if self.row_count is not None and self.row_count_exact and self.count != self.row_count:
+        if self.codes and self.row_count_exact and self.row_count not in (None, self.count):
             lines.append(f"statistics: of {self.count:,} vectors ingested so far")
-        if self.transform is None:
+        if self.codes and self.transform is None:
             lines.append("codes: none yet, the first ingest decides between axes and rotation")
-        else:
+        elif self.codes:
             axes = f"after rotation {self.transform}" if self.transform else "on the original axes"
             lines.append(f"codes: {axes}")
+        lines += [f"index {index}" for index in self.indexes]
+        if self.reason is not None:
             lines.append(f"why: {self.reason}")
+        if self.advice is not None:
+            lines.append(f"no index of bq; to have one: {self.advice}")
         if self.drift is not None and self.drift.count != self.decided_count:
             lines.append(f"drift: {self.drift.text}")
             if self.drift.better:
@@ -137,6 +160,37 @@ class Status:
 
 async def read_status(db: Database, layout: Layout) -> Status:
     """Ask the database for the status of a table."""
+    found = await find_indexes(db, layout.oid, layout.searched.name)
+    indexes = [await tell_index(db, index) for index in found]
+    advice = None
+    if not any(index.method == "bq" and index.answers(layout.metric) for index in indexes):
+        row = await db.fetch_one("SELECT relkind = 'p' FROM pg_class WHERE oid = %s", [layout.oid])
+        advice = _advise(layout, partitioned=row == (True,)).as_string(db.connection)
+    rows, exact = await count_rows(db, layout)
+    facts: tuple[Any, ...] = (layout.searched.name, layout.has_codes, indexes, advice, rows, exact)
+    if layout.has_codes:
+        facts += await _read_codes(db, layout)
+    else:
+        chosen = next((index for index in indexes if index.transform is not None), None)
+        transform, choice = (chosen.transform, chosen.choice) if chosen else (None, None)
+        facts += (None, transform, None, None, choice, None, None, None, None, [])
+    return Status(layout.name, layout.dim, layout.metric, layout.store, *facts)
+
+
+def _advise(layout: Layout, partitioned: bool) -> sql.Composed:
+    """Write the statement that makes an index, or lets one be made."""
+    column = layout.searched
+    if not layout.declared:
+        return sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {}({})").format(
+            layout.identifier, column.identifier, sql.SQL(column.type_name), layout.dim
+        )
+    opclass = None if layout.has_codes else sql.SQL(name_opclass(column.type_name, layout.metric))
+    # PostgreSQL makes no index of a partitioned table beside writers.
+    return write_index(layout.identifier, column.name, opclass, concurrently=not partitioned)
+
+
+async def _read_codes(db: Database, layout: Layout) -> tuple[Any, ...]:
+    """What bq_columns says of codes: the attributes of `Status` from `count` on."""
     row = await db.fetch_one(
         """
         SELECT transform, decided_at IS NOT NULL, f_axis, f_rotate, reason, decided_count,
@@ -152,24 +206,11 @@ async def read_status(db: Database, layout: Layout) -> Status:
     drift = None
     if decided:
         drift = await db.compute(compare, transform, then if then.count else None, now)
-    rows, exact = await count_rows(db, layout)
-    return Status(
-        layout.name,
-        layout.dim,
-        layout.metric,
-        layout.store,
-        rows,
-        exact,
-        now.count,
-        transform if decided else None,
-        f_axis,
-        f_rotate,
-        reason,
-        decided_count,
-        decided_at,
-        drift,
-        following,
-        await read_calibrations(db, layout, transform),
+    known = transform if decided else None
+    calibrations = await read_calibrations(db, layout, transform)
+    return (
+        *(now.count, known, f_axis, f_rotate, reason, decided_count, decided_at, drift, following),
+        calibrations,
     )
 
 
@@ -232,10 +273,26 @@ async def read_transform(db: Database, layout: Layout) -> int | None:
 
 
 async def read_statistics(db: Database, layout: Layout) -> Statistics:
-    """Ask the database for the statistics of all vectors that were ingested."""
+    """Ask for the statistics of all vectors that were ingested; without codes, of a sample."""
+    if not layout.has_codes:
+        return await _sample_statistics(db, layout)
     row = await db.fetch_one(
         "SELECT (statistics).* FROM bq_columns WHERE table_name = %s AND code_column = %s",
         [layout.oid, layout.code.name],
+    )
+    return _make_statistics(layout, row or [None])
+
+
+async def _sample_statistics(db: Database, layout: Layout) -> Statistics:
+    """Statistics of about SAMPLE_ROWS vectors, from pages drawn at random, made by the server."""
+    rows = await estimate_rows(db, layout)
+    percent = 100 if not rows else min(100, 100 * SAMPLE_ROWS / rows)
+    row = await db.fetch_one(
+        sql.SQL(
+            "SELECT (s).* FROM (SELECT bq_statistics({0}::real[], %s) AS s FROM {1}"
+            " TABLESAMPLE SYSTEM (%s) REPEATABLE (0) WHERE {0} IS NOT NULL) AS sample"
+        ).format(layout.searched.identifier, layout.identifier),
+        [no_statistics(layout).normalize, percent],
     )
     return _make_statistics(layout, row or [None])
 

@@ -1,4 +1,4 @@
-"""Table and AsyncTable: vectors with their codes in PostgreSQL; create, ingest, search, status."""
+"""Table and AsyncTable: vectors, or codes of them, in PostgreSQL; ingest, index, search, status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pybq.calibrate import SAMPLE, calibrate, find_effort, keep_effort, not_cali
 from pybq.condition import Where
 from pybq.database import AsyncDatabase, BlockingDatabase, Database, run
 from pybq.errors import TableError
-from pybq.ingest import OnConflict, ingest
+from pybq.ingest import OnConflict, delete_rows, ingest
 from pybq.load import load
 from pybq.quantizer import Quantizer
 from pybq.reencode import reencode
@@ -37,6 +37,8 @@ from pybq.strategy import Metric
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from pybq.load import LoadOptions
 
 # For so long a calibration that was read is used.
 KEEP_SECONDS = 60
@@ -70,7 +72,7 @@ class _Table(Generic[_D]):
         return self._layout.dim
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> Metric:
         """Which rows are nearest: "cosine", "l2" or "inner_product"."""
         return self._layout.metric
 
@@ -85,14 +87,14 @@ class _Table(Generic[_D]):
         return self._layout.identifier
 
     @property
-    def id_column(self) -> str:
-        """Name of the primary key."""
-        return self._layout.id.name
+    def key(self) -> tuple[str, ...]:
+        """Names of the columns of the primary key; ctid, the place of a row, if there is none."""
+        return tuple(column.name for column in self._layout.key)
 
     @property
-    def code_column(self) -> str:
-        """Name of the column of codes."""
-        return self._layout.code.name
+    def code_column(self) -> str | None:
+        """Name of the column of codes; None: searches use an index on the vectors."""
+        return self._layout.searched.name if self._layout.has_codes else None
 
     @property
     def source_column(self) -> str | None:
@@ -104,7 +106,8 @@ class _Table(Generic[_D]):
         """Further columns: name to SQL type, as in pg_type."""
         return MappingProxyType({n: c.declared for n, c in self._layout.columns.items()})
 
-    async def _search(self, search: Search) -> Any:
+    async def _search(self, *arguments: Any) -> Any:
+        search = Search(self._layout, self._db.connection, *arguments)
         try:
             return await self._search_once(search)
         except DataError as error:
@@ -140,6 +143,7 @@ class _Table(Generic[_D]):
     async def _calibrate(
         self, recall: float, k: int, queries: ArrayLike | None = None, sample: int = SAMPLE
     ) -> Effort:
+        self._layout.need_codes()
         quantizer = await self._current_quantizer()
         if quantizer is None:
             raise TableError(f"table {self.name!r} has no rows to measure recall on")
@@ -150,24 +154,18 @@ class _Table(Generic[_D]):
         self._efforts[recall, k] = effort, time.monotonic()
         return effort
 
-    async def _ingest(self, *arguments: Any, **options: Any) -> int:
-        return await ingest(self._db, self._layout, *arguments, **options)
-
-    async def _load(self, *arguments: Any) -> int:
-        return await load(self._db, self._layout, *arguments)
-
     async def _reencode(self, transform: int | None, progress: bool | None) -> int:
         self._quantizer = None
         self._efforts.clear()
         return await reencode(self._db, self._layout, transform, progress)
 
     async def _current_quantizer(self) -> Quantizer | None:
-        """Return what made the codes, None before the first ingest.
+        """Return what made the codes, None before the first ingest, and if there are none.
 
         The database is asked once. A query for codes of another transform is an error of the
         server, never a wrong answer.
         """
-        if self._quantizer is None:
+        if self._quantizer is None and self._layout.has_codes:
             transform = await read_transform(self._db, self._layout)
             if transform is not None:
                 self._quantizer = Quantizer(self.dim, transform)
@@ -175,9 +173,10 @@ class _Table(Generic[_D]):
 
 
 class Table(_Table[BlockingDatabase]):
-    """A table of vectors that is searched by 2-bit codes.
+    """A table of vectors that is searched by 2-bit codes, kept by an index or in a column.
 
-    Opens the table; creates it first if there is none and `dim` is given.
+    Opens any table with a column of pgvector's types `vector` or `halfvec`, or with codes that
+    pybq made; creates it first if there is none and `dim` is given.
 
     Parameters
     ----------
@@ -188,29 +187,35 @@ class Table(_Table[BlockingDatabase]):
     dim : int, optional
         Number of dimensions. Needed to create; if the table exists, it must agree.
     metric : {"cosine", "l2", "inner_product"}, optional
-        Which rows are nearest. "cosine" for a new table unless told; if the table exists and it
-        is given, it must agree.
+        Which rows are nearest. If the table exists, that of its index (of bq, else HNSW or
+        IVFFlat), else the one it was created with, and what is given must agree. Otherwise what is
+        given, or "cosine".
     schema : str, optional
         Schema of the table; else the search path decides.
-    code_column : str, optional
-        Which column of codes, of a table that has several.
+    column : str, optional
+        Which column of vectors or codes, if there are several. Where pybq made codes they are
+        searched, unless the vectors are named.
     **options
-        store, columns, id_type and transform as for `create`; if the table exists, it must agree
-        with those that are given. It may have more columns.
+        store, codes, columns, id_type and transform as for `create`; if the table exists, it must
+        agree with those that are given. It may have more columns.
 
     Raises
     ------
     TableError
-        If there is no such table and no `dim`, if it is not one made by `create`, if it
-        does not agree with what was asked, or has several columns of codes and none was named.
+        If there is no such table and no `dim`, if it has neither vectors nor codes, if it
+        does not agree with what was asked, or if there are several columns and none was named.
     ExtensionMissingError
         If the database lacks `bq`, or `vector` and vectors are to be stored.
 
     Notes
     -----
-    The table has a primary key `id`, the vectors in `embedding` unless it keeps codes only, the
-    codes in `code`, and what else was asked for; other clients may read and write it as any table.
-    What pybq has learned of it is in the extension's table `bq_columns`.
+    Tables that pybq makes have a primary key `id`, the vectors in `embedding` unless they keep
+    codes only, and what else was asked for. In others, rows are known by the primary key (a tuple
+    if it has several columns), without one by their place, `ctid`, which changes with each update.
+    Other clients may read and write both as any table.
+
+    To move from a column of codes to an index on the vectors, `pybq.adopt` makes the index, and
+    says which statements drop the codes.
 
     All methods join the transaction that is open on `conn`, or make one of their own.
 
@@ -236,11 +241,11 @@ class Table(_Table[BlockingDatabase]):
         metric: Metric | None = None,
         *,
         schema: str | None = None,
-        code_column: str | None = None,
+        column: str | None = None,
         **options: Unpack[TableOptions],
     ) -> None:
         db = BlockingDatabase(conn)
-        opening = open_table(db, name, dim, metric, schema, code_column, options)
+        opening = open_table(db, name, dim, metric, schema, column, options)
         super().__init__(db, run(opening))
 
     @property
@@ -257,6 +262,7 @@ class Table(_Table[BlockingDatabase]):
         metric: Metric = "cosine",
         *,
         store: Store | None = "halfvec",
+        codes: bool | None = None,
         columns: Mapping[str, str] | None = None,
         id_type: str = "bigint",
         transform: int | None = None,
@@ -269,16 +275,18 @@ class Table(_Table[BlockingDatabase]):
         conn, name, dim, metric, schema
             As for `Table`.
         store : {"halfvec", "vector"} or None
-            pgvector's type to keep the vectors in, for exact order after the codes have found
-            the candidates: two or four bytes per dimension beside the code's quarter. With None
-            only codes are kept.
+            pgvector's type to keep the vectors in: two or four bytes per dimension, beside the
+            quarter of a byte of a code. With None only codes are kept.
+        codes : bool, optional
+            Whether to keep codes in a column that pybq fills and searches. Left out, only if no
+            vectors are kept: an index on vectors has codes of its own.
         columns : mapping of str to str, optional
             Further columns: name to SQL type, e.g. ``{"title": "text"}``.
         id_type : str
             SQL type of the primary key `id`.
         transform : int, optional
             0 to encode on the original axes, another number for that rotation. Left out, the
-            first ingest decides from the data.
+            index decides from the data when it is built; of codes in a column, the first ingest.
 
         Returns
         -------
@@ -304,30 +312,57 @@ class Table(_Table[BlockingDatabase]):
         ('vector', {'title': 'text', 'price': 'numeric'})
         """
         db = BlockingDatabase(conn)
-        run(create_table(db, name, schema, dim, metric, store, columns, id_type, transform))
+        run(create_table(db, name, schema, dim, metric, store, columns, id_type, transform, codes))
         return cls(conn, name, schema=schema)
+
+    @classmethod
+    def open(
+        cls,
+        conn: Connection[Any],
+        name: str,
+        dim: int | None = None,
+        metric: Metric | None = None,
+        *,
+        schema: str | None = None,
+        column: str | None = None,
+        **options: Unpack[TableOptions],
+    ) -> Table:
+        """Open a table, as `Table` itself does with the same arguments.
+
+        Examples
+        --------
+        >>> import psycopg, pybq
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     _ = conn.execute("CREATE TABLE docs (doc text PRIMARY KEY, v vector(3), at date)")
+        ...     table = pybq.Table.open(conn, "docs", column="v")
+        ...     rows = table.ingest(["a", "b"], [[1, 2, 3], [3, 2, 1]])
+        ...     [hit.id for hit in table.search([3, 2, 2])], table.key, table.dim
+        (['b', 'a'], ('doc',), 3)
+        """
+        return cls(conn, name, dim, metric, schema=schema, column=column, **options)
 
     # -- writing ---------------------------------------------------------------------
 
     def ingest(
         self,
-        ids: Sequence[Any] | NDArray[Any],
+        ids: Sequence[Any] | NDArray[Any] | None,
         vectors: ArrayLike,
         columns: Mapping[str, Sequence[Any] | NDArray[Any]] | None = None,
         *,
         on_conflict: OnConflict = "error",
         progress: bool | None = None,
     ) -> int:
-        """Encode vectors and write them with their codes, all rows or none.
+        """Write vectors, and their codes if there is a column of them, all rows or none.
 
-        The first ingest decides between the original axes and rotation, from up to 20,000 rows
-        spread evenly over it; the decision is kept in `bq_columns` and holds for all later rows.
-        Statistics of every row are added there, so that several writers at once lose nothing.
+        Of such codes the first ingest decides between the original axes and rotation, from up to
+        20,000 rows spread evenly over it; `bq_columns` keeps the decision, which holds for all
+        later rows, and statistics of every row, merged so that writers at once lose nothing.
 
         Parameters
         ----------
-        ids : sequence or ndarray, shape (n,)
-            Values of the primary key.
+        ids : sequence or ndarray, shape (n,), or None
+            Values of the primary key, tuples if it has several columns; None leaves them to the
+            defaults of the table.
         vectors : array_like of float32, float16 or float64, shape (n, dim)
             Finite values. A memory-mapped array is read chunk by chunk, so memory stays constant.
         columns : mapping of str to sequence, optional
@@ -358,9 +393,9 @@ class Table(_Table[BlockingDatabase]):
         -----
         Nothing is written unless all rows are: it is one transaction, or a savepoint of the one
         that is open. It needs INSERT on the table, and `on_conflict` what INSERT ... ON CONFLICT
-        does. To write in batches, or from files and frames, see `load`. The statistics
-        are added last, so others wait for each other only at the end; the first ingest of a
-        table makes others wait until it has finished.
+        does. To write in batches, or from files and frames, see `load`. Of codes in a column,
+        statistics are added last, so others wait for each other only at the end; the first ingest
+        of a table makes others wait until it has finished.
 
         Examples
         --------
@@ -375,28 +410,14 @@ class Table(_Table[BlockingDatabase]):
         ...         table.ingest(range(1000, 2000), vectors)
         ...     except pybq.RowError as error:
         ...         print(error.row, error.id)
-        ...     table.status().count
+        ...     table.status().row_count
         1000
         7 1007
         1000
         """
-        return run(self._ingest(ids, vectors, columns or {}, on_conflict, progress))
+        return run(ingest(self._db, self._layout, ids, vectors, columns, on_conflict, progress))
 
-    def load(
-        self,
-        source: Any,
-        *,
-        columns: Sequence[str] | None = None,
-        vector_column: str | None = None,
-        id_column: str | None = None,
-        first_id: int = 0,
-        on_conflict: OnConflict = "error",
-        resume: bool = False,
-        name: str | None = None,
-        connections: int = 1,
-        batch_rows: int | None = None,
-        progress: bool | None = None,
-    ) -> int:
+    def load(self, source: Any, **options: Unpack[LoadOptions]) -> int:
         """Write a file, a frame or an iterable of any size, in batches.
 
         Each batch is a transaction of its own: what was written stays, whatever happens
@@ -413,8 +434,9 @@ class Table(_Table[BlockingDatabase]):
             are written as `ingest` writes them, by the types of the table's columns.
         vector_column, id_column : str, optional
             Columns of the vectors and of the keys, if their names do not tell.
-        first_id : int
-            Key of the first row if the source has none; the others follow.
+        first_id : int or None
+            Key of the first row if the source has none; the others follow. None leaves keys to the
+            defaults of the table.
         on_conflict : {"error", "update", "skip"}
             As for `ingest`, batch by batch.
         resume : bool
@@ -448,10 +470,10 @@ class Table(_Table[BlockingDatabase]):
 
         Notes
         -----
-        Axes or rotation is decided first, if no ingest has done so, from up to 20,000 rows
-        spread over the source; of an iterable, from its first rows. Several processes may load
-        into one table at once. The table `bq_loads` has the batches of named sources. The source
-        is read in another thread than the caller's.
+        Of codes in a column, axes or rotation is decided first, if no ingest has done so, from up
+        to 20,000 rows spread over the source; of an iterable, from its first rows. Several
+        processes may load into one table at once. The table `bq_loads` has the batches of named
+        sources. The source is read in another thread than the caller's.
 
         Inside a transaction that is open, all batches are part of it.
 
@@ -465,37 +487,32 @@ class Table(_Table[BlockingDatabase]):
         ...     more = ((range(i, i + 100), vectors[:100]) for i in range(1000, 3000, 100))
         ...     table.load(more, connections=2)
         ...     table.load([(range(500, 1500), vectors)], on_conflict="skip")
-        ...     table.status().count
+        ...     table.status().row_count
         1000
         2000
         0
         3000
         """
-        return run(
-            self._load(
-                source,
-                columns,
-                vector_column,
-                id_column,
-                first_id,
-                on_conflict,
-                resume,
-                name,
-                connections,
-                batch_rows,
-                progress,
-            )
-        )
+        return run(load(self._db, self._layout, source, **options))
 
-    def create_index(self) -> None:
-        """Build the index `USING bq` over the codes: faster searches in large tables.
+    def create_index(self, filters: Sequence[str] = (), *, recall: float | None = None) -> None:
+        """Build the index `USING bq` over the vectors, or over the column of codes.
 
-        If there is one, nothing is done.
+        If there is one, with these filters, nothing is done. Writers wait meanwhile: for a table
+        in use there is `pybq.adopt`. Without an index searches compare all rows.
+
+        Parameters
+        ----------
+        filters : sequence of str
+            Columns that searches filter by, to be kept in an index on vectors: rows that do not
+            meet a condition on them are not even compared.
+        recall : float, optional
+            Share of the nearest rows that searches find unless told; 0.98 if left out.
 
         Raises
         ------
-        psycopg.errors.UndefinedObject
-            If the installed extension has no access method `bq`; searches work all the same.
+        ExtensionMissingError
+            If the extension bq_pgvector is neither there nor may be created.
 
         Examples
         --------
@@ -508,7 +525,24 @@ class Table(_Table[BlockingDatabase]):
         ...     table.search(vectors[42])[0].id
         42
         """
-        run(create_index(self._db, self._layout))
+        run(create_index(self._db, self._layout, filters, recall))
+
+    def delete(self, ids: Sequence[Any] | NDArray[Any]) -> int:
+        """Delete rows by their keys, and return how many there were.
+
+        It needs a primary key, and DELETE and SELECT on the table.
+
+        Examples
+        --------
+        >>> import numpy as np, psycopg, pybq
+        >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+        >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+        ...     table = pybq.Table(conn, "items", dim=64)
+        ...     rows = table.ingest(range(1000), vectors)
+        ...     table.delete([41, 42, 1042]), table.search(vectors[42])[0].id == 42
+        (2, False)
+        """
+        return run(delete_rows(self._db, self._layout, ids))
 
     def create_trigger(self) -> None:
         """Have the server make codes for rows that others write: INSERT, UPDATE, COPY.
@@ -520,7 +554,7 @@ class Table(_Table[BlockingDatabase]):
         Raises
         ------
         TableError
-            If the table keeps codes only.
+            If the table has not both vectors and codes: an index on vectors needs no trigger.
         psycopg.errors.DuplicateObject
             If the table has the trigger.
 
@@ -535,7 +569,7 @@ class Table(_Table[BlockingDatabase]):
         >>> import numpy as np, psycopg, pybq
         >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
         >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
-        ...     table = pybq.Table(conn, "items", dim=64)
+        ...     table = pybq.Table(conn, "items", dim=64, codes=True)
         ...     rows = table.ingest(range(1000), vectors)
         ...     table.create_trigger()
         ...     _ = conn.execute("INSERT INTO items (id, embedding)"
@@ -567,9 +601,9 @@ class Table(_Table[BlockingDatabase]):
         ------
         TableError
             If a transaction is open, as this commits as it goes; if the table keeps codes only,
-            has none yet or belongs to somebody else; if a row has a code and no vector; if views
-            or the like depend on the column of codes; if another connection is at it, or long
-            transactions never let go of the table.
+            has no column of codes or none in it, or belongs to somebody else; if a row has a code
+            and no vector; if views or the like depend on the column of codes; if another
+            connection is at it, or long transactions never let go of the table.
 
         Notes
         -----
@@ -593,7 +627,7 @@ class Table(_Table[BlockingDatabase]):
         >>> import numpy as np, psycopg, pybq
         >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
         >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
-        ...     table = pybq.Table(conn, "items", dim=64, transform=0)
+        ...     table = pybq.Table(conn, "items", dim=64, codes=True, transform=0)
         ...     rows = table.ingest(range(1000), vectors)
         ...     rows = table.reencode(transform=7)
         ...     rows, table.status().transform, table.search(vectors[42])[0].id
@@ -618,6 +652,8 @@ class Table(_Table[BlockingDatabase]):
     ) -> Any:
         """Find the nearest rows: candidates by code, then in exact order by the stored vector.
 
+        An index on vectors does both by itself.
+
         Parameters
         ----------
         query : array_like of float, shape (dim,) or (q, dim)
@@ -625,10 +661,10 @@ class Table(_Table[BlockingDatabase]):
         k : int
             Number of rows wanted.
         rerank : float or None
-            Candidates that the codes find, as a multiple of k, to be put in exact order. More
-            cost time and find more: 4 finds at least 98 of the true 100 on text embeddings
-            (`make demo`). With None, and in tables that keep codes only, the order is that
-            of the codes.
+            Of tables with a column of codes: candidates that they find, as a multiple of k, to be
+            put in exact order. More cost time and find more: 4 finds at least 98 of the true 100
+            on text embeddings (`make demo`). With None, and in tables that keep codes only, the
+            order is that of the codes. Other tables accept nothing but the default.
         columns : sequence of str
             Further columns to return.
         where : str, psycopg.sql.Composable or SQLAlchemy expression, optional
@@ -641,9 +677,10 @@ class Table(_Table[BlockingDatabase]):
         output : {"hits", "numpy", "arrow", "pandas", "polars"}
             Form of the result, see below.
         recall : float, optional
-            Share of the true k nearest rows that is wanted on average, in place of `rerank` and
-            `probes`: with what `calibrate` has found to be needed for this k and at least this
-            recall. That is for searches without a condition.
+            Share of the true k nearest rows that is wanted on average: `bq.recall` of an index on
+            vectors, for this search. With a column of codes, what `calibrate` has found to be
+            needed for this k and at least this recall, in place of `rerank` and `probes`; that is
+            for searches without a condition.
         probes : int, optional
             Lists of the index that are read first; left out, what was measured when it was
             built, unless its option or `bq.probes` says otherwise.
@@ -667,21 +704,22 @@ class Table(_Table[BlockingDatabase]):
         TypeError
             If the query is not of numbers, or `where` is of another kind.
         TableError
-            If recall is asked of a table that keeps codes only, or was not calibrated for it.
+            If recall is asked of a table that keeps codes only, or was not calibrated for it; if
+            rerank is asked of one without a column of codes.
         ModuleNotFoundError
             If the package for the output is not installed.
 
         Notes
         -----
-        The order is always that of `Hit.distance`, whatever `bq.iterative_scan` says: exact if
-        the search was re-ranked, else that of the codes; rows at the same distance come in any
-        order. Which rows are found is approximate: the best candidates by code that a scan of the
-        index comes to, or of all rows without an index. With `where`, the scan is in relaxed
-        order, unless it is off: it passes over none of the rows that it comes to.
+        The order is always that of `Hit.distance`, whatever `bq.iterative_scan` says: exact, but
+        for codes that are not re-ranked; rows at the same distance come in any order. Which rows
+        are found is approximate: the best candidates by code that a scan of the index comes to.
+        Without an index all vectors, or all codes, are compared. With `where`, the scan is in
+        relaxed order, unless it is off: it passes over none of the rows that it comes to.
 
-        On a connection with ``autocommit=True`` a search is one round trip, else three; `where`
-        and `probes` take up to three more. An expression of SQLAlchemy is compiled anew by each
-        search, which takes about 0.3 ms.
+        On a connection with ``autocommit=True`` a search is one round trip, else three; `where`,
+        `probes`, and `recall` of an index on vectors take up to three more. An expression of
+        SQLAlchemy is compiled anew by each search, which takes about 0.3 ms.
 
         Examples
         --------
@@ -699,20 +737,8 @@ class Table(_Table[BlockingDatabase]):
         >>> ids.shape, ids[:, 0].tolist()
         ((5, 3), [0, 1, 2, 3, 4])
         """
-        search = Search(
-            self._layout,
-            self.connection,
-            query,
-            k,
-            rerank,
-            columns,
-            where,
-            parameters,
-            output,
-            recall,
-            probes,
-        )
-        return run(self._search(search))
+        options = (k, rerank, columns, where, parameters, output, recall, probes)
+        return run(self._search(query, *options))
 
     def calibrate(
         self,
@@ -722,6 +748,8 @@ class Table(_Table[BlockingDatabase]):
         sample: int = SAMPLE,
     ) -> Effort:
         """Measure what a wanted recall needs: how many candidates, how many lists of the index.
+
+        Of tables with a column of codes; an index on vectors has measured it when it was built.
 
         Parameters
         ----------
@@ -750,7 +778,7 @@ class Table(_Table[BlockingDatabase]):
         Raises
         ------
         TableError
-            If the table keeps codes only, or nothing was ingested.
+            If the table has not both vectors and a column of codes, or nothing was ingested.
         ValueError
             If recall, k or sample is out of range, or the shape of queries does not match.
 
@@ -770,7 +798,7 @@ class Table(_Table[BlockingDatabase]):
         >>> import numpy as np, psycopg, pybq
         >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
         >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
-        ...     table = pybq.Table(conn, "items", dim=64)
+        ...     table = pybq.Table(conn, "items", dim=64, codes=True)
         ...     rows = table.ingest(range(1000), vectors)
         ...     rerank, probes = table.calibrate(recall=0.95)
         ...     hits = table.search(vectors[42], rerank=rerank, probes=probes)
@@ -790,7 +818,7 @@ class Table(_Table[BlockingDatabase]):
         Raises
         ------
         TableError
-            If the table is gone from bq_columns.
+            If a column of codes is gone from bq_columns.
 
         Examples
         --------
@@ -800,14 +828,18 @@ class Table(_Table[BlockingDatabase]):
         >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
         ...     table = pybq.Table(conn, "items", dim=64)
         ...     rows = table.ingest(range(1000), vectors)
+        ...     advice = table.status().advice
+        ...     table.create_index()
         ...     status = table.status()
-        >>> status.count, status.transform, status.f_rotate > status.f_axis
-        (1000, 1, True)
+        >>> advice
+        'CREATE INDEX CONCURRENTLY ON "items" USING bq ("embedding" halfvec_cosine_ops)'
+        >>> status.row_count, status.transform, status.indexes[0].live_rows, status.advice
+        (1000, 1, 1000, None)
         """
         return run(read_status(self._db, self._layout))
 
     def statistics(self) -> Statistics:
-        """Statistics of all vectors that were ingested through pybq.
+        """Statistics of all vectors that were ingested; without codes, of a sample of the rows.
 
         Returns
         -------
@@ -869,12 +901,12 @@ class AsyncTable(_Table[AsyncDatabase]):
         metric: Metric | None = None,
         *,
         schema: str | None = None,
-        code_column: str | None = None,
+        column: str | None = None,
         **options: Unpack[TableOptions],
     ) -> AsyncTable:
         """Open a table; create it first if there is none and `dim` is given. See `Table`."""
         db = AsyncDatabase(conn)
-        opening = open_table(db, name, dim, metric, schema, code_column, options)
+        opening = open_table(db, name, dim, metric, schema, column, options)
         return cls(db, await db.run(opening))
 
     @classmethod
@@ -886,6 +918,7 @@ class AsyncTable(_Table[AsyncDatabase]):
         metric: Metric = "cosine",
         *,
         store: Store | None = "halfvec",
+        codes: bool | None = None,
         columns: Mapping[str, str] | None = None,
         id_type: str = "bigint",
         transform: int | None = None,
@@ -893,8 +926,8 @@ class AsyncTable(_Table[AsyncDatabase]):
     ) -> AsyncTable:
         """Create a table, and open it. See `Table.create`."""
         db = AsyncDatabase(conn)
-        making = create_table(db, name, schema, dim, metric, store, columns, id_type, transform)
-        await db.run(making)
+        options = (dim, metric, store, columns, id_type, transform, codes)
+        await db.run(create_table(db, name, schema, *options))
         return await cls.open(conn, name, schema=schema)
 
     @property
@@ -904,7 +937,7 @@ class AsyncTable(_Table[AsyncDatabase]):
 
     async def ingest(
         self,
-        ids: Sequence[Any] | NDArray[Any],
+        ids: Sequence[Any] | NDArray[Any] | None,
         vectors: ArrayLike,
         columns: Mapping[str, Sequence[Any] | NDArray[Any]] | None = None,
         *,
@@ -912,43 +945,22 @@ class AsyncTable(_Table[AsyncDatabase]):
         progress: bool | None = None,
     ) -> int:
         """Encode vectors and write them with their codes. See `Table.ingest`."""
-        return await self._db.run(self._ingest(ids, vectors, columns or {}, on_conflict, progress))
+        options = (columns, on_conflict, progress)
+        return await self._db.run(ingest(self._db, self._layout, ids, vectors, *options))
 
-    async def load(
-        self,
-        source: Any,
-        *,
-        columns: Sequence[str] | None = None,
-        vector_column: str | None = None,
-        id_column: str | None = None,
-        first_id: int = 0,
-        on_conflict: OnConflict = "error",
-        resume: bool = False,
-        name: str | None = None,
-        connections: int = 1,
-        batch_rows: int | None = None,
-        progress: bool | None = None,
-    ) -> int:
+    async def load(self, source: Any, **options: Unpack[LoadOptions]) -> int:
         """Write a file, a frame or an iterable of any size, in batches. See `Table.load`."""
-        return await self._db.run(
-            self._load(
-                source,
-                columns,
-                vector_column,
-                id_column,
-                first_id,
-                on_conflict,
-                resume,
-                name,
-                connections,
-                batch_rows,
-                progress,
-            )
-        )
+        return await self._db.run(load(self._db, self._layout, source, **options))
 
-    async def create_index(self) -> None:
-        """Build the index `USING bq` over the codes. See `Table.create_index`."""
-        await self._db.run(create_index(self._db, self._layout))
+    async def create_index(
+        self, filters: Sequence[str] = (), *, recall: float | None = None
+    ) -> None:
+        """Build the index `USING bq` over the vectors or codes. See `Table.create_index`."""
+        await self._db.run(create_index(self._db, self._layout, filters, recall))
+
+    async def delete(self, ids: Sequence[Any] | NDArray[Any]) -> int:
+        """Delete rows by their keys. See `Table.delete`."""
+        return await self._db.run(delete_rows(self._db, self._layout, ids))
 
     async def create_trigger(self) -> None:
         """Have the server make codes for rows that others write. See `Table.create_trigger`."""
@@ -975,20 +987,8 @@ class AsyncTable(_Table[AsyncDatabase]):
         probes: int | None = None,
     ) -> Any:
         """Find the nearest rows. See `Table.search`."""
-        search = Search(
-            self._layout,
-            self.connection,
-            query,
-            k,
-            rerank,
-            columns,
-            where,
-            parameters,
-            output,
-            recall,
-            probes,
-        )
-        return await self._db.run(self._search(search))
+        options = (k, rerank, columns, where, parameters, output, recall, probes)
+        return await self._db.run(self._search(query, *options))
 
     async def calibrate(
         self,

@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from psycopg import Connection, sql
-from psycopg.errors import InsufficientPrivilege
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from pybq.database import Statement, escape_percent
+from pybq import indexes as catalog
+from pybq.database import BlockingDatabase, Statement, escape_percent, run
 from pybq.errors import TableError
+from pybq.indexes import VectorIndex
 from pybq.schema import OPERATORS, name_table
 from pybq.sources import spread
 from pybq.strategy import Metric
-
-# How names of operator classes end, in pgvector and in bq_pgvector.
-OPCLASS_SUFFIXES: dict[Metric, str] = {"cosine": "cosine", "l2": "l2", "inner_product": "ip"}
 
 # The setting that says how much a query of each method reads, its default, and its maximum.
 _EFFORTS = {
@@ -64,26 +62,6 @@ class VectorColumn:
         return sql.SQL("OPERATOR({}.{})").format(
             sql.Identifier(self.type_schema), sql.SQL(OPERATORS[metric])
         )
-
-
-@dataclass(frozen=True, slots=True)
-class VectorIndex:
-    """An index that finds near vectors of a column: of bq, hnsw or ivfflat."""
-
-    oid: int
-    schema: str
-    name: str
-    method: str
-    metric: Metric | None  # None: a distance that bq does not know
-    columns: tuple[str | None, ...]  # of its keys; None: an expression
-    options: dict[str, str]
-    valid: bool
-    partial: bool
-    nbytes: int
-
-    @property
-    def identifier(self) -> sql.Identifier:
-        return sql.Identifier(self.schema, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,59 +161,7 @@ def find_column(
 
 def find_indexes(conn: Connection[Any], column: VectorColumn) -> list[VectorIndex]:
     """Find the indexes that begin with a column of vectors, oldest first."""
-    rows = fetch(
-        conn,
-        """
-        SELECT x.oid, n.nspname, x.relname, m.amname, o.opcname, array(
-                   SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(n, at)
-                   LEFT JOIN pg_attribute a
-                   ON a.attrelid = i.indrelid AND a.attnum = k.n AND k.n > 0 ORDER BY k.at),
-               x.reloptions, i.indisvalid, i.indpred IS NOT NULL, pg_relation_size(x.oid)
-        FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
-        JOIN pg_namespace n ON n.oid = x.relnamespace JOIN pg_opclass o ON o.oid = i.indclass[0]
-        WHERE i.indrelid = %s AND i.indkey[0] = %s AND x.relkind = 'i'
-        AND m.amname IN ('bq', 'hnsw', 'ivfflat')
-        ORDER BY x.oid
-        """,
-        [column.oid, column.attnum],
-    )
-    metrics = {
-        f"{column.type_name}_{suffix}_ops": metric for metric, suffix in OPCLASS_SUFFIXES.items()
-    }
-    return [
-        VectorIndex(
-            oid,
-            schema,
-            name,
-            method,
-            metrics.get(opclass),
-            tuple(columns),
-            dict(option.split("=", 1) for option in options or []),
-            *rest,
-        )
-        for oid, schema, name, method, opclass, columns, options, *rest in rows
-    ]
-
-
-def tell_index(conn: Connection[Any], index: VectorIndex) -> dict[str, Any]:
-    """Facts about an index for people and programs; of bq's what it consists of, to its owner."""
-    facts = {
-        "name": index.name,
-        "method": index.method,
-        "metric": index.metric,
-        "columns": index.columns,
-        "options": index.options,
-        "nbytes": index.nbytes,
-    }
-    if index.method != "bq":
-        return facts
-    names = ("lists", "live_rows", "transform", "hint")
-    query = "SELECT lists, live_rows, transform, hint FROM bq_index_info(%s::oid::regclass)"
-    try:
-        (info,) = fetch(conn, query, [index.oid])
-    except InsufficientPrivilege:
-        return facts
-    return facts | dict(zip(names, info, strict=True))
+    return run(catalog.find_indexes(BlockingDatabase(conn), column.oid, column.name))
 
 
 def compare_indexes(
@@ -364,7 +290,7 @@ def _sample_rows(
     ).format(**names)
     rows = fetch(conn, escape_percent(statement, conn), [n])
     if not rows:
-        raise TableError(f"table {column.table!r} has no vectors to measure with")
+        raise TableError(f"table {column.table!r} has no rows whose vectors can be compared")
     return [(place, vector) for place, vector in rows]
 
 

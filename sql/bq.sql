@@ -763,9 +763,10 @@ CREATE VIEW bq_columns WITH (security_barrier) AS
 		has_any_column_privilege(d.table_name::oid, 'SELECT, INSERT, UPDATE, REFERENCES'::text),
 		pg_has_role((SELECT c.relowner FROM pg_class AS c
 					 WHERE c.oid = 'bq_column_data'::regclass::oid), 'USAGE'::text));
-COMMENT ON VIEW bq_columns IS 'one row per code column that a driver looks after';
+COMMENT ON VIEW bq_columns IS 'one row per column of codes, or of vectors without, that a driver looks after';
 COMMENT ON COLUMN bq_columns.table_name IS 'the table';
-COMMENT ON COLUMN bq_columns.code_column IS 'its column of type bqvec';
+COMMENT ON COLUMN bq_columns.code_column IS
+	'its column of type bqvec; source_column, if only an index on that is to have this metric and transform';
 COMMENT ON COLUMN bq_columns.source_column IS 'its column with the full vectors, null if only codes are stored';
 COMMENT ON COLUMN bq_columns.dim IS 'number of dimensions';
 COMMENT ON COLUMN bq_columns.metric IS 'distance that searches use: cosine, l2 or inner_product';

@@ -65,7 +65,9 @@ def test_both_kinds_of_table_do_the_same(
     titles = {"title": [f"title {i}" for i in range(len(base))]}
 
     async def work(mine: AsyncConn) -> Any:
-        table = await pybq.AsyncTable.create(mine, "a", 256, store=store, columns=columns)
+        table = await pybq.AsyncTable.create(
+            mine, "a", 256, store=store, columns=columns, codes=True
+        )
         assert await table.search(queries[0]) == []
         assert await table.ingest(range(len(base)), base, titles) == len(base)
         assert mine.info.transaction_status == TransactionStatus.IDLE
@@ -77,7 +79,7 @@ def test_both_kinds_of_table_do_the_same(
         return hits, await table.status(), await table.statistics()
 
     hits, status, statistics = run(work)
-    table = pybq.Table.create(conn, "b", 256, store=store, columns=columns)
+    table = pybq.Table.create(conn, "b", 256, store=store, columns=columns, codes=True)
     table.ingest(range(len(base)), base, titles)
     table.create_index()
     assert table.search(queries, k=5, columns=["title"]) == hits
@@ -106,7 +108,7 @@ def test_open_creates_then_opens_and_checks(run: Run, store: Any) -> None:
         again = await pybq.AsyncTable.open(mine, "items")
         for one in (table, again):
             assert (one.name, one.dim, one.metric, one.store) == ("items", 24, "l2", store)
-            assert (one.id_column, one.code_column) == ("id", "code")
+            assert (one.key, one.code_column) == (("id",), None if store else "code")
             assert one.source_column == (None if store is None else "embedding")
             assert dict(one.columns) == {"n": "int4"}
             assert one.connection is mine
@@ -248,7 +250,9 @@ def test_conditions_frames_and_recall(run: Run, lsa: tuple[np.ndarray, np.ndarra
     base, queries = lsa
 
     async def work(mine: AsyncConn) -> None:
-        table = await pybq.AsyncTable.create(mine, "items", 256, columns={"price": "int"})
+        table = await pybq.AsyncTable.create(
+            mine, "items", 256, columns={"price": "int"}, codes=True
+        )
         with pytest.raises(TableError, match="no rows to measure recall on"):
             await table.calibrate()
         await table.ingest(range(2000), base, {"price": np.arange(2000) % 10})

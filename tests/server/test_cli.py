@@ -82,8 +82,10 @@ def test_ingest_creates_and_search_finds(
 ) -> None:
     written = ask("ingest", files / "items.npz", "--table", "items", "--index")
     assert (written["rows"], written["columns"]) == (ROWS, ["title"])
-    assert (written["dim"], written["metric"], written["count"]) == (DIM, "cosine", ROWS)
-    assert written["transform"] > 0 and written["reason"].startswith("rotate")
+    assert (written["dim"], written["metric"], written["row_count"]) == (DIM, "cosine", ROWS)
+    (index,) = written["indexes"]
+    assert (index["live_rows"], index["hint"], written["advice"]) == (ROWS, None, None)
+    assert written["transform"] == index["transform"] and written["reason"] == index["choice"]
     ((hit, *others),) = ask(
         "search", "items", "--vector", files / "query.npy", "-k", 3, "--column", "title"
     )
@@ -92,6 +94,38 @@ def test_ingest_creates_and_search_finds(
     assert len(others) == 2
     indexes = conn.execute("SELECT indexdef FROM pg_indexes WHERE tablename = 'items'").fetchall()
     assert any("USING bq" in definition for (definition,) in indexes)
+
+
+def test_tables_without_codes_need_no_calibration(
+    ask: Callable[..., Any],
+    run: Callable[..., tuple[int, str]],
+    files: Path,
+    conn: psycopg.Connection[Any],
+) -> None:
+    ask("ingest", files / "items.npz", "--table", "items", "--index")
+    search = ["search", "items", "--vector", files / "query.npy", "-k", 3]
+    for options in (["--recall", 1], ["--recall", 0.9, "--where", "id % 2 = 0"], ["--probes", 2]):
+        ((hit, *_),) = ask(*search, *options)
+        assert hit["id"] == 1042
+    refused = ask(*search, "--rerank", 8, expected=1)
+    assert "ask for a recall in place of rerank" in refused["error"]
+    for command in ("calibrate", "reencode"):
+        assert "has no column of codes" in ask(command, "items", expected=1)["error"]
+    advice = ask("advise", "items")
+    (index,) = ask("status", "items")["indexes"]
+    assert (advice["count"], advice["table"]["reason"]) == (ROWS, index["choice"])
+    assert f"It chose {index['choice']}" in run("advise", "items")[1].replace("\n", " ")
+    # another column of vectors, whose dimensions are those of its first row
+    conn.execute("ALTER TABLE items ADD second vector")
+    conn.execute("UPDATE items SET second = embedding::vector")
+    conn.commit()
+    assert ask("status", "items")["column"] == "embedding"  # which pybq made
+    assert ask("status", "items", "--vectors", "second")["store"] == "vector"
+    answer = ask("bench", "items", "--vectors", "second", "--sample", 3)
+    assert (answer["queries"], answer["indexes"]) == (3, [])
+    ((hit, *_),) = ask(*search, "--vectors", "second")
+    assert hit["id"] == 1042
+    assert "expected third" in ask("status", "items", "--vectors", "third", expected=1)["error"]
 
 
 def test_ingest_appends_with_keys_by_row(ask: Callable[..., Any], files: Path) -> None:
@@ -126,7 +160,7 @@ def test_each_batch_of_parquet_is_written_whole_or_not_at_all(
     again = ask("ingest", files / "good.parquet", "--table", "items", *batches, "--resume")
     assert again["rows"] == 0
     assert conn.execute("SELECT count(*), max(id) FROM items").fetchone() == (ROWS, "key 99")
-    assert ask("status", "items")["count"] == ROWS
+    assert ask("status", "items")["row_count"] == ROWS
 
 
 def test_columns_that_the_table_lacks_are_left_out(ask: Callable[..., Any], files: Path) -> None:
@@ -176,7 +210,7 @@ def test_an_interrupted_ingest_says_how_to_go_on(
 
 
 def test_search_takes_many_queries(ask: Callable[..., Any], files: Path) -> None:
-    ask("ingest", files / "vectors.npy", "--table", "items")
+    ask("ingest", files / "vectors.npy", "--table", "items", "--codes")
     found = ask("search", "items", "--vector", files / "vectors.npy", "-k", 1, "--rerank", 0)
     assert len(found) == ROWS
     assert sum(hits[0]["id"] == i for i, hits in enumerate(found)) > 0.9 * ROWS
@@ -186,7 +220,7 @@ def test_search_takes_many_queries(ask: Callable[..., Any], files: Path) -> None
 
 
 def test_search_takes_a_condition_and_a_recall(ask: Callable[..., Any], files: Path) -> None:
-    ask("ingest", files / "items.npz", "--table", "items", "--index")
+    ask("ingest", files / "items.npz", "--table", "items", "--index", "--codes")
     search = ["search", "items", "--vector", files / "query.npy", "-k", 3]
     (hits,) = ask(*search, "--where", "id < 1010 AND title LIKE '[title]%'", "--column", "title")
     assert len(hits) == 3 and all(hit["id"] < 1010 for hit in hits)
@@ -207,7 +241,7 @@ def test_search_takes_a_condition_and_a_recall(ask: Callable[..., Any], files: P
 def test_bench_compares_three_kinds_of_search(
     ask: Callable[..., Any], run: Callable[..., tuple[int, str]], files: Path
 ) -> None:
-    ask("ingest", files / "items.npz", "--table", "items")
+    ask("ingest", files / "items.npz", "--table", "items", "--codes")
     for options in ([], ["--queries", files / "vectors.npy"]):
         answer = ask("bench", "items", "-k", 5, "--sample", 20, "--rerank", 8, *options)
         assert (answer["rows"], answer["dim"], answer["k"], answer["queries"]) == (ROWS, DIM, 5, 20)
@@ -226,7 +260,7 @@ def test_bench_compares_three_kinds_of_search(
 def test_reencode_and_what_it_says(
     ask: Callable[..., Any], run: Callable[..., tuple[int, str]], files: Path
 ) -> None:
-    ask("create", "items", "--dim", DIM, "--transform", 0)
+    ask("create", "items", "--dim", DIM, "--transform", 0, "--codes")
     ask("ingest", files / "vectors.npy", "--table", "items", "--index")
     code, output = run("status", "items")
     assert "another choice would now be better: rotate" in output
@@ -248,7 +282,7 @@ def test_reencode_and_what_it_says(
 def test_doctor_tells_of_an_unfinished_reencode(
     ask: Callable[..., Any], files: Path, conn: psycopg.Connection[Any]
 ) -> None:
-    ask("ingest", files / "vectors.npy", "--table", "items")
+    ask("ingest", files / "vectors.npy", "--table", "items", "--codes")
     conn.execute("UPDATE bq_columns SET next_column = 'code_next', next_transform = 5")
     conn.commit()
     (finding,) = [one for one in ask("doctor")["findings"] if "anew" in one["text"]]
@@ -270,7 +304,7 @@ def test_doctor_tells_of_an_unfinished_reencode(
 def test_doctor_asks_no_more_than_it_may(
     ask: Callable[..., Any], conn: psycopg.Connection[Any]
 ) -> None:
-    ask("create", "items", "--dim", 4)
+    ask("create", "items", "--dim", 4, "--codes")
     conn.execute("CREATE INDEX items_code ON items USING bq (code)")
     conn.execute("CREATE ROLE bq_visitor")
     try:
@@ -287,7 +321,7 @@ def test_doctor_asks_no_more_than_it_may(
 def test_recall_rises_with_rerank_and_is_exact_at_last(
     ask: Callable[..., Any], files: Path
 ) -> None:
-    ask("ingest", files / "vectors.npy", "--table", "items")
+    ask("ingest", files / "vectors.npy", "--table", "items", "--codes")
     for options in ((), ("--queries", files / "vectors.npy")):
         answer = ask("recall", "items", "-k", 5, "--sample", 20, *options)
         recalls = {one["rerank"]: one["recall"] for one in answer["measured"]}
@@ -301,7 +335,7 @@ def test_recall_rises_with_rerank_and_is_exact_at_last(
 
 
 def test_advise_agrees_with_the_table(ask: Callable[..., Any], files: Path) -> None:
-    ask("ingest", files / "vectors.npy", "--table", "items")
+    ask("ingest", files / "vectors.npy", "--table", "items", "--codes")
     advice = ask("advise", "items", "--picture", files / "advice.svg")
     assert advice["rotate"] and advice["f_rotate"] > advice["f_axis"] + 0.02
     assert advice["cv_sigma"] > 0.5 and advice["count"] == ROWS
@@ -369,7 +403,7 @@ def test_picture_says_the_decision(files: Path, vectors: np.ndarray) -> None:
 def test_doctor_does_not_take_an_index_that_is_in_use_for_a_damaged_one(
     ask: Callable[..., Any], run: Callable[..., tuple[int, str]], conn: psycopg.Connection[Any]
 ) -> None:
-    ask("create", "items", "--dim", 4)
+    ask("create", "items", "--dim", 4, "--codes")
     conn.execute("CREATE INDEX items_code ON items USING bq (code)")
     conn.commit()
     with psycopg.connect(conn.info.dsn, password=conn.info.password, autocommit=True) as other:
@@ -384,7 +418,7 @@ def test_doctor_does_not_take_an_index_that_is_in_use_for_a_damaged_one(
 
 
 def test_people_get_tables_and_sentences(run: Callable[..., tuple[int, str]], files: Path) -> None:
-    code, output = run("ingest", files / "items.npz", "--table", "items")
+    code, output = run("ingest", files / "items.npz", "--table", "items", "--codes")
     assert code == 0 and f"{ROWS} rows written to items" in output and "why: rotate" in output
     code, output = run(
         "search", "items", "--vector", files / "query.npy", "-k", 1, "--column", "title"
@@ -407,7 +441,7 @@ def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: psycopg.Conne
         assert answer["healthy"] == (expected == 0)
         return {finding["name"]: finding["state"] for finding in answer["findings"]}
 
-    ask("create", "items", "--dim", 4)
+    ask("create", "items", "--dim", 4, "--codes")
     conn.execute("CREATE INDEX items_code ON items USING bq (code)")
     conn.commit()
     assert states() == {
@@ -437,7 +471,7 @@ def test_doctor_looks_at_indexes_on_vectors(
         assert len(names) == len({*names})
         return {finding["name"]: finding for finding in found}
 
-    ask("create", "items", "--dim", 4)
+    ask("create", "items", "--dim", 4, "--codes")
     conn.execute("CREATE TABLE notes (embedding vector(4))")
     conn.execute("INSERT INTO notes VALUES ('[1, 2, 3, 4]')")
     for table, kind in (("notes", "vector"), ("items", "halfvec")):
@@ -475,10 +509,12 @@ def test_tables_of_pgvector_alone_are_told_of_and_measured(
     conn.execute("CREATE INDEX graph ON notes USING hnsw (embedding halfvec_l2_ops)")
     conn.commit()
     for command in ("recall", "bench"):
-        failed = ask(command, "notes", expected=1)
-        assert failed["error"] == "no index of bq on column 'embedding' of table 'notes'"
-        assert failed["hint"] == "make one with: pybq adopt notes"
-    assert "to make one: pybq adopt notes" in run("status", "notes")[1]
+        assert [one["name"] for one in ask(command, "notes", "--sample", 5)["indexes"]] == ["graph"]
+        assert "no index of bq: pybq adopt" in run(command, "notes", "--sample", 5)[1]
+    make = 'CREATE INDEX CONCURRENTLY ON "notes" USING bq ("embedding" halfvec_l2_ops)'
+    assert f"to have one: {make}" in run("status", "notes")[1]
+    (hint,) = [each["hint"] for each in ask("doctor")["findings"] if each["name"] == "table notes"]
+    assert hint == "run pybq adopt notes --column embedding --compare"
     conn.execute("CREATE INDEX codes ON notes USING bq (embedding halfvec_l2_ops)")
     conn.commit()
     for command, queries in (("recall", ()), ("bench", ("--queries", files / "vectors.npy"))):

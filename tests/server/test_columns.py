@@ -73,11 +73,11 @@ def test_insert_privilege_alone_is_enough(
     """What PostgreSQL asks of INSERT ... ON CONFLICT is needed for on_conflict, and no more."""
     vectors = rng.standard_normal((500, DIM), dtype=np.float32)
     columns = {"price": "numeric(9, 2)"}
-    pybq.Table.create(conn, "items", DIM, columns=columns)
+    pybq.Table.create(conn, "items", DIM, columns=columns, codes=True)
     conn.execute(f"GRANT INSERT ON items TO {writer}")
     conn.execute(f"SET ROLE {writer}")
     conn.commit()
-    table = pybq.Table(conn, "items", DIM, "cosine", columns=columns)
+    table = pybq.Table(conn, "items", DIM, "cosine", columns=columns, codes=True)
     assert table.ingest(range(100), vectors[:100], {"price": [1.5] * 100}) == 100
     options: dict[str, Any] = {"name": "mine", "batch_rows": 50, "first_id": 100}
     assert table.load(vectors[100:400], connections=2, **options) == 300
@@ -132,7 +132,7 @@ def test_what_others_say_was_loaded_is_not_believed(
 def test_made_up_statistics_stop_nobody(conn: Conn, writer: str, rng: np.random.Generator) -> None:
     """They may be wrong, as those of made up vectors would be; all else goes on."""
     vectors = rng.standard_normal((600, DIM), dtype=np.float32)
-    table = pybq.Table.create(conn, "items", DIM)
+    table = pybq.Table.create(conn, "items", DIM, codes=True)
     table.ingest(range(300), vectors[:300])
     conn.execute(f"GRANT INSERT ON items TO {writer}")
     conn.execute(f"SET ROLE {writer}")
@@ -164,7 +164,7 @@ def test_statistics_in_sql_are_those_of_pybq(
     scales = np.geomspace(0.1, 10, DIM) * rng.uniform(0.5, 2, (3000, 1))
     vectors = (rng.standard_normal((3000, DIM)) * scales).astype(np.float32)
     vectors[7] = 0
-    table = pybq.Table.create(conn, "items", DIM, metric, store=store)
+    table = pybq.Table.create(conn, "items", DIM, metric, store=store, codes=True)
     table.ingest(range(3000), vectors)
     collected = table.statistics()
     row = conn.execute("SELECT (bq_sample_statistics('items')).*").fetchone()

@@ -105,7 +105,7 @@ def test_a_series_is_written_by_place_whatever_its_index(conn: Conn) -> None:
 def test_codes_are_those_of_the_stored_vectors(
     conn: Conn, vectors: np.ndarray, store: Any, transform: int
 ) -> None:
-    table = pybq.Table.create(conn, "items", DIM, store=store, transform=transform)
+    table = pybq.Table.create(conn, "items", DIM, store=store, transform=transform, codes=True)
     assert table.ingest(range(N), vectors) == N
     assert fetch(conn, "SELECT count(*) FROM items") == N
     different = "code <> bq_encode(embedding::real[], transform(code))"
@@ -299,10 +299,12 @@ def test_columns_left_out_get_their_default(conn: Conn, vectors: np.ndarray) -> 
         (70_000.0, "halfvec", '70000 is too large for halfvec; keep such vectors with store="v'),
     ],
 )
+@pytest.mark.parametrize("codes", [True, False])
 def test_a_bad_row_is_named_and_nothing_is_written(
     conn: Conn,
     vectors: np.ndarray,
     request: pytest.FixtureRequest,
+    codes: bool,
     value: float,
     store: Any,
     message: str,
@@ -311,14 +313,14 @@ def test_a_bad_row_is_named_and_nothing_is_written(
         request.getfixturevalue("vector")
     row = N - 1000  # in the last chunk
     vectors[row, 3] = value
-    table = pybq.Table.create(conn, "items", DIM, store=store)
+    table = pybq.Table.create(conn, "items", DIM, store=store, codes=codes or store is None)
     ids = np.arange(N) + 10**6
     with pytest.raises(RowError, match=message) as caught:
         table.ingest(ids, vectors)
     assert (caught.value.row, caught.value.id) == (row, 10**6 + row)
     assert str(caught.value).startswith(f"row {row} (id {10**6 + row}): ")
     assert fetch(conn, "SELECT count(*) FROM items") == 0
-    assert table.status().count == 0
+    assert table.status().count == (0 if table.code_column else None)
     assert table.status().transform is None
 
     vectors[row] = 1

@@ -229,7 +229,7 @@ def test_update_and_skip(
 ) -> None:
     if store:
         request.getfixturevalue("vector")
-    table = create(conn, store=store, columns={"n": "int"})
+    table = create(conn, store=store, codes=True, columns={"n": "int"})
     first, second = vectors[:600], vectors[400:]
     assert table.ingest(range(600), first, {"n": [1] * 600}) == 600
     assert table.ingest(range(400, 1000), second, {"n": [2] * 600}, on_conflict="skip") == 400

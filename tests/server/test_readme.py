@@ -54,5 +54,6 @@ def test_python_runs(
         names["server"].stop()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "42 note 42 0.0"
-    assert lines[-3:] == ["42", "42 0.0", "42"]
+    made = 'CREATE INDEX CONCURRENTLY ON "articles" USING bq ("v" vector_cosine_ops)'
+    assert lines[-5:] == ["/7", made, "42", "42 0.0", "42"]
     assert any(line.startswith("why: ") for line in lines)

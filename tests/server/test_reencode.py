@@ -49,7 +49,7 @@ def connect(conn: Conn) -> Iterator[Callable[[], Conn]]:
 
 @pytest.fixture
 def table(conn: Conn, vectors: np.ndarray) -> pybq.Table:
-    table = pybq.Table.create(conn, "items", DIM, columns={"note": "text"}, transform=0)
+    table = pybq.Table.create(conn, "items", DIM, columns={"note": "text"}, transform=0, codes=True)
     table.ingest(range(N), vectors)
     conn.commit()
     return table
@@ -92,7 +92,7 @@ def is_clean(conn: Conn) -> bool:
 def test_codes_are_those_of_the_stored_vectors(
     conn: Conn, vectors: np.ndarray, store: Any, before: int, after: int
 ) -> None:
-    table = pybq.Table.create(conn, "items", DIM, store=store, transform=before)
+    table = pybq.Table.create(conn, "items", DIM, store=store, transform=before, codes=True)
     table.ingest(range(N), vectors)
     conn.commit()
     assert table.reencode(after) == N
@@ -461,7 +461,7 @@ def test_what_is_refused(conn: Conn, table: pybq.Table, connect: Callable[[], Co
     with pytest.raises(ValueError, match="transform between 0 and 65535"):
         table.reencode(65536)
     codes_only = pybq.Table.create(conn, "codes", DIM, store=None, transform=0)
-    empty = pybq.Table.create(conn, "empty", DIM)
+    empty = pybq.Table.create(conn, "empty", DIM, codes=True)
     conn.execute("SELECT 1")
     with pytest.raises(TableError, match="end the open transaction first"):
         table.reencode(7)

@@ -203,7 +203,9 @@ def test_conditions_hold_for_candidates_and_come_with_everything_else(
     conn: Conn, vectors: np.ndarray, queries: np.ndarray
 ) -> None:
     """Re-ranked, several queries, further columns: all k rows are there, each meets it."""
-    table = pybq.Table.create(conn, "items", DIM, columns={"price": "int", "distance": "text"})
+    table = pybq.Table.create(
+        conn, "items", DIM, columns={"price": "int", "distance": "text"}, codes=True
+    )
     table.ingest(np.arange(N), vectors, {"price": np.arange(N) % 100, "distance": ["far"] * N})
     found = table.search(
         queries,
@@ -254,7 +256,7 @@ def test_rows_come_in_the_order_of_their_distances(
     conn: Conn, vectors: np.ndarray, queries: np.ndarray, rerank: float | None
 ) -> None:
     """Of all scans: one that goes on through further lists need not find them so."""
-    table = pybq.Table.create(conn, "items", DIM, columns={"price": "int"}, transform=1)
+    table = pybq.Table.create(conn, "items", DIM, columns={"price": "int"}, transform=1, codes=True)
     table.ingest(range(N), vectors, {"price": np.arange(N) % 10})
     conn.execute("CREATE INDEX ON items USING bq (code) WITH (lists = 40, probes = 1)")
     conn.execute("SET enable_seqscan = off")
@@ -496,7 +498,7 @@ def measure(table: pybq.Table, base: np.ndarray, queries: np.ndarray, **options:
 def test_wanted_recall_is_met(conn: Conn, name: str, index: bool) -> None:
     """On queries that the measurement has not seen; floor: what was wanted, less 0.005 of 200."""
     base, queries = SETS[name]()
-    table = pybq.Table.create(conn, "items", base.shape[1])
+    table = pybq.Table.create(conn, "items", base.shape[1], codes=True)
     table.ingest(range(len(base)), base)
     if index:
         table.create_index()
@@ -514,7 +516,7 @@ def test_wanted_recall_is_met(conn: Conn, name: str, index: bool) -> None:
 @needs_pgvector
 def test_lists_are_added_where_the_index_misses_rows(conn: Conn) -> None:
     base, queries = SETS["glosses"]()
-    table = pybq.Table.create(conn, "items", base.shape[1])
+    table = pybq.Table.create(conn, "items", base.shape[1], codes=True)
     table.ingest(range(len(base)), base)
     conn.execute("CREATE INDEX ON items USING bq (code) WITH (lists = 100, probes = 2)")
     few = measure(table, base, queries)
@@ -532,7 +534,7 @@ def test_lists_are_added_where_the_index_misses_rows(conn: Conn) -> None:
 @pytest.mark.parametrize("name", ["lsa", "glosses"])
 def test_default_rerank_finds_98_percent_of_real_vectors(conn: Conn, name: str) -> None:
     base, queries = SETS[name]()
-    table = pybq.Table.create(conn, "items", base.shape[1])
+    table = pybq.Table.create(conn, "items", base.shape[1], codes=True)
     table.ingest(range(len(base)), base)
     table.create_index()
     recall = measure(table, base, queries)
@@ -543,7 +545,7 @@ def test_default_rerank_finds_98_percent_of_real_vectors(conn: Conn, name: str) 
 @needs_pgvector
 def test_a_search_finds_what_was_calibrated_and_never_measures(conn: Conn) -> None:
     base, queries = low_fidelity(4000)
-    table = pybq.Table.create(conn, "items", 16)
+    table = pybq.Table.create(conn, "items", 16, codes=True)
     with pytest.raises(TableError, match="no rows to measure recall on"):
         table.calibrate()
     assert table.search(queries[0], recall=0.9) == []
@@ -588,7 +590,7 @@ def test_a_search_finds_what_was_calibrated_and_never_measures(conn: Conn) -> No
 @needs_pgvector
 def test_a_search_says_when_the_table_has_outgrown_its_calibration(conn: Conn) -> None:
     base, queries = low_fidelity(4000)
-    table = pybq.Table.create(conn, "items", 16, transform=1)
+    table = pybq.Table.create(conn, "items", 16, transform=1, codes=True)
     table.ingest(range(1000), base[:1000])
     table.calibrate(0.9)
     table.ingest(range(1000, 1900), base[1000:1900])
@@ -606,7 +608,7 @@ def test_a_calibration_of_another_process_is_seen_within_a_minute(
     conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, queries = low_fidelity(500)
-    table = pybq.Table.create(conn, "items", 16, transform=1)
+    table = pybq.Table.create(conn, "items", 16, transform=1, codes=True)
     table.ingest(range(500), base)
     first = table.calibrate(0.9).rerank
     keep = "SELECT bq_keep_calibration('items', 'code', 0.9, 10, %s, NULL, 500)"
@@ -621,7 +623,7 @@ def test_a_calibration_of_another_process_is_seen_within_a_minute(
 @needs_pgvector
 def test_only_the_owner_calibrates_for_others(conn: Conn) -> None:
     base, queries = low_fidelity(500)
-    table = pybq.Table.create(conn, "items", 16, transform=1)
+    table = pybq.Table.create(conn, "items", 16, transform=1, codes=True)
     table.ingest(range(500), base)
     conn.execute("CREATE ROLE regress_bq_reader")
     conn.execute("GRANT SELECT ON items TO regress_bq_reader")
@@ -652,7 +654,7 @@ def test_only_the_owner_calibrates_for_others(conn: Conn) -> None:
 @needs_pgvector
 def test_calibration_does_not_outlive_the_codes(conn: Conn) -> None:
     base, queries = low_fidelity(500)
-    table = pybq.Table.create(conn, "items", 16, transform=1)
+    table = pybq.Table.create(conn, "items", 16, transform=1, codes=True)
     table.ingest(range(500), base)
     table.calibrate(0.9)
     conn.commit()
@@ -681,7 +683,7 @@ def test_calibration_does_not_outlive_the_codes(conn: Conn) -> None:
 def test_bad_calibrations_say_what_is_wrong(
     conn: Conn, options: dict[str, Any], message: str
 ) -> None:
-    table = pybq.Table.create(conn, "items", 16)
+    table = pybq.Table.create(conn, "items", 16, codes=True)
     table.ingest(range(100), low_fidelity(100)[0])
     with pytest.raises(ValueError, match=message):
         table.calibrate(**options)
@@ -690,7 +692,7 @@ def test_bad_calibrations_say_what_is_wrong(
 @needs_pgvector
 def test_calibration_leaves_settings_as_they_were(conn: Conn) -> None:
     base, _ = low_fidelity(3000)
-    table = pybq.Table.create(conn, "items", 16)
+    table = pybq.Table.create(conn, "items", 16, codes=True)
     table.ingest(range(len(base)), base)
     table.create_index()
     with conn.transaction():
@@ -708,7 +710,7 @@ def test_calibration_leaves_settings_as_they_were(conn: Conn) -> None:
 @needs_pgvector
 @pytest.mark.parametrize("measure_table", [measure_recall, bench_table])
 def test_measuring_leaves_settings_as_they_were(conn: Conn, measure_table: Any) -> None:
-    table = pybq.Table.create(conn, "items", 16)
+    table = pybq.Table.create(conn, "items", 16, codes=True)
     table.ingest(range(100), low_fidelity(100)[0])
     for setting in ("off", "on"):
         with conn.transaction():
@@ -722,7 +724,7 @@ def test_measuring_leaves_settings_as_they_were(conn: Conn, measure_table: Any) 
 @pytest.mark.parametrize("index", [False, True])
 def test_rows_without_vectors_are_passed_over(conn: Conn, index: bool) -> None:
     base, queries = low_fidelity(500)
-    table = pybq.Table.create(conn, "items", 16, transform=1)
+    table = pybq.Table.create(conn, "items", 16, transform=1, codes=True)
     table.ingest(range(500), base)
     conn.execute("ALTER TABLE items ALTER embedding DROP NOT NULL, ALTER code DROP NOT NULL")
     conn.execute("UPDATE items SET embedding = NULL, code = NULL WHERE id % 5 = 0")

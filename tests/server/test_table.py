@@ -36,10 +36,14 @@ def store(conn: Conn) -> Any:
     return None if found is None else found[0]
 
 
-@pytest.fixture
-def table(conn: Conn, vectors: np.ndarray, store: Any) -> pybq.Table:
+@pytest.fixture(params=[False, True], ids=["no codes", "codes"])
+def table(
+    conn: Conn, vectors: np.ndarray, store: Any, request: pytest.FixtureRequest
+) -> pybq.Table:
+    """One that is searched by its vectors, and one by a column of codes."""
     columns = {"title": "text", "year": "int"}
-    table = pybq.Table.create(conn, "items", DIM, store=store, columns=columns)
+    codes = request.param or store is None
+    table = pybq.Table.create(conn, "items", DIM, store=store, codes=codes, columns=columns)
     table.ingest(range(N), vectors, {"title": [f"title {i}" for i in range(N)]})
     return table
 
@@ -62,7 +66,7 @@ def exact_distances(metric: str, vectors: np.ndarray, query: np.ndarray) -> np.n
 def test_reranking_every_row_gives_the_exact_order(
     conn: Conn, vectors: np.ndarray, metric: Any, store: Any, tolerance: float
 ) -> None:
-    table = pybq.Table.create(conn, "items", DIM, metric, store=store)
+    table = pybq.Table.create(conn, "items", DIM, metric, store=store, codes=True)
     table.ingest(np.arange(N), vectors)
     query = vectors[7] + 0.1
     distances = exact_distances(metric, vectors, query)
@@ -91,6 +95,7 @@ def test_codes_alone_give_the_order_of_the_codes(
         np.testing.assert_allclose([hit.distance for hit in hits], expected, 1e-5, 1e-5)
 
 
+@pytest.mark.parametrize("table", [True], indirect=True, ids=["codes"])
 def test_rerank_none_gives_the_order_of_the_codes(table: pybq.Table, vectors: np.ndarray) -> None:
     by_code = table.search(vectors[0], k=20, rerank=None)
     exact = exact_distances("cosine", vectors, vectors[0])
@@ -133,6 +138,8 @@ def test_index_answers_searches(conn: Conn, table: pybq.Table, vectors: np.ndarr
     assert method == "bq"
     conn.execute("SET enable_seqscan = off")
     assert table.search(vectors[:20], k=1) == before
+    (index,) = table.status().indexes
+    assert (index.method, index.live_rows) == ("bq", N) and str(index) in str(table.status())
 
 
 def test_an_index_is_built_once(conn: Conn, other: Conn, table: pybq.Table) -> None:
@@ -154,8 +161,11 @@ def test_an_index_is_built_once(conn: Conn, other: Conn, table: pybq.Table) -> N
     table.create_index()
     assert count_indexes() == 1
     # an index of a part of the rows, or an invalid one, is none of all
-    conn.execute("DROP INDEX items_code_idx")
-    conn.execute("CREATE INDEX ON items USING bq (code) WHERE id < 10")
+    column, opclass = table.code_column or table.source_column, ""
+    if table.code_column is None:
+        opclass = f"{table.store}_cosine_ops"
+    conn.execute(f"DROP INDEX items_{column}_idx".encode())
+    conn.execute(f"CREATE INDEX ON items USING bq ({column} {opclass}) WHERE id < 10".encode())
     conn.commit()
     table.create_index()
     assert count_indexes() == 2
@@ -197,13 +207,14 @@ def test_constructor_creates_then_opens(conn: Conn, vectors: np.ndarray, store: 
         ("nope", {}, "no table 'nope'; give dim to create it"),
         ("items", {"dim": 25}, "table 'items' has dim 24, expected 25"),
         ("items", {"metric": "l2"}, "table 'items' has metric cosine, expected l2"),
-        ("plain", {}, "table 'plain' has no codes that pybq made"),
+        ("plain", {}, "table 'plain' has no codes that pybq made, and no vectors of type halfvec"),
         ("items", {"store": "bit"}, r"has store (halfvec|None), expected bit"),
         ("items", {"id_type": "text"}, "has column 'id' of type bigint, expected text"),
         ("items", {"columns": {"year": "int", "nope": "int"}}, "has no column 'nope', which was"),
         ("items", {"columns": {"year": "text"}}, "column 'year' of type integer, expected text"),
-        ("items", {"transform": 9}, "table 'items' has transform [01], expected 9"),
-        ("items", {"code_column": "nope"}, "has code column code, expected nope"),
+        ("items", {"transform": 9}, "table 'items' has transform ([01]|None), expected 9"),
+        ("items", {"column": "nope"}, "has columns (code, )?embedding, expected nope"),
+        ("items", {"codes": None, "store": None}, "has store halfvec, expected None"),
     ],
 )
 def test_opening_checks_what_is_there(
@@ -220,10 +231,14 @@ def test_options_that_agree_open_and_typos_are_refused(
     columns = {"title": "text", "year": "integer"}
     transform = table.status().transform
     options: dict[str, Any] = {"store": store, "columns": columns, "id_type": "int8"}
-    same = pybq.Table(conn, "items", DIM, transform=transform, code_column="code", **options)
+    options["codes"] = table.code_column is not None
+    column = table.code_column or table.source_column
+    same = pybq.Table(conn, "items", DIM, transform=transform, column=column, **options)
+    with pytest.raises(TableError, match="has codes (True|False), expected (False|True)"):
+        pybq.Table(conn, "items", codes=not options["codes"])
     assert same.columns == table.columns
     for name in ("items", "new"):
-        with pytest.raises(TypeError, match="options of store, columns, .*, got 'colums'"):
+        with pytest.raises(TypeError, match="options of store, codes, .*, got 'colums'"):
             pybq.Table(conn, name, DIM, colums={"title": "text"})
     with pytest.raises(ValueError, match="column 'year': no type 'in t' in the database"):
         pybq.Table(conn, "items", columns={"year": "in t"})
@@ -234,10 +249,10 @@ def test_of_several_code_columns_one_is_named(conn: Conn, vectors: np.ndarray) -
     pybq.Table.create(conn, "items", DIM, store=None, transform=0)
     conn.execute(f"ALTER TABLE items ADD other bqvec({DIM})")
     conn.execute("SELECT bq_register_column('items', 'other', NULL, %s, 'l2', 3)", [DIM])
-    with pytest.raises(TableError, match="has code columns code, other; say which one with code_c"):
+    with pytest.raises(TableError, match="has code, other; say which one with column"):
         pybq.Table(conn, "items")
     for name, metric, transform in (("code", "cosine", 0), ("other", "l2", 3)):
-        table = pybq.Table(conn, "items", code_column=name, metric=metric, transform=transform)
+        table = pybq.Table(conn, "items", column=name, metric=metric, transform=transform)
         assert (table.code_column, table.metric) == (name, metric)
 
 
@@ -319,7 +334,7 @@ def test_names_are_quoted(conn: Conn, vectors: np.ndarray, store: Any) -> None:
     conn.execute('CREATE SCHEMA "My schema"')
     for schema in (None, "My schema"):
         table = pybq.Table.create(
-            conn, name, DIM, store=store, columns={column: "text"}, schema=schema
+            conn, name, DIM, store=store, codes=True, columns={column: "text"}, schema=schema
         )
         table.ingest(range(N), vectors, {column: ["a"] * N})
         hits = table.search(vectors[3], k=1, columns=[column])
@@ -348,6 +363,7 @@ def test_text_after_nul_is_not_cut_off(conn: Conn, table: pybq.Table, vectors: n
     assert conn.execute("SELECT to_regclass('new')").fetchone() == (None,)
 
 
+@pytest.mark.parametrize("table", [True], indirect=True, ids=["codes"])
 def test_a_renamed_column_is_named(conn: Conn, table: pybq.Table) -> None:
     conn.execute("ALTER TABLE items RENAME code TO codes")
     with pytest.raises(TableError, match="'items' has no column 'code', which bq_columns names"):
@@ -398,7 +414,7 @@ def test_long_values_beside_them_are_moved_out(conn: Conn, rng: np.random.Genera
 
 
 @needs_pgvector
-@pytest.mark.parametrize(("store", "dim"), [("halfvec", 4000), ("vector", 2000)])
+@pytest.mark.parametrize(("store", "dim"), [("halfvec", 4096), ("vector", 2048)])
 def test_vectors_larger_than_a_page_are_stored_all_the_same(
     conn: Conn, rng: np.random.Generator, store: Any, dim: int
 ) -> None:

@@ -33,7 +33,7 @@ def test_codes_follow_plain_writers(
 ) -> None:
     vectors = rng.standard_normal((60, DIM), dtype=np.float32)
     texts = [str(vector.tolist()) for vector in vectors]
-    table = pybq.Table.create(conn, "items", DIM, store=store, transform=transform)
+    table = pybq.Table.create(conn, "items", DIM, store=store, transform=transform, codes=True)
     table.create_trigger()
     table.ingest(range(20), vectors[:20])
     conn.execute("INSERT INTO items (id, embedding) VALUES (20, %s)", [texts[20]])
@@ -62,7 +62,7 @@ def test_codes_follow_plain_writers(
 @pytest.mark.parametrize("on_conflict", ["update", "skip"])
 def test_upserts_of_pybq_go_with_it(conn: Conn, rng: np.random.Generator, on_conflict: Any) -> None:
     vectors = rng.standard_normal((30, DIM), dtype=np.float32)
-    table = pybq.Table.create(conn, "items", DIM, transform=2)
+    table = pybq.Table.create(conn, "items", DIM, transform=2, codes=True)
     table.create_trigger()
     table.ingest(range(20), vectors[:20])
     table.ingest(range(10, 30), -vectors[:20], on_conflict=on_conflict)
@@ -73,7 +73,7 @@ def test_upserts_of_pybq_go_with_it(conn: Conn, rng: np.random.Generator, on_con
 
 def test_before_the_decision_others_cannot_write(conn: Conn, rng: np.random.Generator) -> None:
     vectors = rng.standard_normal((500, DIM), dtype=np.float32)
-    table = pybq.Table.create(conn, "items", DIM)
+    table = pybq.Table.create(conn, "items", DIM, codes=True)
     table.create_trigger()
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
         with conn.transaction():
