@@ -25,16 +25,17 @@ from rich.text import Text
 import pybq
 
 K = 10
-RERANK = 4
 SHOWN = (146, 36, 192, 139)  # held-out questions whose answers are shown
 ROUNDS = 3
 EF_SEARCH = (20, 40, 80, 160, 320)
 
-# What is promised, over all 200 held-out questions.  Re-ranked: the defaults are meant to lose at
-# most two in a hundred on text embeddings.  Codes alone: 0.852 is what an independent
+# Share of the nearest rows that an index on vectors is built to find, unless told otherwise.
+RECALL = 0.98
+# What is promised, over all 200 held-out questions.  By the index: RECALL is what it finds for
+# rows of the table, which questions may miss by 0.01.  Codes alone: 0.852 is what an independent
 # implementation found on the full set of 116,033 glosses, by comparing all codes; three standard
 # errors of 200 questions are 0.02.  The codes are the same bits on every machine.
-PROMISED = {"codes alone": 0.83, "re-ranked": 0.98}
+PROMISED = {"codes alone": 0.83, "by the index": RECALL - 0.01}
 
 Search = Callable[[np.ndarray], list[int]]
 
@@ -56,9 +57,9 @@ def step(doing: str) -> Iterator[list[str]]:
 # -- ways to search -------------------------------------------------------------------
 
 
-def with_bq(table: pybq.Table, rerank: float | None) -> Search:
+def with_pybq(table: pybq.Table) -> Search:
     """Search as the README does."""
-    return lambda query: [hit.id for hit in table.search(query, k=K, rerank=rerank)]
+    return lambda query: [hit.id for hit in table.search(query, k=K)]
 
 
 def with_pgvector(conn: psycopg.Connection, table: str, as_vector: Callable) -> Search:
@@ -111,7 +112,7 @@ def show_choice(status: pybq.Status) -> None:
     console.print("\n[bold]Original axes, or rotated?[/]\n")
     explanation = (
         "Before it packs vectors, bq can rotate them all at random, so that each bit tells as much "
-        "as the others. From the statistics of this table it chose:"
+        "as the others. CREATE INDEX tried both on a sample of the rows, and chose:"
     )
     console.print(Padding(explanation, (0, 2)))
     console.print(Padding(Text(status.reason, style="cyan"), (0, 2, 0, 4)))
@@ -166,23 +167,23 @@ def main() -> int:
         notes += [f"PostgreSQL {conn.info.server_version // 10000}", pybq.simd()]
 
     with server, conn:
-        with step(f"Load {n:,} vectors and texts, and encode them") as notes:
+        with step(f"Load {n:,} vectors and texts, and codes alone beside them") as notes:
             start = time.perf_counter()
             table = pybq.Table.create(conn, "glosses", dim, columns={"text": "text"})
             table.ingest(ids, data.vectors, {"text": data.texts}, progress=False)
             notes.append(f"{n / (time.perf_counter() - start):,.0f} rows/s")
             codes = pybq.Table.create(conn, "codes", dim, store=None)
             codes.ingest(ids, data.vectors, progress=False)
-        with step("Index the codes") as notes:
+        with step("Index the vectors, and the codes") as notes:
+            start = time.perf_counter()
             table.create_index()
+            notes.append(f"bq (embedding halfvec_cosine_ops) {time.perf_counter() - start:.1f} s")
             codes.create_index()
-            notes.append("both tables")
         with step("Give pgvector the same vectors, and build its HNSW index") as notes:
             for name, kind in (
                 ("floats", "vector"),
                 ("halves", "halfvec"),
                 ("graph", "halfvec"),
-                ("inside", "halfvec"),
             ):
                 conn.execute(
                     f"CREATE TABLE {name} AS SELECT id, embedding::{kind}({dim}) FROM glosses"
@@ -190,19 +191,16 @@ def main() -> int:
             start = time.perf_counter()
             conn.execute("CREATE INDEX ON graph USING hnsw (embedding halfvec_cosine_ops)")
             notes.append(f"HNSW {time.perf_counter() - start:.1f} s")
-        with step("Index them with bq instead: one word changed") as notes:
-            conn.execute("CREATE INDEX ON inside USING bq (embedding halfvec_cosine_ops)")
-            notes.append("bq (embedding halfvec_cosine_ops)")
-        for name in ("glosses", "codes", "floats", "halves", "graph", "inside"):
+        for name in ("glosses", "codes", "floats", "halves", "graph"):
             conn.execute(f"VACUUM (FREEZE, ANALYZE) {name}")
 
         show_choice(table.status())
         show_answers(data, table)
 
         hnsw = with_pgvector(conn, "graph", HalfVector)
-        for ef_search in EF_SEARCH:  # the fastest setting that finds as many as bq promises
+        for ef_search in EF_SEARCH:  # the fastest setting that finds as many as bq aims at
             conn.execute(f"SET hnsw.ef_search = {ef_search}")
-            if measure({"": hnsw}, data.queries, truth)[""][0] >= PROMISED["re-ranked"]:
+            if measure({"": hnsw}, data.queries, truth)[""][0] >= RECALL:
                 break
         with step("Compare"):
             results = measure(
@@ -210,9 +208,8 @@ def main() -> int:
                     "floats": with_pgvector(conn, "floats", Vector),
                     "halves": with_pgvector(conn, "halves", HalfVector),
                     "graph": hnsw,
-                    "inside": with_pgvector(conn, "inside", HalfVector),
-                    "codes alone": with_bq(codes, None),
-                    "re-ranked": with_bq(table, RERANK),
+                    "by the index": with_pgvector(conn, "glosses", HalfVector),
+                    "codes alone": with_pybq(codes),
                 },
                 data.queries,
                 truth,
@@ -223,9 +220,8 @@ def main() -> int:
             ("pgvector, float32, exact", sizes["floats"], results["floats"]),
             ("pgvector, halfvec, exact", sizes["halves"], results["halves"]),
             (f"pgvector, HNSW, ef_search {ef_search}", sizes["graph"], results["graph"]),
-            ("bq, index on the vectors", sizes["inside"], results["inside"]),
+            ("bq, index on the vectors", sizes["table"], results["by the index"]),
             ("bq, codes alone", sizes["codes"], results["codes alone"]),
-            (f"bq, best {RERANK * K} codes re-ranked", sizes["table"], results["re-ranked"]),
         ]
     )
     return show_verdict({name: results[name][0] for name in PROMISED})
@@ -247,14 +243,13 @@ def sizes_per_row(conn: psycopg.Connection, n: int) -> dict[str, str]:
             [n, table],
         ).fetchone()[0]
 
-    half, code = size("embedding", "halves"), size("code", "codes")
+    half = size("embedding", "halves")
     return {
         "floats": f"{size('embedding', 'floats'):,}",
         "halves": f"{half:,}",
         "graph": f"{half:,} + index {index_size('graph'):,.0f}",
-        "inside": f"{half:,} + index {index_size('inside'):,.0f}",
-        "codes": f"{code:,} + index {index_size('codes'):,.0f}",
-        "table": f"{half:,} + {code:,} + index {index_size('glosses'):,.0f}",
+        "table": f"{half:,} + index {index_size('glosses'):,.0f}",
+        "codes": f"{size('code', 'codes'):,} + index {index_size('codes'):,.0f}",
     }
 
 
