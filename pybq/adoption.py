@@ -52,6 +52,9 @@ class Adoption:
         If it was asked for.
     drop : list of str
         Statements that would drop the others. Nothing is dropped without you.
+    drop_codes : list of str
+        Statements that would drop the codes of this column that pybq or a trigger keeps in another
+        one: the index has its own, and `Table` then searches by it.
     """
 
     table: str
@@ -64,6 +67,7 @@ class Adoption:
     others: list[str]
     comparison: Comparison | None
     drop: list[str]
+    drop_codes: list[str]
 
 
 def adopt(
@@ -90,7 +94,8 @@ def adopt(
     column : str, optional
         Which one, if there are several.
     metric : {"cosine", "l2", "inner_product"}, optional
-        Left out, that of the HNSW or IVFFlat index on the column, or cosine.
+        Left out, that of the HNSW or IVFFlat index on the column, or of the codes that pybq keeps
+        of it, or cosine.
     filters : sequence of str
         Columns that queries filter by, to be kept in the index.
     recall : float, optional
@@ -158,7 +163,8 @@ def adopt(
         found = find_column(conn, table, column, schema)
         _check_column(conn, found, filters)
         there = find_indexes(conn, found)
-        metric = metric or _find_metric(found, there)
+        codes = _find_codes(conn, found)
+        metric = metric or _find_metric(found, there, codes)
         opclass = run(find_opclass(BlockingDatabase(conn), found.type_name, metric))
         name, statement, seconds = _find_same(there, metric, (found.name, *filters)), None, None
         if name is None:
@@ -192,6 +198,7 @@ def adopt(
             [index.name for index in others],
             compare_indexes(conn, found, [made, *others], metric, k, sample) if compare else None,
             [_write_drop(index.identifier).as_string(conn) for index in others],
+            [statement for code, _ in codes for statement in _write_drop_codes(conn, found, code)],
         )
     finally:
         if not conn.closed:
@@ -224,14 +231,29 @@ def _check_column(conn: Connection[Any], column: VectorColumn, filters: Sequence
             raise TableError(f"table {column.table!r} has no column {name!r} to filter by")
 
 
-def _find_metric(column: VectorColumn, indexes: list[VectorIndex]) -> Metric:
-    """The metric of pgvector's index on the column; cosine without one."""
+def _find_codes(conn: Connection[Any], column: VectorColumn) -> list[tuple[str, Metric]]:
+    """Columns of codes of a column, and their metrics; its own name stands for an index to be."""
+    if fetch(conn, "SELECT to_regclass('bq_columns')") == [(None,)]:
+        return []
+    rows = fetch(
+        conn,
+        "SELECT code_column, metric FROM bq_columns WHERE table_name::oid = %s"
+        " AND source_column = %s ORDER BY 1",
+        [column.oid, column.name],
+    )
+    return [(code, metric) for code, metric in rows]
+
+
+def _find_metric(
+    column: VectorColumn, indexes: list[VectorIndex], codes: list[tuple[str, Metric]]
+) -> Metric:
+    """The metric of pgvector's index on the column, or of its codes; else cosine."""
     metrics = sorted({i.metric for i in indexes if i.method != "bq" and i.valid and i.metric})
     if len(metrics) > 1:
         raise TableError(
             f"column {column.name!r} has indexes for {' and '.join(metrics)}; say which with metric"
         )
-    return metrics[0] if metrics else "cosine"
+    return next(iter([*metrics, *(metric for _, metric in codes)]), "cosine")
 
 
 def _find_same(indexes: list[VectorIndex], metric: Metric, columns: tuple[str, ...]) -> str | None:
@@ -299,6 +321,31 @@ def _build(conn: Connection[Any], column: VectorColumn, name: str, statement: st
                     f"run {drop}"
                 ) from error
         raise
+
+
+def _write_drop_codes(conn: Connection[Any], column: VectorColumn, code: str) -> list[str]:
+    """Statements that drop a column of codes, what fills it, and what bq_columns knows of it."""
+    if code == column.name:
+        return []
+    triggers = fetch(
+        conn,
+        "SELECT t.tgname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
+        " WHERE t.tgrelid = %s AND NOT t.tgisinternal AND p.proname = 'bq_encode_trigger'"
+        " AND position(%s::bytea IN t.tgargs) = 1 ORDER BY 1",
+        [column.oid, code.encode() + b"\0"],
+    )
+    table = column.identifier
+    return [
+        statement.as_string(conn)
+        for statement in (
+            *(
+                sql.SQL("DROP TRIGGER {} ON {}").format(sql.Identifier(name), table)
+                for (name,) in triggers
+            ),
+            sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(table, sql.Identifier(code)),
+            sql.SQL("SELECT bq_forget_column({}, {})").format(table.as_string(conn), code),
+        )
+    ]
 
 
 def _write_drop(index: sql.Identifier) -> sql.Composed:

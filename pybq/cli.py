@@ -455,6 +455,10 @@ def adopt(
     for statement in made.drop:
         _out.print("When you are content, this drops the old index:")
         _out.print(f"  {escape(statement)};", soft_wrap=True, highlight=False)
+    if made.drop_codes:
+        _out.print("And these drop the column of codes, which the index does without:")
+    for statement in made.drop_codes:
+        _out.print(f"  {escape(statement)};", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -490,6 +490,32 @@ def test_opening_needs_no_more_than_it_uses(
     conn.execute("ROLLBACK")
 
 
+# -- from codes to an index ---------------------------------------------------------------
+
+
+def test_adopting_moves_a_table_from_codes_to_an_index(conn: Conn, vectors: np.ndarray) -> None:
+    codes = pybq.Table.create(conn, "items", DIM, "l2", codes=True)
+    codes.ingest(range(N), vectors)
+    codes.create_trigger()
+    assert codes.code_column == "code"
+    by_vector = pybq.Table(conn, "items", column="embedding")
+    assert (by_vector.code_column, by_vector.columns) == (None, {"code": "bqvec"})
+    adopted = pybq.adopt(conn, "items")
+    assert adopted.metric == "l2" and adopted.drop == []
+    assert pybq.Table(conn, "items").code_column == "code"  # as before, until they are dropped
+    assert len(adopted.drop_codes) == 3
+    for statement in adopted.drop_codes:
+        conn.execute(statement.encode())
+    table = pybq.Table(conn, "items")
+    assert (table.code_column, table.metric, dict(table.columns)) == (None, "l2", {})
+    assert table.ingest([N], vectors[:1] + 9) == 1
+    assert table.search(vectors[0] + 9, k=1)[0].id == N
+    assert pybq.adopt(conn, "items").drop_codes == []
+    pybq.Table.create(conn, "new", DIM, "l2").ingest(range(10), vectors[:10])
+    adopted = pybq.adopt(conn, "new")  # the metric that it was created with
+    assert (adopted.metric, adopted.drop_codes) == ("l2", [])
+
+
 # -- asyncio ------------------------------------------------------------------------------
 
 
