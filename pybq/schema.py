@@ -135,7 +135,11 @@ class Layout:
         """Return the values of each column of the key."""
         if len(self.key) == 1:
             return [ids]
-        keys = [tuple(key) if isinstance(key, Iterable) else (key,) for key in ids]
+        # A text is no tuple of its letters.
+        keys = [
+            tuple(key) if isinstance(key, Iterable) and not isinstance(key, str) else (key,)
+            for key in ids
+        ]
         if any(len(key) != len(self.key) for key in keys):
             names = ", ".join(column.name for column in self.key)
             raise ValueError(f"expected ids as tuples of {names}, the primary key")
@@ -259,6 +263,8 @@ async def _read_layout(
     )
     managed = {row[1]: row for row in found}
     oid, attributes = await _read_attributes(db, regclass)
+    if await db.fetch_one("SELECT 1 FROM pg_class WHERE oid = %s AND relkind = 'v'", [oid]):
+        raise TableError(f"{name!r} is a view: its rows have no place or key; open its table")
     columns = {each.name: each for each, _, _ in attributes}
     dims = {each.name: typmod for each, typmod, _ in attributes if each.type_name in ITEM_NBYTES}
     choices = list(managed) or list(dims)

@@ -355,7 +355,7 @@ def test_a_key_of_several_columns_is_a_tuple(
     assert conn.execute("SELECT count(*) FROM items").fetchone() == (100,)
     (found,) = measure_recall(table, k=3, sample=5, recalls=[None])
     assert found.recall == 1
-    for wrong in ([("en",)], [7]):
+    for wrong in ([("en",)], [7], ["en"]):
         with pytest.raises(ValueError, match="expected ids as tuples of lang, n, the primary key"):
             table.ingest(wrong, vectors[:1])
     with pytest.raises(ValueError, match="key of several columns; choose hits"):
@@ -379,6 +379,9 @@ def test_without_a_key_rows_are_known_by_their_place(
     np.testing.assert_allclose(eval(found[0]), vectors[150], atol=2e-3)
     (measured,) = measure_recall(table, k=3, sample=5, recalls=[None])
     assert measured.recall == 1
+    conn.execute("CREATE VIEW seen AS SELECT * FROM items")
+    with pytest.raises(TableError, match="'seen' is a view: .*; open its table"):
+        pybq.Table(conn, "seen")
     with pytest.raises(TableError, match="no primary key to tell rows by"):
         table.delete(["(0,1)"])
     with pytest.raises(TableError, match="no primary key; write vectors with ids=None"):
