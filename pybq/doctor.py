@@ -226,7 +226,7 @@ def _examine_vectors(conn: Connection[Any]) -> Iterator[Finding]:
         conn,
         """
         SELECT c.oid::regclass::text, c.relname, n.nspname, a.attname, quote_ident(a.attname),
-               t.typname, a.atttypmod > 0, pg_table_is_visible(c.oid),
+               t.typname, greatest(a.atttypmod, d.typtypmod) > 0, pg_table_is_visible(c.oid),
                array(SELECT o.opcname::text FROM pg_index i
                      JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
                      JOIN pg_opclass o ON o.oid = i.indclass[0]
@@ -234,9 +234,10 @@ def _examine_vectors(conn: Connection[Any]) -> Iterator[Finding]:
                      AND m.amname IN ('hnsw', 'ivfflat') ORDER BY 1)
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-        JOIN pg_type t ON t.oid = a.atttypid
-        JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e'
-        JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'vector'
+        JOIN pg_type d ON d.oid = a.atttypid  -- which may be a domain
+        JOIN pg_type t ON t.oid = coalesce(nullif(d.typbasetype, 0), d.oid)
+        JOIN pg_depend p ON p.classid = 'pg_type'::regclass AND p.objid = t.oid AND p.deptype = 'e'
+        JOIN pg_extension e ON e.oid = p.refobjid AND e.extname = 'vector'
         WHERE c.relkind IN ('r', 'm', 'p') AND NOT c.relispartition
         AND c.relpersistence <> 't' AND t.typname IN ('vector', 'halfvec')
         AND NOT EXISTS (

@@ -122,12 +122,14 @@ def find_columns(
         conn,
         """
         SELECT c.oid, n.nspname, c.relname, c.relkind, a.attname, a.attnum, t.typname, s.nspname,
-               nullif(a.atttypmod, -1)
+               nullif(coalesce(nullif(a.atttypmod, -1), d.typtypmod), -1)
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-        JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace s ON s.oid = t.typnamespace
-        JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e'
-        JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'vector'
+        JOIN pg_type d ON d.oid = a.atttypid  -- which may be a domain
+        JOIN pg_type t ON t.oid = coalesce(nullif(d.typbasetype, 0), d.oid)
+        JOIN pg_namespace s ON s.oid = t.typnamespace
+        JOIN pg_depend p ON p.classid = 'pg_type'::regclass AND p.objid = t.oid AND p.deptype = 'e'
+        JOIN pg_extension e ON e.oid = p.refobjid AND e.extname = 'vector'
         WHERE c.oid = %s AND t.typname IN ('vector', 'halfvec') ORDER BY a.attnum
         """,
         [found],

@@ -443,6 +443,10 @@ def test_dimensions_that_are_not_declared(conn: Conn, vectors: np.ndarray) -> No
     other = pybq.Table(conn, "others")
     assert (other.dim, other.store, other.ingest(range(10), vectors[:10])) == (DIM, "halfvec", 10)
     assert measure_recall(other, k=3, sample=5, recalls=[None])[0].recall == 1
+    (hint,) = [one.hint for one in examine(conn) if one.name == "table others"]
+    assert hint == "CREATE INDEX ON others USING bq (v halfvec_cosine_ops)"
+    assert pybq.adopt(conn, "others", compare=True, sample=5).comparison is not None
+    assert pybq.Table(conn, "others").status().advice is None
 
 
 def test_rows_without_a_distance_are_passed_over(
