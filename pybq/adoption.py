@@ -169,8 +169,9 @@ def adopt(
         name, statement, seconds = _find_same(there, metric, (found.name, *filters)), None, None
         if name is None:
             name = _choose_name(conn, found, there)
+            options = {} if recall is None else {"recall": float(recall)}
             statement = write_index(
-                found.identifier, found.name, opclass, filters, recall, name, concurrently=True
+                found.identifier, found.name, opclass, filters, options, name, concurrently=True
             ).as_string(conn)
             start = time.perf_counter()
             _build(conn, found, name, statement)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from psycopg import sql
@@ -45,6 +45,8 @@ class VectorIndex:
     options : dict
     valid, partial : bool
     nbytes : int
+    tablespace : str or None
+        None: that of the database.
     lists, live_rows, transform : int or None
         Of an index of bq, for the owner of the table.
     choice, hint : str or None
@@ -61,6 +63,7 @@ class VectorIndex:
     valid: bool
     partial: bool
     nbytes: int
+    tablespace: str | None
     lists: int | None = None
     live_rows: int | None = None
     transform: int | None = None
@@ -97,10 +100,12 @@ async def find_indexes(db: Database, table: int, column: str) -> list[VectorInde
                    SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(n, at)
                    LEFT JOIN pg_attribute a
                    ON a.attrelid = i.indrelid AND a.attnum = k.n AND k.n > 0 ORDER BY k.at),
-               x.reloptions, i.indisvalid, i.indpred IS NOT NULL, pg_relation_size(x.oid)
+               x.reloptions, i.indisvalid, i.indpred IS NOT NULL, pg_relation_size(x.oid),
+               s.spcname
         FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
         JOIN pg_namespace n ON n.oid = x.relnamespace JOIN pg_opclass o ON o.oid = i.indclass[0]
         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        LEFT JOIN pg_tablespace s ON s.oid = x.reltablespace
         WHERE i.indrelid = %s AND a.attname = %s AND m.amname IN ('bq', 'hnsw', 'ivfflat')
         ORDER BY x.oid
         """,
@@ -180,21 +185,27 @@ async def _create_extensions(db: Database) -> None:
 def write_index(
     table: sql.Identifier,
     column: str,
-    opclass: sql.Composable | None,
-    filters: Sequence[str] = (),
-    recall: float | None = None,
+    opclass: sql.Composable | None = None,
+    filters: Sequence[str | None] = (),
+    options: Mapping[str, str | float] | None = None,
     name: str | None = None,
+    tablespace: str | None = None,
     concurrently: bool = False,
 ) -> sql.Composed:
     """Return the statement that makes an index; without operator class, of the default one."""
     first: sql.Composable = sql.Identifier(column)
     if opclass is not None:
         first = sql.SQL("{} {}").format(first, opclass)
-    keys = [first, *(sql.Identifier(each) for each in filters)]
-    return sql.SQL("CREATE INDEX {}{}ON {} USING bq ({}){}").format(
+    keys = [first, *(sql.Identifier(str(each)) for each in filters)]
+    pairs = [
+        sql.SQL("{} = {}").format(sql.SQL(option), sql.Literal(value))
+        for option, value in (options or {}).items()
+    ]
+    return sql.SQL("CREATE INDEX {}{}ON {} USING bq ({}){}{}").format(
         sql.SQL("CONCURRENTLY " if concurrently else ""),
-        sql.SQL("" if name is None else "{} ").format(*[sql.Identifier(name)] if name else []),
+        sql.SQL("{} ").format(sql.Identifier(name)) if name else sql.SQL(""),
         table,
         sql.SQL(", ").join(keys),
-        sql.SQL("" if recall is None else f" WITH (recall = {float(recall)!r})"),
+        sql.SQL(" WITH ({})").format(sql.SQL(", ").join(pairs)) if pairs else sql.SQL(""),
+        sql.SQL(" TABLESPACE {}").format(sql.Identifier(tablespace)) if tablespace else sql.SQL(""),
     )

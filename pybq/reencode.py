@@ -8,7 +8,7 @@ that searches see has changed. bq_columns says what is under way, so that it can
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic, sleep
@@ -19,9 +19,10 @@ from psycopg.errors import DeadlockDetected, LockNotAvailable
 from pybq.calibrate import sample_rows
 from pybq.database import Database
 from pybq.errors import TableError
+from pybq.indexes import VectorIndex, find_indexes, write_index
 from pybq.ingest import finite, show_progress
 from pybq.quantizer import Quantizer
-from pybq.schema import Layout, find_indexes
+from pybq.schema import Layout
 from pybq.statistics import Statistics
 from pybq.status import no_statistics, read_statistics
 from pybq.strategy import MIN_ROWS, PROBE_QUERIES, PROBE_ROWS, Decision, choose, probe
@@ -206,7 +207,8 @@ async def _check_dependents(db: Database, layout: Layout, state: _State) -> None
         LEFT JOIN pg_am m ON m.oid = x.relam
         WHERE d.refclassid = 'pg_class'::regclass AND a.attrelid = %s AND a.attname = %s
         AND k.contype IS DISTINCT FROM 'n' AND k.conname IS DISTINCT FROM %s
-        AND (m.amname = 'bq' AND i.indnatts = 1 AND i.indpred IS NULL) IS NOT TRUE
+        AND (m.amname = 'bq' AND i.indkey[0] = a.attnum AND i.indexprs IS NULL
+             AND i.indpred IS NULL) IS NOT TRUE
         UNION
         SELECT 'privileges granted on column ' || quote_ident(attname) FROM pg_attribute
         WHERE attrelid = %s AND attname = %s AND attacl IS NOT NULL
@@ -340,9 +342,8 @@ async def _count_pages(db: Database, layout: Layout) -> int:
 
 async def _build_indexes(db: Database, layout: Layout, job: _Job) -> None:
     """Build a twin of each index of the codes; one that was not finished is built anew."""
-    names = _names(layout, job)
-    for oid, _, options, tablespace in await find_indexes(db, layout):
-        twin = sql.Identifier(job.state.schema, _twin_name(oid))
+    for index in await _find_indexes(db, layout):
+        twin = sql.Identifier(job.state.schema, _twin_name(index.oid))
         found = await db.fetch_one(
             "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)",
             [twin.as_string(db.connection)],
@@ -352,34 +353,26 @@ async def _build_indexes(db: Database, layout: Layout, job: _Job) -> None:
         if found == (False,):
             await db.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(twin))
         await db.execute(
-            sql.SQL(
-                "CREATE INDEX CONCURRENTLY {twin} ON {table} USING bq ({next}){options}{tablespace}"
-            ).format(
-                twin=sql.Identifier(_twin_name(oid)),
-                options=_format_options(options),
-                tablespace=sql.SQL(" TABLESPACE {}").format(sql.Identifier(tablespace))
-                if tablespace
-                else sql.SQL(""),
-                **names,
+            write_index(
+                layout.identifier,
+                job.column,
+                filters=index.columns[1:],
+                options=index.options,
+                name=_twin_name(index.oid),
+                tablespace=index.tablespace,
+                concurrently=True,
             )
         )
 
 
+async def _find_indexes(db: Database, layout: Layout) -> list[VectorIndex]:
+    """Find the indexes of all codes."""
+    found = await find_indexes(db, layout.oid, layout.code.name)
+    return [index for index in found if index.valid and not index.partial]
+
+
 def _twin_name(index: int) -> str:
     return f"bq_reencode_{index}"
-
-
-def _format_options(options: Sequence[str] | None) -> sql.Composable:
-    """The WITH clause that has these reloptions."""
-    pairs = [option.split("=", 1) for option in options or ()]
-    if not pairs:
-        return sql.SQL("")
-    return sql.SQL(" WITH ({})").format(
-        sql.SQL(", ").join(
-            sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value))
-            for name, value in pairs
-        )
-    )
 
 
 async def _swap(db: Database, layout: Layout, job: _Job) -> None:
@@ -394,7 +387,7 @@ async def _swap(db: Database, layout: Layout, job: _Job) -> None:
             **names,
         )
     )
-    indexes = await find_indexes(db, layout)
+    indexes = await _find_indexes(db, layout)
 
     async def swap() -> None:
         await db.execute(sql.SQL("DROP TRIGGER {trigger} ON {table}").format(**names))
@@ -410,10 +403,11 @@ async def _swap(db: Database, layout: Layout, job: _Job) -> None:
             await db.execute(
                 sql.SQL("ALTER TABLE {table} DROP CONSTRAINT {filled}").format(**names)
             )
-        for oid, name, _, _ in indexes:
+        for index in indexes:
             await db.execute(
                 sql.SQL("ALTER INDEX {} RENAME TO {}").format(
-                    sql.Identifier(job.state.schema, _twin_name(oid)), sql.Identifier(name)
+                    sql.Identifier(job.state.schema, _twin_name(index.oid)),
+                    sql.Identifier(index.name),
                 )
             )
         await _record(db, layout, job.transform, job.statistics, job.decision, job.reason)

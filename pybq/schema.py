@@ -14,8 +14,7 @@ from psycopg.errors import DuplicateTable
 from pybq._core import nbytes
 from pybq.database import Database
 from pybq.errors import ExtensionMissingError, TableError
-from pybq.indexes import VectorIndex, find_opclass, write_index
-from pybq.indexes import find_indexes as find_all_indexes
+from pybq.indexes import VectorIndex, find_indexes, find_opclass, write_index
 from pybq.quantizer import Quantizer
 from pybq.strategy import Metric
 
@@ -351,7 +350,7 @@ async def _find_metric(
     """
     if asked is not None and asked not in OPERATORS:
         raise ValueError(f"expected metric of {', '.join(OPERATORS)}, got {asked!r}")
-    valid = [one for one in await find_all_indexes(db, table, column) if one.valid]
+    valid = [one for one in await find_indexes(db, table, column) if one.valid]
     ours = [one.metric for one in valid if one.method == "bq"]
     others = [one.metric for one in valid]
     metrics = list(dict.fromkeys(each for each in ours or others if each))
@@ -472,11 +471,6 @@ async def create_index(
             raise ValueError(f"no column {name!r} in table {layout.name!r} to filter by")
     if recall is not None and not 0 < recall <= 1:
         raise ValueError(f"expected recall above 0 and at most 1, got {recall}")
-    if filters and layout.has_codes:  # reencode knows nothing of them
-        raise TableError(
-            f"column {layout.code.name!r} of table {layout.name!r} is of codes: an index with "
-            "filters on it is made in SQL"
-        )
     if await _find_same(db, layout, filters):
         return
     async with db.transaction():
@@ -488,8 +482,9 @@ async def create_index(
             opclass = None
             if not layout.has_codes:
                 opclass = await find_opclass(db, layout.searched.type_name, layout.metric)
+            options = {} if recall is None else {"recall": recall}
             await db.execute(
-                write_index(layout.identifier, layout.searched.name, opclass, filters, recall)
+                write_index(layout.identifier, layout.searched.name, opclass, filters, options)
             )
 
 
@@ -497,29 +492,11 @@ async def _find_same(
     db: Database, layout: Layout, filters: Sequence[str] = ()
 ) -> VectorIndex | None:
     """Find an index of bq that answers searches of all rows, with these filters if any."""
-    for index in await find_all_indexes(db, layout.oid, layout.searched.name):
+    for index in await find_indexes(db, layout.oid, layout.searched.name):
         filtered = not filters or set(filters) <= set(index.columns)
         if index.method == "bq" and index.answers(layout.metric) and filtered:
             return index
     return None
-
-
-async def find_indexes(
-    db: Database, layout: Layout
-) -> list[tuple[int, str, Sequence[str] | None, str | None]]:
-    """Return oid, name, options and tablespace of each index of all codes."""
-    found = await db.fetch(
-        """
-        SELECT x.oid, x.relname, x.reloptions, t.spcname
-        FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
-        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-        LEFT JOIN pg_tablespace t ON t.oid = x.reltablespace
-        WHERE i.indrelid = %s AND m.amname = 'bq' AND a.attname = %s AND i.indisvalid
-        AND i.indpred IS NULL ORDER BY 1
-        """,
-        [layout.oid, layout.code.name],
-    )
-    return [(oid, name, options, tablespace) for oid, name, options, tablespace in found]
 
 
 async def create_trigger(db: Database, layout: Layout) -> None:

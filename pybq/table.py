@@ -504,8 +504,8 @@ class Table(_Table[BlockingDatabase]):
         Parameters
         ----------
         filters : sequence of str
-            Columns that searches filter by, to be kept in an index on vectors: rows that do not
-            meet a condition on them are not even compared.
+            Columns that searches filter by, to be kept in the index: rows that do not meet a
+            condition on them are not even compared.
         recall : float, optional
             Share of the nearest rows that searches find unless told; 0.98 if left out.
 

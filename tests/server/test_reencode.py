@@ -110,13 +110,15 @@ def test_codes_are_those_of_the_stored_vectors(
 def test_what_was_there_is_there_after(conn: Conn, table: pybq.Table, vectors: np.ndarray) -> None:
     conn.execute("CREATE INDEX ON items USING bq (code)")
     conn.execute('CREATE INDEX "Second" ON items USING bq (code) WITH (lists = 10)')
+    table.create_index(["note"])  # with a filter
     table.create_trigger()
     conn.commit()
 
     def describe() -> list[Any]:
         found = conn.execute(
             """
-            SELECT c.relname, c.reloptions, a.attname, a.attnotnull, i.indisvalid
+            SELECT c.relname, c.reloptions, a.attname, a.attnotnull, i.indisvalid,
+                   pg_get_indexdef(c.oid)
             FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
             WHERE i.indrelid = 'items'::regclass ORDER BY 1
@@ -126,7 +128,8 @@ def test_what_was_there_is_there_after(conn: Conn, table: pybq.Table, vectors: n
         return found
 
     before = describe()
-    assert ("Second", ["lists=10"], "code", True, True) in before
+    assert ("Second", ["lists=10"], "code", True, True) in [row[:5] for row in before]
+    assert any("USING bq (code, note)" in row[5] for row in before)
     table.reencode(5)
     assert describe() == before
     for name in ("items_code_idx", '"Second"'):
@@ -476,6 +479,12 @@ def test_what_is_refused(conn: Conn, table: pybq.Table, connect: Callable[[], Co
         patch.setattr(pybq.reencode, "ALONE_SECONDS", 1)
         with pytest.raises(TableError, match="by another connection"):
             table.reencode(7)
+    assert is_clean(conn)
+    other.execute("SELECT pg_advisory_unlock_all()")
+    conn.execute('CREATE INDEX "Odd" ON items USING bq (code, (id % 2))')
+    conn.commit()
+    with pytest.raises(TableError, match='more depends on it: index "Odd"; drop that first'):
+        table.reencode(7)
     assert is_clean(conn)
 
 

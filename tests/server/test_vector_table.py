@@ -255,9 +255,6 @@ def test_what_needs_codes_says_so(conn: Conn, vectors: np.ndarray) -> None:
         table.search(vectors[0], recall=1.5)
     with pytest.raises(ValueError, match="store of halfvec or vector in a table without codes"):
         pybq.Table.create(conn, "other", DIM, store=None, codes=False)
-    coded = pybq.Table.create(conn, "coded", DIM, codes=True, columns={"price": "int"})
-    with pytest.raises(TableError, match="is of codes: an index with filters"):
-        coded.create_index(["price"])
 
 
 def test_measurements_know_the_table(conn: Conn, vectors: np.ndarray) -> None:
