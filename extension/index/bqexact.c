@@ -146,7 +146,7 @@ compare_rows(IndexScanDesc scan)
 	so->batch = BQ_LATER_BATCH;
 
 	qsort(batch, n, sizeof(BqCandidate), compare_positions);
-	for (int i = 0; i < n && so->prefetch; i++)
+	for (int i = 0; i < n && so->io_concurrency > 0; i++)
 		prefetch_row(scan->heapRelation, &batch[i]);
 	for (int i = 0; i < n; i++)
 	{
@@ -183,7 +183,7 @@ bq_prefetch_rows(IndexScanDesc scan)
 {
 	BqScan	   *so = (BqScan *) scan->opaque;
 
-	if (so->source != NULL || !so->prefetch)
+	if (so->source != NULL || so->io_concurrency == 0 || scan->heapRelation == NULL)
 		return;
 	for (int i = 0; i < PREFETCH_ROWS && i < so->ncandidates; i++)
 		prefetch_row(scan->heapRelation, &so->candidates[i]);

@@ -296,6 +296,7 @@ typedef struct BqLayout
 typedef struct BqCache
 {
 	uint32		nreads;
+	uint32		nlost;			/* pages to look for because others were not where they had been */
 	BlockNumber nrecent;
 	Buffer		recent[FLEXIBLE_ARRAY_MEMBER];	/* by block number, InvalidBuffer: never seen */
 } BqCache;
@@ -442,7 +443,7 @@ extern Buffer bq_read_page(Relation index, BlockNumber blkno, BqPageKind kind, i
 extern BqLayout bq_get_layout(Relation index);
 extern BqLayout bq_read_layout(Relation index);
 extern BqMetaPageData bq_read_metapage(Relation index);
-extern void bq_prefetch(Relation index, BlockNumber blkno, size_t offset);
+extern bool bq_prefetch(Relation index, BlockNumber blkno, size_t offset);
 extern Buffer bq_new_page(Relation index, ForkNumber fork, BlockNumber blkno,
 						  BqPageKind kind);
 extern BqPageKind bq_page_kind(const BqLayout *layout, BlockNumber blkno);

@@ -77,6 +77,9 @@ check_exists(Relation index, BlockNumber blkno)
 		bq_report_damage(index, blkno, "page does not exist");
 }
 
+/* After a page was not where it had been, that many others are looked at. */
+#define SUSPECTS 256
+
 static Buffer
 read_buffer(Relation index, BlockNumber blkno)
 {
@@ -92,6 +95,8 @@ read_buffer(Relation index, BlockNumber blkno)
 	if (BufferIsValid(buffer) && ++cache->nreads % READS_PER_USE != 0 &&
 		ReadRecentBuffer(index->rd_locator, MAIN_FORKNUM, blkno, buffer))
 		return buffer;
+	if (BufferIsValid(buffer) && cache->nreads % READS_PER_USE != 0)
+		cache->nlost = SUSPECTS;
 	check_exists(index, blkno);
 	buffer = ReadBuffer(index, blkno);
 	/* which may have dropped what was remembered */
@@ -99,6 +104,17 @@ read_buffer(Relation index, BlockNumber blkno)
 	if (cache != NULL && blkno < cache->nrecent)
 		cache->recent[blkno] = buffer;
 	return buffer;
+}
+
+/*
+ * Is another page in the buffer by now?  To look waits for memory, so this is asked only where
+ * pages were lost before.  Without a lock: a wrong answer costs time, and nothing else.
+ */
+static bool
+was_lost(BqCache *cache, BlockNumber blkno, Buffer buffer)
+{
+	cache->nlost--;
+	return GetBufferDescriptor(buffer - 1)->tag.blockNum != blkno;
 }
 
 /* Bytes from which on the CPU goes on by itself, and where it stops: a page of memory. */
@@ -113,11 +129,11 @@ prefetch_lines(const char *start)
 }
 
 /*
- * Ask the CPU for a page soon to be read from `offset` on, if we think to know where it
- * is.  Reading then runs at the speed of memory instead of waiting at the start of each
- * page of memory.
+ * Ask for a page soon to be read from `offset` on.  If we think to know where it is, the CPU:
+ * reading then runs at the speed of memory instead of waiting at the start of each page of
+ * memory.  Else the system; true if that has to read it from disk.
  */
-void
+bool
 bq_prefetch(Relation index, BlockNumber blkno, size_t offset)
 {
 	BqCache    *cache = (BqCache *) index->rd_amcache;
@@ -125,17 +141,26 @@ bq_prefetch(Relation index, BlockNumber blkno, size_t offset)
 	const char *page;
 
 	if (cache == NULL || blkno >= cache->nrecent)
-		return;
+		return false;
 	buffer = cache->recent[blkno];
 	/* temporary tables: local buffers may not even have memory yet */
-	if (buffer <= 0)
-		return;
+	if (buffer < 0)
+		return false;
+	if (buffer == InvalidBuffer || (cache->nlost > 0 && was_lost(cache, blkno, buffer)))
+	{
+		PrefetchBufferResult result = PrefetchBuffer(index, MAIN_FORKNUM, blkno);
+
+		if (result.recent_buffer > 0)
+			cache->recent[blkno] = result.recent_buffer;
+		return result.initiated_io;
+	}
 	page = (const char *) BufferGetPage(buffer);
 	__builtin_prefetch(GetBufferDescriptor(buffer - 1));
 	__builtin_prefetch(page);
 	prefetch_lines(page + Min(offset, BLCKSZ - PREFETCH_NBYTES));
 	if (offset < MEMORY_PAGE)
 		prefetch_lines(page + MEMORY_PAGE);
+	return false;
 }
 
 /* Pin, lock and check a page. */

@@ -29,8 +29,12 @@
 /* How fast the number of lists grows with that of the rows that lie between those wanted. */
 #define FILTER_POWER 0.35
 
-/* How many pages of a list are asked for in advance. */
+/* How many pages of a list are asked for in advance, and how many if they are on disk. */
 #define PREFETCH_PAGES 8
+#define MAX_COLD_PAGES 64
+
+/* How many lists, if they are on disk. */
+#define MAX_AHEAD 15
 
 /* How many deviations more than at the first look, and how many at least (BqStop). */
 #define MORE_DEVIATIONS 1.5
@@ -175,25 +179,27 @@ read_list(Relation index, BqScan *so, uint8 segment, const BqChain *chain, bool 
 
 /*
  * Ask for a list that will be read next: its headers and its code pages.  A guess:
- * blocks lie in a row if the build wrote them.
+ * blocks lie in a row if the build wrote them.  True if the disk was asked.
  */
-static void
-prefetch_list(Relation index, const BqLayout *layout, const BqChain *chain)
+static bool
+ask_for_list(Relation index, const BqLayout *layout, const BqChain *chain)
 {
 	uint64		row = bq_first_row(layout, chain->head);
 	uint64		end = row + (uint64) chain->nblocks * layout->nrows;
+	bool		cold;
 
 	if (chain->head == BQ_NO_BLOCK)
-		return;
-	bq_prefetch(index, bq_header_page(layout, chain->head),
-				SizeOfPageHeaderData + chain->head % layout->headers_per_page *
-				layout->header_nbytes);
-	for (int i = 0; row < end && i < PREFETCH_PAGES; i++)
+		return false;
+	cold = bq_prefetch(index, bq_header_page(layout, chain->head),
+					   SizeOfPageHeaderData + chain->head % layout->headers_per_page *
+					   layout->header_nbytes);
+	for (int i = 0; row < end && i < (cold ? MAX_COLD_PAGES : PREFETCH_PAGES); i++)
 	{
-		bq_prefetch(index, bq_code_page(layout, row),
-					SizeOfPageHeaderData + row % BQ_ROWS_PER_PAGE * BQ_ROW_NBYTES);
+		cold |= bq_prefetch(index, bq_code_page(layout, row),
+							SizeOfPageHeaderData + row % BQ_ROWS_PER_PAGE * BQ_ROW_NBYTES);
 		row += BQ_ROWS_PER_PAGE - row % BQ_ROWS_PER_PAGE;
 	}
+	return cold;
 }
 
 /*
@@ -285,13 +291,14 @@ bq_rank_lists(Relation index, BqScan *so)
 		bq_score_lists(index, &so->layout, &table, scores);
 	}
 	so->ranked = (uint64 *) palloc(nlists * sizeof(uint64));
-	so->chosen = (uint32 *) palloc(nlists * sizeof(uint32));
+	so->order = (uint64 *) palloc(nlists * sizeof(uint64));
 	so->segment_of = (uint8 *) palloc(nlists * sizeof(uint8));
 	high = high_score(scores, nlists);
 	for (uint32 list = 0, low = nlists; list < nlists; list++)
 		so->ranked[scores[list] >= high ? nhigh++ : --low] = rank_key(scores[list], list);
 	make_heap(so, nhigh);
 	so->nranked = nlists;
+	so->nordered = 0;
 	so->nchosen = 0;
 	so->segment = 0;
 	so->ncounted = 0;
@@ -300,21 +307,20 @@ bq_rank_lists(Relation index, BqScan *so)
 	pfree(scores);
 }
 
-/* Is there a list that was not chosen yet?  Then ranked[0] is the nearest one. */
+/* Is there an i-th nearest list?  Then it is in so->order. */
 static bool
-have_ranked(BqScan *so)
+know_list(BqScan *so, uint32 i)
 {
-	if (so->nheap == 0 && so->nranked > 0)
-		make_heap(so, so->nranked);
-	return so->nranked > 0;
-}
-
-static void
-take_ranked(BqScan *so)
-{
-	so->ranked[0] = so->ranked[--so->nheap];
-	sink_list(so, 0);
-	so->ranked[so->nheap] = so->ranked[--so->nranked];
+	while (so->nordered <= i && so->nranked > 0)
+	{
+		if (so->nheap == 0)
+			make_heap(so, so->nranked);
+		so->order[so->nordered++] = so->ranked[0];
+		so->ranked[0] = so->ranked[--so->nheap];
+		sink_list(so, 0);
+		so->ranked[so->nheap] = so->ranked[--so->nranked];
+	}
+	return i < so->nordered;
 }
 
 /* Begin a segment of about `probes` lists, or as many as there are. */
@@ -358,7 +364,7 @@ limit_cosine(const BqScan *so)
 static bool
 goes_on_for_filter(BqScan *so)
 {
-	if (so->filter == NULL || so->nranked == 0 || so->segment > 1)
+	if (so->filter == NULL || so->segment > 1 || !bq_has_more_lists(so))
 		return false;
 	if (so->margin == 0 && so->nseen >= BQ_MARGIN_RANK &&
 		so->nchosen >= so->reach.nprobes * pow((double) so->nscanned / so->nseen, FILTER_POWER))
@@ -375,17 +381,15 @@ choose_list(BqScan *so, uint32 i)
 {
 	if (i < so->nchosen)
 		return true;
-	if ((so->nchosen == so->most && !goes_on_for_filter(so)) || !have_ranked(so))
+	if ((so->nchosen == so->most && !goes_on_for_filter(so)) || !know_list(so, i))
 		return false;
 	if (so->nchosen >= so->least && so->dropped &&
-		ranked_score(so->ranked[0]) < limit_cosine(so) - so->margin)
+		ranked_score(so->order[i]) < limit_cosine(so) - so->margin)
 	{
 		so->most = so->nchosen;
 		return false;
 	}
-	so->segment_of[so->nchosen] = so->segment;
-	so->chosen[so->nchosen++] = ranked_list(so->ranked[0]);
-	take_ranked(so);
+	so->segment_of[so->nchosen++] = so->segment;
 	return true;
 }
 
@@ -396,21 +400,22 @@ choose_list(BqScan *so, uint32 i)
 void
 bq_read_lists(Relation index, BqScan *so, uint32 from)
 {
-	BqChain		next = {.list = UINT32_MAX};
+	BqChain		chains[MAX_AHEAD + 1];
+	uint32		asked = from;
+	int			ahead = 1;
 
 	for (uint32 i = from; choose_list(so, i); i++)
 	{
-		BqChain		chain = next;
-
-		if (chain.list != so->chosen[i])
-			chain = bq_read_chain(index, &so->layout, so->chosen[i]);
-		if (i + 1 < so->nchosen || have_ranked(so))
+		for (; asked <= i + ahead && know_list(so, asked); asked++)
 		{
-			next = bq_read_chain(index, &so->layout, i + 1 < so->nchosen ?
-								 so->chosen[i + 1] : ranked_list(so->ranked[0]));
-			prefetch_list(index, &so->layout, &next);
+			BqChain    *chain = &chains[asked % lengthof(chains)];
+
+			*chain = bq_read_chain(index, &so->layout, ranked_list(so->order[asked]));
+			/* the disk takes its time, but can do several things at once */
+			if (ask_for_list(index, &so->layout, chain))
+				ahead = Max(1, Min(so->io_concurrency, MAX_AHEAD));
 		}
-		read_list(index, so, so->segment_of[i], &chain, i >= so->ncounted);
+		read_list(index, so, so->segment_of[i], &chains[i % lengthof(chains)], i >= so->ncounted);
 		/* blocks can be left half read as soon as there is a limit */
 		if (!so->dropped)
 			bq_limit_candidates(so);
@@ -449,7 +454,8 @@ bq_wants_more_lists(BqScan *so, const BqCandidate *candidate)
 	{
 		double		cosine = so->source != NULL ? (1 - candidate->key) * so->length : -candidate->key;
 
-		if (have_ranked(so) && ranked_score(so->ranked[0]) >= cosine - so->row_margin)
+		if (know_list(so, so->nchosen) &&
+			ranked_score(so->order[so->nchosen]) >= cosine - so->row_margin)
 			return true;
 	}
 	return so->nseen < SEEN_PER_ROW * (so->nreturned + 1);

@@ -144,8 +144,7 @@ start_query(IndexScanDesc scan)
 	so->nstops = 0;
 	so->npassed = 0;
 	so->first_look = true;
-	so->prefetch = scan->heapRelation != NULL &&
-		get_tablespace_io_concurrency(scan->heapRelation->rd_rel->reltablespace) > 0;
+	so->io_concurrency = get_tablespace_io_concurrency(index->rd_rel->reltablespace);
 
 	if (key->sk_flags & SK_ISNULL)
 	{
@@ -187,7 +186,7 @@ start_query(IndexScanDesc scan)
 	bq_plan_segment(so, so->reach.nprobes);
 	bq_clear_candidates(so);
 	if (so->filter != NULL && so->filter->never)
-		so->nranked = so->nheap = so->most = 0;
+		so->nranked = so->nheap = so->nordered = so->most = 0;
 	bq_read_lists(index, so, 0);
 }
 
@@ -195,7 +194,7 @@ start_query(IndexScanDesc scan)
 static bool
 may_go_on(const BqScan *so)
 {
-	return so->mode != BQ_ITERATIVE_OFF && so->nranked > 0 &&
+	return so->mode != BQ_ITERATIVE_OFF && bq_has_more_lists(so) &&
 		(so->max_rows < 0 || so->nreturned < so->max_rows);
 }
 

@@ -103,19 +103,19 @@ typedef struct BqScan
 	BqReach		reach;			/* how far to go for the wanted recall */
 	BqFetch    *fetch;			/* lives as long as the scan */
 	int			batch;			/* rows fetched together */
-	bool		prefetch;		/* ask for rows of the table ahead */
 	MemoryContext row_context;	/* emptied after each row */
 
 	/* lists */
-	uint64	   *ranked;			/* lists not chosen yet, see rank_key() ... */
+	uint64	   *ranked;			/* lists not in `order` yet, see rank_key() ... */
 	uint32		nheap;			/* ... of which the first are a heap, and above the others */
 	uint32		nranked;
-	uint32	   *chosen;			/* lists in the order they are read in */
-	uint8	   *segment_of;		/* in which segment each of `chosen` came */
-	uint32		nchosen;
+	uint64	   *order;			/* the others, nearest first, in which order they are read */
+	uint32		nordered;
+	uint32		nchosen;		/* the first ones have been, or will be */
+	uint8	   *segment_of;		/* in which segment each of them came */
 	uint8		segment;		/* the present one */
-	uint32		segment_start;	/* in `chosen`: where it begins */
-	uint32		least;			/* of `chosen` in this segment; from there on ... */
+	uint32		segment_start;	/* in `order`: where it begins */
+	uint32		least;			/* of `nchosen` in this segment; from there on ... */
 	uint32		most;
 	double		margin;			/* ... lists as far below the worst candidate as this */
 	double		row_margin;		/* later, so far below the row that is given out */
@@ -125,6 +125,8 @@ typedef struct BqScan
 	BqPassedBlock *passed;		/* ... here */
 	uint32		npassed;
 	uint32		passed_capacity;
+
+	int			io_concurrency; /* of the tablespace; 0: ask for nothing ahead */
 
 	/* candidates: a heap once lists have been read */
 	BqCandidate *candidates;
@@ -165,6 +167,13 @@ bq_before(const BqCandidate *a, const BqCandidate *b)
 	if (a->block != b->block)
 		return a->block < b->block;
 	return a->slot < b->slot;
+}
+
+/* Are there lists that were not chosen? */
+static inline bool
+bq_has_more_lists(const BqScan *so)
+{
+	return so->nchosen < so->nordered || so->nranked > 0;
 }
 
 /* bqcandidate.c */
