@@ -12,19 +12,18 @@ Tests that crash servers start more of them.  With --bin they, too, are of anoth
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
-from pytest_postgresql import factories
+from databases import Databases, OwnServers
 
 import pybq
 from pybq import embedded
@@ -92,72 +91,56 @@ def restore_kernel() -> Iterator[None]:
     pybq.set_kernel(before)
 
 
+@pytest.fixture(scope="session")
+def own_servers(request: pytest.FixtureRequest) -> Iterator[OwnServers]:
+    settings: dict[str, embedded.Setting] = {"wal_consistency_checking": "all"}
+    postgres = request.config.getoption("postgres")
+    servers = OwnServers(lambda: pybq.serve(postgres=postgres, settings=settings).start())
+    yield servers
+    servers.close()
+
+
 @pytest.fixture
-def own_server(request: pytest.FixtureRequest) -> Iterator[pybq.Server]:
+def own_server(request: pytest.FixtureRequest) -> pybq.Server:
     """A server that a test may crash; replay compares each page with what was logged."""
     if request.config.getoption("dsn"):
         pytest.skip("needs a server of its own")
-    settings: dict[str, embedded.Setting] = {"wal_consistency_checking": "all"}
-    with pybq.serve(postgres=request.config.getoption("postgres"), settings=settings) as server:
-        yield server
-
-
-@dataclass
-class RunningServer:
-    """A running server, with the attributes that pytest-postgresql asks for."""
-
-    dsn: str
-    host: str
-    port: int
-    user: str
-    password: str | None
-    options: str = ""
-    maintenance_dbname: str = "postgres"
-    template_dbname: str = "template1"
+    servers: OwnServers = request.getfixturevalue("own_servers")
+    return servers.provide()
 
 
 @pytest.fixture(scope="session")
-def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
-    """One server for the whole run."""
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One server for the whole run: how to connect to it."""
     dsn = request.config.getoption("dsn")
     if dsn:
-        yield _describe(dsn)
+        yield dsn
         return
     with pybq.serve(postgres=request.config.getoption("postgres")) as embedded:
-        yield _describe(embedded.dsn)
+        yield embedded.dsn
 
 
-def _describe(dsn: str) -> RunningServer:
-    parameters: dict[str, Any] = conninfo_to_dict(dsn)
-    return RunningServer(
-        dsn,
-        host=parameters.get("host", "localhost"),
-        port=int(parameters.get("port", 5432)),
-        user=parameters.get("user", "postgres"),
-        password=parameters.get("password"),
-    )
+@pytest.fixture(scope="session")
+def databases_of_tests(server: str) -> Iterator[Databases]:
+    databases = Databases(server, _create_extensions)
+    yield databases
+    databases.close()
 
 
-def _create_extensions(**parameters: Any) -> None:
+def _create_extensions(conn: psycopg.Connection[Any]) -> None:
     """Fill the template that the tests' databases are copied from."""
-    with psycopg.connect(**parameters) as conn:
-        conn.execute("CREATE EXTENSION bq")
-        if conn.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'").fetchone():
-            conn.execute("CREATE EXTENSION vector")
-
-
-postgresql_noproc = factories.postgresql_noproc(
-    dbname="bq_test", load=[_create_extensions], depends_on="server"
-)
-postgresql = factories.postgresql("postgresql_noproc")
+    conn.execute("CREATE EXTENSION bq")
+    if conn.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'").fetchone():
+        conn.execute("CREATE EXTENSION vector")
 
 
 @pytest.fixture
-def conn(postgresql: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    """A connection to a fresh database with bq, and pgvector if the server has it."""
-    register_bq(postgresql)
-    postgresql.commit()
-    return postgresql
+def conn(databases_of_tests: Databases) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a database as new, with bq, and pgvector if the server has it."""
+    with contextlib.closing(psycopg.connect(databases_of_tests.provide())) as conn:
+        register_bq(conn)
+        conn.commit()
+        yield conn
 
 
 @pytest.fixture

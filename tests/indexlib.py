@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -344,6 +345,7 @@ def start_standby(primary: pybq.Server) -> Iterator[pybq.Server]:
         yield standby
     finally:
         standby.stop("immediate")
+        shutil.rmtree(folder)
 
 
 def wait_for_replay(primary: Conn, standby: Conn, seconds: float = 60) -> None:
