@@ -348,16 +348,19 @@ def start_standby(primary: pybq.Server) -> Iterator[pybq.Server]:
         shutil.rmtree(folder)
 
 
-def wait_for_replay(primary: Conn, standby: Conn, seconds: float = 60) -> None:
+def wait_for(conn: Conn, query: str, row: tuple[Any, ...], seconds: float = 60) -> None:
+    """Ask again and again until the answer is this row."""
+    end = time.monotonic() + seconds
+    while (found := conn.execute(cast(Any, query)).fetchone()) != row:
+        if time.monotonic() > end:
+            raise TimeoutError(f"expected {row}, got {found}: {query}")
+        time.sleep(0.02)
+
+
+def wait_for_replay(primary: Conn, standby: Conn) -> None:
     (lsn,) = primary.execute("SELECT pg_current_wal_insert_lsn()").fetchone() or ()
     primary.execute("SELECT pg_log_standby_snapshot()" if _is_16(primary) else "CHECKPOINT")
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        row = standby.execute("SELECT pg_last_wal_replay_lsn() >= %s", (lsn,)).fetchone()
-        if row == (True,):
-            return
-        time.sleep(0.02)
-    raise TimeoutError("the standby does not follow")
+    wait_for(standby, f"SELECT pg_last_wal_replay_lsn() >= '{lsn}'", (True,))
 
 
 def _is_16(conn: Conn) -> bool:
