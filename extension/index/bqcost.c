@@ -11,7 +11,7 @@
 #include <math.h>
 
 #include "access/genam.h"
-#include "index/bqindex.h"
+#include "index/bqsource.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
@@ -26,6 +26,9 @@
  */
 #define COST_PER_CODE_DIM (0.4 / 1000)
 #define COST_PER_CANDIDATE 10.0
+
+/* Of a table of vectors that lie in its own pages, the index has a fifth at most. */
+#define SHARE_OF_VECTORS 0.2
 
 /*
  * min(distance) is planned as ORDER BY distance LIMIT 1 of rows whose distance is not
@@ -115,6 +118,7 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 	double		front_pages;
 	double		data_pages;
 	double		code_cost;
+	bool		on_vectors;
 
 	*selectivity = 1;
 	*correlation = 0;
@@ -134,6 +138,7 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 	index = index_open(info->indexoid, NoLock);
 	layout = bq_get_layout(index);
 	probes = bq_wanted_reach(index, &layout, BQ_STRATEGY_COSINE).nprobes;
+	on_vectors = bq_get_source(index) != NULL;
 	index_close(index, NoLock);
 
 	/* Rows that meet the conditions lie in more lists; codes of blocks without any stay unread. */
@@ -162,6 +167,18 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 	front_pages = layout.nlists > 1 ?
 		(double) bq_count_directory_blocks(&layout) * layout.nrows / BQ_ROWS_PER_PAGE : 0;
 	data_pages = Max(0.0, (double) info->pages - layout.data_start - front_pages);
+
+	/*
+	 * A sequential scan is planned as if vectors out of line (TOAST) cost nothing; it would always
+	 * look cheaper than codes, of which there are pages that count.
+	 */
+	if (on_vectors && front_pages + data_pages > SHARE_OF_VECTORS * info->rel->pages)
+	{
+		double		factor = SHARE_OF_VECTORS * info->rel->pages / (front_pages + data_pages);
+
+		front_pages *= factor;
+		data_pages *= factor;
+	}
 	header_share = (double) layout.header_nbytes /
 		(layout.header_nbytes + (double) layout.nrows * BQ_ROW_NBYTES);
 	data_pages *= header_share + (1 - header_share) * blocks_read;

@@ -12,6 +12,9 @@ import numpy as np
 import psycopg
 import pytest
 from indexlib import (
+    CODES,
+    Column,
+    Conn,
     assert_index_equals_sort,
     check,
     clustered_vectors,
@@ -20,12 +23,13 @@ from indexlib import (
     info,
     insert,
     operand,
+    prepare,
     random_vectors,
+    vector_column,
 )
 
 import pybq
 
-Conn = psycopg.Connection[Any]
 DIM = 32
 
 
@@ -59,24 +63,39 @@ def pages(conn: Conn, index: str) -> list[bytes]:
 
 
 @pytest.fixture
-def items(own_server: pybq.Server, rng: np.random.Generator) -> str:
+def column() -> Column:
+    return CODES
+
+
+each_column = pytest.mark.parametrize(
+    "column", [CODES, vector_column("halfvec", "ip")], ids=lambda column: column.type
+)
+
+
+@pytest.fixture
+def items(own_server: pybq.Server, rng: np.random.Generator, column: Column) -> str:
     """A table that is worth workers; the dsn of its server."""
     with connect(own_server.dsn) as conn:
-        create(conn, clustered_vectors(rng, 30_000, DIM))
+        prepare(conn, column)
+        create(conn, clustered_vectors(rng, 30_000, DIM), column=column)
     return own_server.dsn
 
 
 @pytest.mark.parametrize("lists", [150, 1200])
-def test_workers_do_not_change_the_index(items: str, rng: np.random.Generator, lists: int) -> None:
-    command = f"CREATE INDEX items_code ON items USING bq (code) WITH (lists = {lists})"
+@each_column
+def test_workers_do_not_change_the_index(
+    items: str, rng: np.random.Generator, column: Column, lists: int
+) -> None:
+    index = column.index
+    command = f"CREATE INDEX {index} ON items USING bq ({column.key}) WITH (lists = {lists})"
     with connect(items) as conn:
         assert build(conn, 0, command) == 0
-        serial = pages(conn, "items_code")
-        conn.execute("DROP INDEX items_code")
+        serial = pages(conn, index)
+        conn.execute(f"DROP INDEX {index}")
         assert build(conn, 2, command) == 2
-        assert pages(conn, "items_code") == serial
-        check(conn, "items_code")
-        assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=300)
+        assert pages(conn, index) == serial
+        check(conn, index)
+        assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=300, column=column)
 
 
 def test_workers_with_little_memory(items: str, rng: np.random.Generator) -> None:
@@ -97,22 +116,24 @@ def test_memory_goes_before_workers(items: str) -> None:
         check(conn, "items_code")
 
 
-def test_workers_in_every_kind_of_build(items: str) -> None:
+@each_column
+def test_workers_in_every_kind_of_build(items: str, column: Column) -> None:
+    index = column.index
     with connect(items) as conn:
         for command in (
-            "CREATE INDEX CONCURRENTLY items_code ON items USING bq (code)",
-            "REINDEX INDEX items_code",
-            "REINDEX INDEX CONCURRENTLY items_code",
+            f"CREATE INDEX CONCURRENTLY {index} ON items USING bq ({column.key})",
+            f"REINDEX INDEX {index}",
+            f"REINDEX INDEX CONCURRENTLY {index}",
             "ALTER TABLE items SET UNLOGGED",
             "VACUUM FULL items",
         ):
             assert build(conn, 2, command) == 2, command
-            check(conn, "items_code")
+            check(conn, index)
         conn.execute("CREATE TEMP TABLE own AS SELECT * FROM items")
         conn.execute("DROP TABLE items")
         conn.execute("ALTER TABLE own RENAME TO items")
-        assert build(conn, 2, "CREATE INDEX own_code ON items USING bq (code)") == 0
-        check(conn, "own_code")
+        assert build(conn, 2, f"CREATE INDEX own_index ON items USING bq ({column.key})") == 0
+        check(conn, "own_index")
 
 
 @pytest.mark.parametrize("memory", ["64MB", "1MB"])

@@ -9,26 +9,35 @@ import numpy as np
 import psycopg
 import pytest
 from indexlib import (
+    CODES,
     OPERATORS,
+    Column,
+    Conn,
     assert_index_equals_sort,
     assert_same_order,
     by_index,
     by_sort,
     check,
     clustered_vectors,
+    connect,
     create,
     info,
     insert,
     operand,
+    prepare,
     random_vectors,
+    vector_column,
 )
 
 from pybq import Query
 
-Conn = psycopg.Connection[Any]
+COSINE = vector_column("vector", "cosine")
+HALF_IP = vector_column("halfvec", "ip")
 DIM = 16
 ROWS = 4000
 LISTS = 40
+
+each_column = pytest.mark.parametrize("column", [CODES, COSINE], ids=lambda column: column.type)
 
 
 @pytest.fixture
@@ -399,18 +408,20 @@ def test_temporary_table(conn: Conn, rng: np.random.Generator) -> None:
             other.execute("SELECT bq_index_check(%s::regclass)", (name,))
 
 
-def test_create_index_concurrently_while_rows_change(conn: Conn, rng: np.random.Generator) -> None:
+@each_column
+def test_create_index_concurrently_while_rows_change(
+    conn: Conn, rng: np.random.Generator, column: Column
+) -> None:
     vectors = clustered_vectors(rng, 6000, DIM)
-    create(conn, vectors[:3000])
+    prepare(conn, column)
+    create(conn, vectors[:3000], column=column)
+    index = f"{column.index} ON items USING bq ({column.key})"
     stop = threading.Event()
 
     def change() -> None:
-        with psycopg.connect(conn.info.dsn, autocommit=True) as writer:
-            from pybq.psycopg import register_bq
-
-            register_bq(writer)
+        with connect(conn.info.dsn) as writer:
             for start in range(3000, 6000, 50):
-                insert(writer, vectors[start : start + 50], first=start)
+                insert(writer, vectors[start : start + 50], first=start, column=column)
                 writer.execute("DELETE FROM items WHERE id = %s", (start - 2900,))
                 writer.execute("UPDATE items SET other = -1 WHERE id = %s", (start - 2000,))
             stop.set()
@@ -419,18 +430,18 @@ def test_create_index_concurrently_while_rows_change(conn: Conn, rng: np.random.
     writer.start()
     rounds = 0
     while not stop.is_set() or rounds == 0:
-        conn.execute("CREATE INDEX CONCURRENTLY items_code ON items USING bq (code) WITH (lists=9)")
-        check(conn, "items_code")
-        conn.execute("REINDEX INDEX CONCURRENTLY items_code")
-        check(conn, "items_code")
+        conn.execute(f"CREATE INDEX CONCURRENTLY {index} WITH (lists = 9)")
+        check(conn, column.index)
+        conn.execute(f"REINDEX INDEX CONCURRENTLY {column.index}")
+        check(conn, column.index)
         if not stop.is_set():
-            conn.execute("DROP INDEX items_code")
+            conn.execute(f"DROP INDEX {column.index}")
         rounds += 1
     writer.join()
-    if conn.execute("SELECT to_regclass('items_code')").fetchone() == (None,):
-        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
-    check(conn, "items_code")
-    assert_index_equals_sort(conn, random_vectors(rng, 1, DIM))
+    if conn.execute("SELECT to_regclass(%s)", (column.index,)).fetchone() == (None,):
+        conn.execute(f"CREATE INDEX {index}")
+    check(conn, column.index)
+    assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), column=column)
 
 
 def test_a_check_of_something_else_waits_for_nobody(items: Conn) -> None:
@@ -447,40 +458,54 @@ def test_a_check_of_something_else_waits_for_nobody(items: Conn) -> None:
 # -- plans ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dim", [64, 384, 3072])
+@pytest.mark.parametrize(
+    "column, dim",
+    [(CODES, 64), (CODES, 384), (CODES, 3072), (COSINE, 64), (HALF_IP, 384), (COSINE, 1536)],
+    ids=lambda value: getattr(value, "type", None),
+)
 def test_planner_takes_the_index_for_the_nearest(
-    conn: Conn, rng: np.random.Generator, dim: int
+    conn: Conn, rng: np.random.Generator, column: Column, dim: int
 ) -> None:
-    create(conn, random_vectors(rng, 2000, dim), nulls=0)
-    conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+    prepare(conn, column)
+    create(conn, random_vectors(rng, 2000, dim), nulls=0, column=column)
+    conn.execute(f"CREATE INDEX by_distance ON items USING bq ({column.key})")
     conn.execute("VACUUM ANALYZE items")
-    for operator in OPERATORS:
-        right = operand(operator, np.ones(dim, np.float32))
-        order = f"SELECT id FROM items{{where}} ORDER BY code {operator} %s"
+    for operator in column.operators:
+        right = column.operand(operator, np.ones(dim, np.float32))
+        order = f"SELECT id FROM items{{where}} ORDER BY {column.name} {operator} %s"
         nearest = order + " LIMIT 10"
-        assert "items_code" in plan_of(conn, nearest.format(where=""), (right,))
-        assert "items_code" in plan_of(conn, nearest.format(where=" WHERE other < 5"), (right,))
+        assert "by_distance" in plan_of(conn, nearest.format(where=""), (right,))
+        assert "by_distance" in plan_of(conn, nearest.format(where=" WHERE other < 5"), (right,))
         descending = order.format(where="") + " DESC LIMIT 10"
-        assert "items_code" not in plan_of(conn, descending, (right,))
+        assert "by_distance" not in plan_of(conn, descending, (right,))
 
 
-def test_planner_leaves_the_index_where_it_does_not_help(items: Conn, q: Query) -> None:
-    items.execute("CREATE INDEX ON items (id)")
-    items.execute("ANALYZE items")
+@each_column
+def test_planner_leaves_the_index_where_it_does_not_help(
+    conn: Conn, rng: np.random.Generator, column: Column
+) -> None:
+    prepare(conn, column)
+    create(conn, clustered_vectors(rng, ROWS, DIM), column=column)
+    conn.execute(f"CREATE INDEX by_distance ON items USING bq ({column.key})")
+    conn.execute("CREATE INDEX ON items (id)")
+    conn.execute("VACUUM ANALYZE items")
+    operator = column.operators[-1]
+    q = {"q": column.operand(operator, random_vectors(rng, 1, DIM)[0])}
+    distance = f"{column.name} {operator} %(q)s"
     for statement in (
         "SELECT id FROM items",
-        "SELECT count(*) FROM items WHERE code IS NOT NULL",
-        "SELECT id FROM items WHERE code <=> %(q)s < 0.1",
+        f"SELECT count(*) FROM items WHERE {column.name} IS NOT NULL",
+        f"SELECT id FROM items WHERE {distance} < 0.1",
         "SELECT id FROM items ORDER BY id LIMIT 1",
-        "SELECT id FROM items WHERE id = 5 ORDER BY code <=> %(q)s LIMIT 1",
+        f"SELECT id FROM items WHERE id = 5 ORDER BY {distance} LIMIT 1",
     ):
-        assert "items_code" not in plan_of(items, statement, {"q": q}), statement
-    items.execute("SET enable_seqscan = off")
-    assert "items_code" not in plan_of(items, "SELECT count(*) FROM items")
-    items.execute("RESET enable_seqscan")
-    items.execute("SET enable_indexscan = off")
-    nearest = "SELECT id FROM items ORDER BY code <=> %(q)s LIMIT 1"
-    assert "items_code" not in plan_of(items, nearest, {"q": q})
+        assert "by_distance" not in plan_of(conn, statement, q), statement
+    conn.execute("SET enable_seqscan = off")
+    assert "by_distance" not in plan_of(conn, "SELECT count(*) FROM items")
+    conn.execute("RESET enable_seqscan")
+    conn.execute("SET enable_indexscan = off")
+    nearest = f"SELECT id FROM items ORDER BY {distance} LIMIT 1"
+    assert "by_distance" not in plan_of(conn, nearest, q)
 
 
 def test_a_second_distance_orders_ties(conn: Conn, rng: np.random.Generator) -> None:
