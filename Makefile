@@ -7,8 +7,9 @@ PG_CONFIG ?= pg_config
 DATA ?=
 # Processes that tests run in, each with a server of its own
 TEST_JOBS ?= 2
-# Sources of PostgreSQL for `make test-assert`
+# Sources of PostgreSQL, and of pgvector if at hand, for `make test-assert`
 PGSOURCE ?=
+PGVECTOR ?=
 
 BIN := .venv/bin
 CORE := $(wildcard extension/core/*.[ch])
@@ -62,16 +63,19 @@ test-arm: ## the kernels for ARM, in an emulator (gcc-aarch64-linux-gnu, qemu-us
 	qemu-aarch64-static build/arm/kernels
 
 # MAKELEVEL: PostgreSQL makes its generated headers only where it is not called by another make.
-test-assert: .venv/tested .venv/built ## tests on a server with assertions, built from PGSOURCE=FOLDER
+test-assert: .venv/tested .venv/built ## tests on a server with assertions, built from PGSOURCE=FOLDER [PGVECTOR=FOLDER]
 	$(if $(PGSOURCE),,@echo 'needs the sources of PostgreSQL: make test-assert PGSOURCE=FOLDER'; exit 1)
 	mkdir -p build/assert/postgres
 	test -x build/assert/bin/postgres || (cd build/assert/postgres && \
 		'$(abspath $(PGSOURCE))/configure' --quiet --prefix='$(CURDIR)/build/assert' --enable-cassert \
 			--enable-debug --without-icu --without-readline CFLAGS='-O1 -g' && \
 		$(MAKE) --silent MAKELEVEL=0 install)
+	$(if $(PGVECTOR),$(MAKE) -C '$(PGVECTOR)' OPTFLAGS= \
+		PG_CONFIG='$(CURDIR)/build/assert/bin/pg_config' install)
 	$(MAKE) -C extension PG_CONFIG='$(CURDIR)/build/assert/bin/pg_config' \
 		BUILD='$(CURDIR)/build/assert/bq' install
-	$(BIN)/pytest tests/server/test_index_*.py tests/server/test_types.py --bin build/assert/bin
+	$(TEST) tests/server/test_index_*.py tests/server/test_types.py tests/server/test_filters.py \
+		tests/server/test_vector_*.py --bin build/assert/bin
 
 fuzz: .venv/tested ## hostile bytes to both types, with sanitizers
 	$(MAKE) -C tests/fuzz PG_CONFIG='$(call embedded,pginstall18)'

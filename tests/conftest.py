@@ -58,15 +58,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _use_installation(config: pytest.Config, folder: Path) -> None:
     """Let embedded servers be of another installation, which may lack pgvector."""
-    output = subprocess.run([folder / "postgres", "-V"], capture_output=True, text=True, check=True)
-    version = re.search(r"\d+", output.stdout)
+    output = subprocess.run([folder / "postgres", "-V"], capture_output=True, check=True)
+    version = re.search(rb"\d+", output.stdout)
     assert version is not None
     config.option.postgres = int(version[0])
 
+    output = subprocess.run([folder / "pg_config", "--sharedir"], capture_output=True, check=True)
+    has_vector = Path(os.fsdecode(output.stdout.strip()), "extension", "vector.control").exists()
+    names = ("bq", "vector", "bq_pgvector") if has_vector else ("bq",)
+    commands = [f"--command=CREATE EXTENSION IF NOT EXISTS {name}" for name in names]
+
     def create_extensions(server: embedded.Server) -> None:
-        server._run("psql", "-X", "-q", "--command=CREATE EXTENSION IF NOT EXISTS bq", server.dsn)
+        server._run("psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", *commands, server.dsn)
+
+    run = embedded.Server._run
+
+    def run_without_set(server: embedded.Server, program: str, *arguments: str, **kw: Any) -> int:
+        """Run programs of PostgreSQL 15, whose initdb knows no --set."""
+        return run(server, program, *(a for a in arguments if not a.startswith("--set=")), **kw)
 
     patch = pytest.MonkeyPatch()
+    if int(version[0]) < 16:
+        patch.setattr(embedded.Server, "_run", run_without_set)
     patch.setitem(embedded._INSTALLS, int(version[0]), "")
     patch.setattr(embedded, "_installed", lambda postgres: folder)
     patch.setattr(embedded.Server, "_create_extensions", create_extensions)
