@@ -221,7 +221,7 @@ fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
 	if (meta->dim < 1 || meta->dim > BQ_INDEX_MAX_DIM || meta->nlists < 1 ||
 		meta->nlists > BQ_MAX_LISTS || meta->transform < -1 ||
 		meta->transform > BQ_MAX_TRANSFORM || !is_possible_model(&meta->model) ||
-		meta->nkeys > BQ_MAX_KEYS || meta->data_start <= BQ_METAPAGE_BLKNO ||
+		meta->nkeys != (uint32) bq_count_keys(index) || meta->data_start <= BQ_METAPAGE_BLKNO ||
 		meta->capacity < BQ_BLOCK || meta->capacity > BQ_MAX_LISTS ||
 		meta->capacity % BQ_BLOCK != 0 || meta->nfree > meta->nblocks)
 		bq_report_damage(index, BQ_METAPAGE_BLKNO, "metapage has impossible values");

@@ -560,7 +560,7 @@ def test_check_findsdamage(own_server: pybq.Server, rng: np.random.Generator) ->
         # a query of no lists would go on for ever, in the planner already
         (at.meta("nprobes"), b"\0\0\0\0", "impossible values"),
         (at.meta("product_nprobes"), b"\0\0\0\0", "impossible values"),
-        (at.meta("nkeys"), b"\1\0\0\0", "unexpected kind|does not exist"),
+        (at.meta("nkeys"), b"\1\0\0\0", "impossible values"),
         (at.meta("data_start"), b"\2\0\0\0", "unexpected kind|does not exist"),
         (at.meta("data_start"), b"\0\0\0\0", "impossible values"),
         (at.meta("capacity"), b"\x40\0\0\0", "directory|factor|leads|chain"),
@@ -592,6 +592,28 @@ def test_check_findsdamage(own_server: pybq.Server, rng: np.random.Generator) ->
             with contextlib.suppress(psycopg.errors.IndexCorrupted, psycopg.errors.InternalError_):
                 by_index(conn, "<=>", operand("<=>", np.ones(DIM, np.float32)))
             assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_fewer_keys_than_filter_columns_are_damage(
+    own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """A condition on a column that headers have no keys of would read beyond them."""
+    with connect(own_server.dsn) as conn:
+        create(conn, random_vectors(rng, 1000, DIM), nulls=0)
+        conn.execute("CREATE INDEX items_code ON items USING bq (code, id, other)")
+    for nkeys in (0, 1, 3):
+        damage(own_server, "items_code", *Places(DIM, 1).meta("nkeys"), bytes([nkeys, 0, 0, 0]))
+        with connect(own_server.dsn) as conn:
+            conn.execute("SET enable_seqscan = off; SET enable_sort = off")
+            q = operand("<=>", np.ones(DIM, np.float32))
+            nearest = "SELECT id FROM items WHERE other = 3 ORDER BY code <=> %s LIMIT 5"
+            for query, parameters in (
+                (nearest, (q,)),
+                ("SELECT bq_index_check('items_code')", ()),
+                ("INSERT INTO items SELECT * FROM items LIMIT 1", ()),
+            ):
+                with pytest.raises(psycopg.errors.IndexCorrupted, match="impossible values"):
+                    conn.execute(query, parameters)
 
 
 def test_pages_that_do_not_exist_are_damage(
