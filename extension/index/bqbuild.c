@@ -125,11 +125,9 @@ consume_value(BuildState *state, ItemPointer tid, Datum *values, bool *isnull, b
 		belonging = bq_form_vector(state->form, values[0], tid, &row);
 	else
 	{
-		BqVecView	code = bqvec_view(PG_DETOAST_DATUM_PACKED(values[0]));
+		BqHeader	header = bq_form_code(values[0], tid, &row);
 
-		belonging = belongs(state, &code.header, alive);
-		if (belonging)
-			row = bq_form_row(&code.header, code.planes, tid);
+		belonging = belongs(state, &header, alive);
 	}
 	MemoryContextSwitchTo(old_context);
 	if (belonging)

@@ -505,16 +505,15 @@ check_positions(CheckState *state)
 static bool
 form_row(CheckState *state, Datum value, ItemPointer tid, BqRow *row)
 {
-	BqVecView	code;
+	BqHeader	header;
 
 	if (state->form != NULL)
 		return bq_form_vector(state->form, value, tid, row);
-	code = bqvec_view(PG_DETOAST_DATUM_PACKED(value));
-	if (code.header.dim != state->layout.dim || code.header.transform != state->layout.transform)
+	header = bq_form_code(value, tid, row);
+	if (header.dim != state->layout.dim || header.transform != state->layout.transform)
 		damaged(state, "row (%u,%u) of the table has %d dimensions and transform %d",
-				ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid),
-				code.header.dim, code.header.transform);
-	*row = bq_form_row(&code.header, code.planes, tid);
+				ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), header.dim,
+				header.transform);
 	return true;
 }
 

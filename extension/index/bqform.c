@@ -39,17 +39,20 @@ bq_check_code(Relation index, const BqLayout *layout, const BqHeader *header)
 				 errhint("Encode codes and queries of a column with the same transform.")));
 }
 
-/* A row whose value is a code. */
-BqRow
-bq_form_row(const BqHeader *header, const uint8 *planes, ItemPointer tid)
+/*
+ * Make a row of a code; returns what it says of itself.  Whether that fits the index is for the
+ * caller to check, who knows what it means if not.  Detoasts into the current memory context.
+ */
+BqHeader
+bq_form_code(Datum value, ItemPointer tid, BqRow *row)
 {
-	BqRow		row;
+	BqVecView	code = bqvec_view(PG_DETOAST_DATUM_PACKED(value));
 
-	row.tid = *tid;
-	row.norm = header->norm;
-	row.inverse = bq_inverse_pack(planes, header->dim, header->norm);
-	row.planes = planes;
-	return row;
+	row->tid = *tid;
+	row->norm = code.header.norm;
+	row->inverse = bq_inverse_pack(code.planes, code.header.dim, code.header.norm);
+	row->planes = code.planes;
+	return code.header;
 }
 
 /*

@@ -473,7 +473,7 @@ extern void bq_log_new_pages(Relation index, Buffer *buffers, int n);
 /* bqform.c */
 extern uint16 bq_inverse_pack(const uint8 *planes, int dim, float norm);
 extern void bq_check_code(Relation index, const BqLayout *layout, const BqHeader *header);
-extern BqRow bq_form_row(const BqHeader *header, const uint8 *planes, ItemPointer tid);
+extern BqHeader bq_form_code(Datum value, ItemPointer tid, BqRow *row);
 
 /* bqread.c */
 
@@ -536,6 +536,8 @@ extern bool bq_insert_into_block(Relation index, const BqLayout *layout, uint32 
 								 uint32 epoch, uint32 b, const BqRow *row);
 extern void bq_write_block(Relation index, const BqLayout *layout, uint32 b,
 						   const BqWholeBlock *header, const uint8 *rows);
+extern uint32 bq_choose_block(Relation index, const BqLayout *layout, const BqMetaPageData *meta);
+extern void bq_log_taken(Buffer meta_buffer, uint32 b, const BqBlockData *block);
 
 /* bqkey.c */
 extern int	bq_count_keys(Relation index);

@@ -24,7 +24,6 @@
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
 #include "storage/lmgr.h"
-#include "type/bqvec.h"
 #include "utils/memutils.h"
 
 /*
@@ -281,6 +280,53 @@ bq_write_block(Relation index, const BqLayout *layout, uint32 b, const BqWholeBl
 }
 
 /*
+ * Blocks that belong to nobody
+ */
+
+/*
+ * The block to take next: the first free one, or the one behind the last.  BQ_NO_BLOCK if the
+ * index has to be extended first.  Called with the metapage locked exclusively.
+ */
+uint32
+bq_choose_block(Relation index, const BqLayout *layout, const BqMetaPageData *meta)
+{
+	uint32		b = meta->free_head;
+
+	if (b != BQ_NO_BLOCK)
+	{
+		if (b >= meta->nblocks || meta->nfree == 0 || bq_is_directory(layout, b))
+			bq_report_damage(index, BQ_METAPAGE_BLKNO, "chain of free blocks leads astray");
+		return b;
+	}
+	b = meta->nblocks;
+	if (b == BQ_NO_BLOCK - 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("bq index cannot have more than %u blocks", BQ_NO_BLOCK - 1),
+				 errhint("Partition the table.")));
+	return bq_data_end(layout, b + 1) <= meta->npages ? b : BQ_NO_BLOCK;
+}
+
+/*
+ * Let the metapage know that block b, of this header, was taken, in the record that was begun.
+ * Both pages are locked, that of the metapage exclusively since the block was chosen.
+ */
+void
+bq_log_taken(Buffer meta_buffer, uint32 b, const BqBlockData *block)
+{
+	BqMetaPage	meta = BqPageGetMeta(BufferGetPage(meta_buffer));
+	int			page = bq_log_page(meta_buffer);
+
+	if (meta->free_head == b)
+	{
+		bq_log_set(page, &meta->free_head, uint32, block->next);
+		bq_log_set(page, &meta->nfree, uint32, meta->nfree - 1);
+	}
+	else
+		bq_log_set(page, &meta->nblocks, uint32, b + 1);
+}
+
+/*
  * Lists and their blocks
  */
 
@@ -295,25 +341,17 @@ add_block(Relation index, const BqLayout *layout, uint32 list, Buffer list_buffe
 	Buffer		meta_buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
 										   BUFFER_LOCK_EXCLUSIVE);
 	BqMetaPage	meta = BqPageGetMeta(BufferGetPage(meta_buffer));
-	bool		reuse = meta->free_head != BQ_NO_BLOCK;
-	uint32		b = reuse ? meta->free_head : meta->nblocks;
+	uint32		b = bq_choose_block(index, layout, meta);
 	BqBlockData fresh = {0};
 	Buffer		header_buffer;
 	BqBlockData *block;
 	int			page;
 
-	if (b == BQ_NO_BLOCK - 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("bq index cannot have more than %u blocks", BQ_NO_BLOCK - 1),
-				 errhint("Partition the table.")));
-	if (!reuse && bq_data_end(layout, b + 1) > meta->npages)
+	if (b == BQ_NO_BLOCK)
 	{
 		UnlockReleaseBuffer(meta_buffer);
 		return false;
 	}
-	if (reuse && (b >= meta->nblocks || meta->nfree == 0 || bq_is_directory(layout, b)))
-		bq_report_damage(index, BQ_METAPAGE_BLKNO, "chain of free blocks leads astray");
 	header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
 								 BUFFER_LOCK_EXCLUSIVE);
 	block = BqPageGetBlock(layout, BufferGetPage(header_buffer), b);
@@ -328,14 +366,7 @@ add_block(Relation index, const BqLayout *layout, uint32 list, Buffer list_buffe
 	bq_log_set(page, &entry->head, uint32, b);
 	bq_log_set(page, &entry->free, uint32, b);
 	bq_log_set(page, &entry->nblocks, uint32, entry->nblocks + 1);
-	page = bq_log_page(meta_buffer);
-	if (reuse)
-	{
-		bq_log_set(page, &meta->free_head, uint32, block->next);
-		bq_log_set(page, &meta->nfree, uint32, meta->nfree - 1);
-	}
-	else
-		bq_log_set(page, &meta->nblocks, uint32, b + 1);
+	bq_log_taken(meta_buffer, b, block);
 	/* all but what belongs to slots */
 	bq_log_change(bq_log_page(header_buffer), block, &fresh, offsetof(BqBlockData, tid));
 	bq_finish_log();
@@ -418,25 +449,24 @@ static bool
 form_row(Relation index, BqLayout *layout, const Datum *values, const bool *isnull,
 		 ItemPointer tid, BqRow *row)
 {
-	BqVecView	code;
-
 	if (bq_get_source(index) != NULL)
 	{
 		if (!bq_form_vector(bq_begin_forming(index, layout->dim, layout->transform), values[0], tid,
 							row))
 			return false;
-		bq_make_keys(index, values, isnull, row);
-		return true;
 	}
-	code = bqvec_view(PG_DETOAST_DATUM_PACKED(values[0]));
-	bq_check_code(index, layout, &code.header);
-	if (layout->transform < 0)
+	else
 	{
-		set_transform(index, code.header.transform);
-		*layout = bq_get_layout(index);
-		bq_check_code(index, layout, &code.header);
+		BqHeader	header = bq_form_code(values[0], tid, row);
+
+		bq_check_code(index, layout, &header);
+		if (layout->transform < 0)
+		{
+			set_transform(index, header.transform);
+			*layout = bq_get_layout(index);
+			bq_check_code(index, layout, &header);
+		}
 	}
-	*row = bq_form_row(&code.header, code.planes, tid);
 	bq_make_keys(index, values, isnull, row);
 	return true;
 }

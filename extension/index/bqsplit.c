@@ -191,35 +191,21 @@ take_block(Split *split)
 		Buffer		meta_buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
 											   BUFFER_LOCK_EXCLUSIVE);
 		BqMetaPage	meta = BqPageGetMeta(BufferGetPage(meta_buffer));
-		uint32		b = meta->free_head;
+		uint32		b = bq_choose_block(index, layout, meta);
 		uint32		nblocks = meta->nblocks;
-		int			page;
 
 		if (b != BQ_NO_BLOCK)
 		{
-			Buffer		header_buffer;
+			Buffer		header_buffer = bq_read_page(index, bq_header_page(layout, b),
+													 BQ_PAGE_HEADERS, BUFFER_LOCK_SHARE);
 
-			if (b >= nblocks || meta->nfree == 0 || bq_is_directory(layout, b))
-				bq_report_damage(index, BQ_METAPAGE_BLKNO, "chain of free blocks leads astray");
-			header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
-										 BUFFER_LOCK_SHARE);
 			bq_begin_log(index);
-			page = bq_log_page(meta_buffer);
-			bq_log_set(page, &meta->free_head, uint32,
-					   BqPageGetBlock(layout, BufferGetPage(header_buffer), b)->next);
-			bq_log_set(page, &meta->nfree, uint32, meta->nfree - 1);
+			bq_log_taken(meta_buffer, b,
+						 BqPageGetBlock(layout, BufferGetPage(header_buffer), b));
 			bq_finish_log();
 			UnlockReleaseBuffer(header_buffer);
 			UnlockReleaseBuffer(meta_buffer);
 			return b;
-		}
-		if (nblocks < BQ_NO_BLOCK - 1 && bq_data_end(layout, nblocks + 1) <= meta->npages)
-		{
-			bq_begin_log(index);
-			bq_log_set(bq_log_page(meta_buffer), &meta->nblocks, uint32, nblocks + 1);
-			bq_finish_log();
-			UnlockReleaseBuffer(meta_buffer);
-			return nblocks;
 		}
 		UnlockReleaseBuffer(meta_buffer);
 		bq_provide_pages(index, layout, nblocks + 1);
