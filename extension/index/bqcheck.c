@@ -21,174 +21,13 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/index.h"
-#include "catalog/pg_class.h"
 #include "catalog/pg_am_d.h"
-#include "index/bqsource.h"
+#include "index/bqcheck.h"
 #include "miscadmin.h"
 #include "type/bqvec.h"
-#include "utils/acl.h"
-#include "utils/builtins.h"
-#include "utils/guc.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-
-/* What a block was found to be part of. */
-typedef enum BlockUse
-{
-	BLOCK_LOST,					/* of nothing: left by a crash */
-	BLOCK_DIRECTORY,
-	BLOCK_LIST,
-	BLOCK_OLD_CHAIN,
-	BLOCK_FREE
-} BlockUse;
-
-/* What the chains are checked by, of each block. */
-typedef struct BlockLinks
-{
-	uint32		list;
-	uint32		epoch;
-	uint32		next;
-	uint32		next_free;
-	bool		in_free_chain;
-	bool		full;
-	bool		in_free_list;	/* met by walking the list's free chain */
-	uint8		use;			/* BlockUse */
-} BlockLinks;
-
-/* A row of the index, found by its position in the table. */
-typedef struct IndexedRow
-{
-	ItemPointerData tid;
-	uint16		slot;
-	uint16		inverse;
-	uint32		block;
-	float		norm;
-} IndexedRow;
-
-typedef struct CheckState
-{
-	Relation	heap;
-	Relation	index;
-	BqLayout	layout;
-	BqListData *lists;
-	uint32		nblocks;
-	uint32		nlost;
-	BlockLinks *links;
-	IndexedRow *rows;			/* by tid, once sorted */
-	size_t		nrows;
-	size_t		capacity;
-	uint8	   *block_rows;		/* the codes of one block */
-	uint8	   *planes;
-	BqForm	   *form;			/* of an index on vectors, else NULL */
-	MemoryContext row_context;	/* emptied after each row of the table */
-} CheckState;
-
-#define damaged(state, ...) \
-	ereport(ERROR, \
-			(errcode(ERRCODE_INDEX_CORRUPTED), \
-			 errmsg("index \"%s\" is damaged: %s", \
-					RelationGetRelationName((state)->index), psprintf(__VA_ARGS__)), \
-			 errhint("Rebuild the index with REINDEX.")))
-
-/* May the user look at an index so closely?  `privilege`: on the table, 0: ownership. */
-static void
-check_privilege(Oid index_oid, Oid heap_oid, AclMode privilege)
-{
-	AclResult	result;
-
-	if (privilege != 0)
-	{
-		result = pg_class_aclcheck(heap_oid, GetUserId(), privilege);
-		if (result != ACLCHECK_OK)
-			aclcheck_error(result, OBJECT_TABLE, get_rel_name(heap_oid));
-		return;
-	}
-#if PG_VERSION_NUM >= 160000
-	if (!object_ownercheck(RelationRelationId, index_oid, GetUserId()))
-#else
-	if (!pg_class_ownercheck(index_oid, GetUserId()))
-#endif
-		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_INDEX, get_rel_name(index_oid));
-}
-
-/*
- * Open an index for one of the functions of SQL, and its table before it; both stay
- * locked until the caller closes them.  Errors if it is not a bq index in good standing.
- */
-Relation
-bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privilege, Relation *heap)
-{
-	Oid			heap_oid = IndexGetRelation(index_oid, true);
-	Relation	index;
-
-	/* Before any lock: who may not look may not block others, either. */
-	if (OidIsValid(heap_oid))
-		check_privilege(index_oid, heap_oid, privilege);
-
-	/* Like amcheck: the table first, as everyone else who locks both. */
-	*heap = OidIsValid(heap_oid) ? table_open(heap_oid, lockmode) : NULL;
-	/* what is no index is opened for its name only: anybody may come as far as here */
-	index = relation_open(index_oid, *heap != NULL ? lockmode : AccessShareLock);
-	if (*heap == NULL || index->rd_rel->relkind != RELKIND_INDEX ||
-		index->rd_indam->ambuild != bqbuild)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 index->rd_rel->relkind == RELKIND_PARTITIONED_INDEX ?
-				 errmsg("index \"%s\" is partitioned", RelationGetRelationName(index)) :
-				 errmsg("\"%s\" is not a bq index", RelationGetRelationName(index)),
-				 index->rd_rel->relkind == RELKIND_PARTITIONED_INDEX ?
-				 errhint("Name the index of one partition; SELECT relid FROM pg_partition_tree('%s') WHERE isleaf lists them.",
-						 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(index)),
-													RelationGetRelationName(index))) : 0));
-	/* The oid may have come to mean another index before it was locked. */
-	if (heap_oid != IndexGetRelation(index_oid, false))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("could not open parent table of index \"%s\"",
-						RelationGetRelationName(index))));
-
-	if (RELATION_IS_OTHER_TEMP(index))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot access temporary tables of other sessions")));
-	if (!index->rd_index->indisvalid)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("index \"%s\" is not valid", RelationGetRelationName(index)),
-				 errhint("Rebuild the index with REINDEX.")));
-	if (RecoveryInProgress() && !RelationIsPermanent(index))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot access temporary or unlogged relations during recovery")));
-	return index;
-}
-
-/*
- * Read a table as its owner, who may not change the session: expressions of an index run as
- * they do when the owner inserts rows, with no more rights whoever asks.
- */
-BqCaller
-bq_become_owner(Relation heap)
-{
-	BqCaller	caller = {.nest_level = NewGUCNestLevel()};
-
-	GetUserIdAndSecContext(&caller.user, &caller.security);
-	SetUserIdAndSecContext(heap->rd_rel->relowner,
-						   caller.security | SECURITY_RESTRICTED_OPERATION);
-#if PG_VERSION_NUM >= 170000
-	RestrictSearchPath();
-#endif
-	return caller;
-}
-
-void
-bq_become_caller(const BqCaller *caller)
-{
-	AtEOXact_GUC(false, caller->nest_level);
-	SetUserIdAndSecContext(caller->user, caller->security);
-}
 
 /*
  * Pages
@@ -196,7 +35,7 @@ bq_become_caller(const BqCaller *caller)
 
 /* Is the metapage possible? */
 static void
-check_metapage(CheckState *state)
+check_metapage(BqCheck *state)
 {
 	const BqLayout *layout = &state->layout;
 	int			column_dim = bq_typmod_dim(bq_column_typmod(RelationGetDescr(state->index), 1));
@@ -205,17 +44,17 @@ check_metapage(CheckState *state)
 	state->nblocks = layout->nblocks;
 	for (int i = 0; i < BQ_RECALLS; i++)
 		if (Max(layout->model.nprobes[i], layout->model.product_nprobes[i]) > layout->nlists)
-			damaged(state, "metapage has %u probes for %u lists",
+			bq_damaged(state, "metapage has %u probes for %u lists",
 					Max(layout->model.nprobes[i], layout->model.product_nprobes[i]),
 					layout->nlists);
 	/* ALTER TABLE may take a column's dimensions away; the index keeps its own */
 	if (column_dim > 0 && layout->dim != column_dim)
-		damaged(state, "metapage has %d dimensions, the column has %d", layout->dim, column_dim);
+		bq_damaged(state, "metapage has %d dimensions, the column has %d", layout->dim, column_dim);
 }
 
 /* Is every page there, and of the kind that its place asks for? */
 static void
-check_pages(CheckState *state)
+check_pages(BqCheck *state)
 {
 	const BqLayout *layout = &state->layout;
 	BlockNumber end;
@@ -230,16 +69,16 @@ check_pages(CheckState *state)
 		Page		page = BufferGetPage(buffer);
 
 		if (((PageHeader) page)->pd_lower != ((PageHeader) page)->pd_upper)
-			damaged(state, "page %u has a hole, which WAL would not keep", blkno);
+			bq_damaged(state, "page %u has a hole, which WAL would not keep", blkno);
 		if (BqPageGetOpaque(page)->page_id != BQ_PAGE_ID || BqPageGetOpaque(page)->kind != kind)
-			damaged(state, "page %u is of one kind at its start, of another at its end", blkno);
+			bq_damaged(state, "page %u is of one kind at its start, of another at its end", blkno);
 		UnlockReleaseBuffer(buffer);
 		CHECK_FOR_INTERRUPTS();
 	}
 }
 
 static void
-check_centroids(CheckState *state)
+check_centroids(BqCheck *state)
 {
 	uint32		nlists = state->layout.nlists;
 	BqTable		table = {.bias = 1};
@@ -253,7 +92,7 @@ check_centroids(CheckState *state)
 	bq_score_lists(state->index, &state->layout, &table, factors);
 	for (uint32 list = 0; list < nlists; list++)
 		if (!(factors[list] >= 0 && isfinite(factors[list])))
-			damaged(state, "the centroid of list %u has factor %g", list, factors[list]);
+			bq_damaged(state, "the centroid of list %u has factor %g", list, factors[list]);
 	pfree(factors);
 	pfree(table.entries);
 }
@@ -263,18 +102,18 @@ check_centroids(CheckState *state)
  */
 
 static void
-add_row(CheckState *state, const ItemPointerData *tid, uint32 b, int slot,
+add_row(BqCheck *state, const ItemPointerData *tid, uint32 b, int slot,
 		const BqBlockData *block)
 {
-	IndexedRow *row;
+	BqIndexedRow *row;
 
 	if (state->nrows == state->capacity)
 	{
 		state->capacity = Max(state->capacity * 2, 1024);
 		state->rows = state->rows == NULL ?
-			(IndexedRow *) MemoryContextAllocHuge(CurrentMemoryContext,
-												  state->capacity * sizeof(IndexedRow)) :
-			(IndexedRow *) repalloc_huge(state->rows, state->capacity * sizeof(IndexedRow));
+			(BqIndexedRow *) MemoryContextAllocHuge(CurrentMemoryContext,
+												  state->capacity * sizeof(BqIndexedRow)) :
+			(BqIndexedRow *) repalloc_huge(state->rows, state->capacity * sizeof(BqIndexedRow));
 	}
 	row = &state->rows[state->nrows++];
 	row->tid = *tid;
@@ -286,7 +125,7 @@ add_row(CheckState *state, const ItemPointerData *tid, uint32 b, int slot,
 
 /* Each row of a block: position, code, norm, and what is worked out from them. */
 static void
-check_rows(CheckState *state, uint32 b, const BqBlockData *block, BlockNumber heap_pages)
+check_rows(BqCheck *state, uint32 b, const BqBlockData *block, BlockNumber heap_pages)
 {
 	BqHeader	header = {
 		.dim = (uint16) state->layout.dim,
@@ -303,12 +142,12 @@ check_rows(CheckState *state, uint32 b, const BqBlockData *block, BlockNumber he
 		if (!ItemPointerIsValid(&tid) ||
 			ItemPointerGetOffsetNumberNoCheck(&tid) > MaxHeapTuplesPerPage ||
 			ItemPointerGetBlockNumberNoCheck(&tid) >= heap_pages)
-			damaged(state, "slot %d of block %u has position (%u,%u) in a table of %u pages",
+			bq_damaged(state, "slot %d of block %u has position (%u,%u) in a table of %u pages",
 					slot, b, ItemPointerGetBlockNumberNoCheck(&tid),
 					ItemPointerGetOffsetNumberNoCheck(&tid), heap_pages);
 
 		if (state->layout.transform < 0)
-			damaged(state, "slot %d of block %u has a row, but the metapage no transform", slot, b);
+			bq_damaged(state, "slot %d of block %u has a row, but the metapage no transform", slot, b);
 
 		header.norm = block->norm[slot];
 		bq_block_get(state->block_rows, header.dim, slot, state->planes);
@@ -316,12 +155,12 @@ check_rows(CheckState *state, uint32 b, const BqBlockData *block, BlockNumber he
 		if (status == BQ_OK)
 			status = bq_check_planes(&header, state->planes);
 		if (status != BQ_OK)
-			damaged(state, "code in slot %d of block %u: %s", slot, b,
+			bq_damaged(state, "code in slot %d of block %u: %s", slot, b,
 					bq_status_message(status));
 		/* of vectors it follows from the row of the table only, see check_heap_row() */
 		if (state->form != NULL ? (block->inverse[slot] == 0) != (header.norm == 0) :
 			block->inverse[slot] != bq_inverse_pack(state->planes, header.dim, header.norm))
-			damaged(state, "slot %d of block %u has inverse length %u, expected %u", slot, b,
+			bq_damaged(state, "slot %d of block %u has inverse length %u, expected %u", slot, b,
 					block->inverse[slot],
 					bq_inverse_pack(state->planes, header.dim, header.norm));
 		add_row(state, &tid, b, slot, block);
@@ -329,23 +168,23 @@ check_rows(CheckState *state, uint32 b, const BqBlockData *block, BlockNumber he
 }
 
 static void
-check_blocks(CheckState *state)
+check_blocks(BqCheck *state)
 {
 	const BlockNumber heap_pages = RelationGetNumberOfBlocks(state->heap);
 
-	state->links = (BlockLinks *) MemoryContextAllocHuge(CurrentMemoryContext,
+	state->links = (BqBlockLinks *) MemoryContextAllocHuge(CurrentMemoryContext,
 														 ((size_t) state->nblocks + 1) *
-														 sizeof(BlockLinks));
+														 sizeof(BqBlockLinks));
 	for (uint32 b = 0; b < state->nblocks; b++)
 	{
-		BlockLinks *links = &state->links[b];
+		BqBlockLinks *links = &state->links[b];
 		BqWholeBlock whole;
 		const BqBlockData *block = &whole.data;
 
-		memset(links, 0, sizeof(BlockLinks));
+		memset(links, 0, sizeof(BqBlockLinks));
 		if (bq_is_directory(&state->layout, b))
 		{
-			links->use = BLOCK_DIRECTORY;
+			links->use = BQ_BLOCK_DIRECTORY;
 			continue;
 		}
 		bq_read_block(state->index, &state->layout, b, &whole, state->block_rows);
@@ -357,121 +196,12 @@ check_blocks(CheckState *state)
 			block->epoch != state->lists[block->list].epoch)
 			continue;
 		if (block->in_free_chain > 1)
-			damaged(state, "block %u has free chain flag %u", b, block->in_free_chain);
+			bq_damaged(state, "block %u has free chain flag %u", b, block->in_free_chain);
 		links->next_free = block->next_free;
 		links->in_free_chain = block->in_free_chain;
 		links->full = block->live == UINT32_MAX;
 		check_rows(state, b, block, heap_pages);
 	}
-}
-
-/*
- * Chains
- */
-
-/* Walk a chain of blocks that belong to one list in one epoch, or to none. */
-static void
-check_chain(CheckState *state, const char *chain, uint32 list, uint32 epoch, BlockUse use,
-			uint32 head, uint32 nblocks)
-{
-	uint32		length = 0;
-
-	for (uint32 b = head; b != BQ_NO_BLOCK; length++)
-	{
-		BlockLinks *links;
-
-		if (b >= state->nblocks)
-			damaged(state, "%s of list %u leads to block %u of %u", chain, list, b,
-					state->nblocks);
-		links = &state->links[b];
-		if (links->use == use)
-			damaged(state, "%s of list %u comes to block %u twice", chain, list, b);
-		if (links->use != BLOCK_LOST)
-			damaged(state, "%s of list %u leads to block %u of another use", chain, list, b);
-		if (use == BLOCK_FREE ?
-			links->list < state->layout.nlists && links->epoch == state->lists[links->list].epoch :
-			links->list != list || links->epoch != epoch)
-			damaged(state, "%s of list %u leads to block %u of list %u, epoch %u", chain, list, b,
-					links->list, links->epoch);
-		links->use = use;
-		b = links->next;
-	}
-	if (length != nblocks)
-		damaged(state, "%s of list %u has %u blocks, expected %u", chain, list, length, nblocks);
-}
-
-/* The blocks of a list that have free slots. */
-static void
-check_free_chain(CheckState *state, uint32 list)
-{
-	for (uint32 b = state->lists[list].free; b != BQ_NO_BLOCK;)
-	{
-		BlockLinks *links = b < state->nblocks ? &state->links[b] : NULL;
-
-		if (links == NULL || links->use != BLOCK_LIST || links->list != list)
-			damaged(state, "free chain of list %u leads to block %u of another list", list, b);
-		if (links->in_free_list)
-			damaged(state, "free chain of list %u comes to block %u twice", list, b);
-		if (!links->in_free_chain)
-			damaged(state, "block %u is in the free chain of list %u without knowing", b, list);
-		links->in_free_list = true;
-		b = links->next_free;
-	}
-}
-
-static void
-check_lists(CheckState *state)
-{
-	uint32		nunreachable = 0;
-	BqMetaPageData meta = bq_read_metapage(state->index);
-
-	for (uint32 list = 0; list < state->layout.nlists; list++)
-	{
-		const BqListData *entry = &state->lists[list];
-
-		CHECK_FOR_INTERRUPTS();
-		check_chain(state, "chain", list, entry->epoch, BLOCK_LIST, entry->head, entry->nblocks);
-		check_free_chain(state, list);
-		if (entry->changed > state->layout.generation)
-			damaged(state, "list %u was changed in generation " UINT64_FORMAT " of " UINT64_FORMAT,
-					list, entry->changed, state->layout.generation);
-		if (entry->old_head != BQ_NO_BLOCK && entry->old_epoch == entry->epoch)
-			damaged(state, "list %u has two chains of epoch %u", list, entry->epoch);
-		if (entry->old_head != BQ_NO_BLOCK)
-			check_chain(state, "old chain", list, entry->old_epoch, BLOCK_OLD_CHAIN,
-						entry->old_head, entry->old_nblocks);
-	}
-	check_chain(state, "free chain of the index, not", 0, 0, BLOCK_FREE, meta.free_head, meta.nfree);
-
-	for (uint32 b = 0; b < state->nblocks; b++)
-	{
-		const BlockLinks *links = &state->links[b];
-
-		if (links->use == BLOCK_LOST)
-		{
-			if (links->list < state->layout.nlists &&
-				links->epoch == state->lists[links->list].epoch)
-				damaged(state, "block %u is not in the chain of its list %u", b, links->list);
-			state->nlost++;
-		}
-		if (links->use != BLOCK_LIST)
-			continue;
-		if (links->in_free_chain && !links->in_free_list)
-			damaged(state, "block %u is not in the free chain of its list %u", b, links->list);
-		nunreachable += !links->full && !links->in_free_chain;
-	}
-	/* A crash between the two steps of vacuum does that. */
-	if (nunreachable > 0)
-		ereport(WARNING,
-				(errmsg("index \"%s\" has %u blocks whose free slots cannot be found",
-						RelationGetRelationName(state->index), nunreachable),
-				 errhint("VACUUM the table.")));
-	/* a crash while a list is split */
-	if (state->nlost > 0)
-		ereport(WARNING,
-				(errmsg("index \"%s\" has %u blocks that belong to nothing",
-						RelationGetRelationName(state->index), state->nlost),
-				 errhint("VACUUM the table.")));
 }
 
 /*
@@ -481,21 +211,21 @@ check_lists(CheckState *state)
 static int
 compare_rows(const void *a, const void *b)
 {
-	return ItemPointerCompare((ItemPointer) &((const IndexedRow *) a)->tid,
-							  (ItemPointer) &((const IndexedRow *) b)->tid);
+	return ItemPointerCompare((ItemPointer) &((const BqIndexedRow *) a)->tid,
+							  (ItemPointer) &((const BqIndexedRow *) b)->tid);
 }
 
 static void
-check_positions(CheckState *state)
+check_positions(BqCheck *state)
 {
 	if (state->nrows > 0)
-		qsort(state->rows, state->nrows, sizeof(IndexedRow), compare_rows);
+		qsort(state->rows, state->nrows, sizeof(BqIndexedRow), compare_rows);
 	for (size_t i = 1; i < state->nrows; i++)
 	{
-		const IndexedRow *row = &state->rows[i];
+		const BqIndexedRow *row = &state->rows[i];
 
 		if (compare_rows(row - 1, row) == 0)
-			damaged(state, "row (%u,%u) is in block %u and in block %u",
+			bq_damaged(state, "row (%u,%u) is in block %u and in block %u",
 					ItemPointerGetBlockNumber(&row->tid), ItemPointerGetOffsetNumber(&row->tid),
 					(row - 1)->block, row->block);
 	}
@@ -503,7 +233,7 @@ check_positions(CheckState *state)
 
 /* What the index must keep of a value; false if nothing, as of zero vectors by cosine. */
 static bool
-form_row(CheckState *state, Datum value, ItemPointer tid, BqRow *row)
+form_row(BqCheck *state, Datum value, ItemPointer tid, BqRow *row)
 {
 	BqHeader	header;
 
@@ -511,7 +241,7 @@ form_row(CheckState *state, Datum value, ItemPointer tid, BqRow *row)
 		return bq_form_vector(state->form, value, tid, row);
 	header = bq_form_code(value, tid, row);
 	if (header.dim != state->layout.dim || header.transform != state->layout.transform)
-		damaged(state, "row (%u,%u) of the table has %d dimensions and transform %d",
+		bq_damaged(state, "row (%u,%u) of the table has %d dimensions and transform %d",
 				ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), header.dim,
 				header.transform);
 	return true;
@@ -521,24 +251,24 @@ form_row(CheckState *state, Datum value, ItemPointer tid, BqRow *row)
 static void
 check_heap_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool alive, void *arg)
 {
-	CheckState *state = (CheckState *) arg;
+	BqCheck *state = (BqCheck *) arg;
 	MemoryContext old_context;
-	IndexedRow	key = {.tid = *tid};
-	const IndexedRow *found;
+	BqIndexedRow	key = {.tid = *tid};
+	const BqIndexedRow *found;
 	BqRow		row;
 	bool		wanted;
 
 	if (isnull[0])
 		return;
-	found = state->nrows == 0 ? NULL : (const IndexedRow *)
-		bsearch(&key, state->rows, state->nrows, sizeof(IndexedRow), compare_rows);
+	found = state->nrows == 0 ? NULL : (const BqIndexedRow *)
+		bsearch(&key, state->rows, state->nrows, sizeof(BqIndexedRow), compare_rows);
 	old_context = MemoryContextSwitchTo(state->row_context);
 	wanted = form_row(state, values[0], tid, &row);
 	if (wanted && found == NULL)
-		damaged(state, "row (%u,%u) of the table is missing", ItemPointerGetBlockNumber(tid),
+		bq_damaged(state, "row (%u,%u) of the table is missing", ItemPointerGetBlockNumber(tid),
 				ItemPointerGetOffsetNumber(tid));
 	if (!wanted && found != NULL)
-		damaged(state, "row (%u,%u) of the table, a zero vector, is in slot %d of block %u",
+		bq_damaged(state, "row (%u,%u) of the table, a zero vector, is in slot %d of block %u",
 				ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), found->slot,
 				found->block);
 	if (wanted)
@@ -546,7 +276,7 @@ check_heap_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, boo
 		bq_read_planes(state->index, &state->layout, found->block, found->slot, state->planes);
 		if (row.norm != found->norm || row.inverse != found->inverse ||
 			memcmp(row.planes, state->planes, bq_planes_nbytes(state->layout.dim)) != 0)
-			damaged(state, "row (%u,%u) of the table has another code than slot %d of block %u",
+			bq_damaged(state, "row (%u,%u) of the table has another code than slot %d of block %u",
 					ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), found->slot,
 					found->block);
 	}
@@ -556,7 +286,7 @@ check_heap_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, boo
 
 /* Compare with all rows that a new snapshot sees. */
 static void
-check_heap(CheckState *state)
+check_heap(BqCheck *state)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetTransactionSnapshot());
 	IndexInfo  *info = BuildIndexInfo(state->index);
@@ -593,7 +323,7 @@ bq_index_check(PG_FUNCTION_ARGS)
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "bq check",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
-	CheckState	state = {0};
+	BqCheck	state = {0};
 
 	state.index = bq_open_index(index_oid, lockmode, 0, &state.heap);
 	check_metapage(&state);
@@ -606,7 +336,7 @@ bq_index_check(PG_FUNCTION_ARGS)
 	check_centroids(&state);
 	state.lists = bq_read_entries(state.index, &state.layout);
 	check_blocks(&state);
-	check_lists(&state);
+	bq_check_lists(&state);
 	check_positions(&state);
 	if (heapallindexed)
 	{

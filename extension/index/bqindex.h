@@ -531,7 +531,7 @@ extern void bq_write_row(BqWriter *writer, uint32 list, const BqRow *row);
 extern void bq_write_rows(BqWriter *writer, const BqRows *rows, const uint32 *lists);
 extern uint32 bq_end_writing(BqWriter *writer);
 
-/* bqinsert.c */
+/* bqblock.c */
 extern bool bq_insert_into_block(Relation index, const BqLayout *layout, uint32 list,
 								 uint32 epoch, uint32 b, const BqRow *row);
 extern void bq_write_block(Relation index, const BqLayout *layout, uint32 b,
@@ -667,7 +667,7 @@ typedef struct BqScanReport
 
 extern BqScanReport bq_scan_report(IndexScanDesc scan);
 
-/* bqcheck.c */
+/* bqopen.c: for functions of SQL */
 typedef struct BqCaller
 {
 	Oid			user;
