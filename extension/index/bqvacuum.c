@@ -1,61 +1,23 @@
 /*
- * bqvacuum.c: removing dead rows, and giving back blocks.
+ * bqvacuum.c: removing dead rows.
  *
  * Only header pages are read, a tenth of the index: a dead row's bit in `live` is
  * cleared, its code stays behind as garbage.  Blocks that gained free slots are put
  * into their list's free chain, where the next rows of that list will find them.
  *
- * Blocks that belong to no list are left by splits (bqsplit.c): chains from before, until
- * no scan can be on its way there, and what a split that was interrupted had written.
- * They come into the chain of free blocks, from where any list takes them.
- *
  * Vacuum is alone with an index, but for readers and writers.
  */
 #include "postgres.h"
 
-#include "access/nbtxlog.h"
-#include "access/xlog.h"
-#include "access/xloginsert.h"
-#include "commands/vacuum.h"
-#include "index/bqsource.h"
+#include "index/bqvacuum.h"
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
-
-#if PG_VERSION_NUM >= 160000
-#define vacuumed_heap(info) ((info)->heaprel)
-#else
-#define vacuumed_heap(info) NULL	/* the oldest snapshot of all databases will do */
-#endif
-
-typedef struct VacuumState
-{
-	IndexVacuumInfo *info;
-	Relation	index;
-	BqLayout	layout;
-	uint32		nfree;			/* when it began */
-	BqListData *entries;		/* the same */
-	IndexBulkDeleteCallback callback;	/* NULL: only look */
-	void	   *arg;
-	double		nremoved;
-	double		nrows;
-	uint32		nunowned;		/* blocks that belong to no list ... */
-	uint8	   *unowned;		/* ... which they are, as bits */
-} VacuumState;
-
-/* Does a block belong to a list, as lists are now? */
-static inline bool
-is_owned(const VacuumState *state, const BqBlockData *block)
-{
-	return block->list < state->layout.nlists &&
-		block->epoch == state->entries[block->list].epoch;
-}
 
 /* Let a list's inserts find the free slots of block b. */
 static void
-add_to_free_chain(const VacuumState *state, uint32 b, uint32 list)
+add_to_free_chain(const BqVacuum *state, uint32 b, uint32 list)
 {
 	Relation	index = state->index;
 	BqListData *entry;
@@ -86,7 +48,7 @@ add_to_free_chain(const VacuumState *state, uint32 b, uint32 list)
  * only count, and find free slots that a crash kept from the free chain.
  */
 static void
-vacuum_header_page(VacuumState *state, uint32 first, uint32 end)
+vacuum_header_page(BqVacuum *state, uint32 first, uint32 end)
 {
 	const BqLayout *layout = &state->layout;
 	Buffer		buffer = ReadBufferExtended(state->index, MAIN_FORKNUM,
@@ -108,7 +70,7 @@ vacuum_header_page(VacuumState *state, uint32 first, uint32 end)
 		keep[b - first] = live;
 		if (bq_is_directory(layout, b))
 			continue;
-		if (!is_owned(state, block))
+		if (!bq_is_owned(state, block))
 		{
 			state->nunowned++;
 			if (state->unowned != NULL)
@@ -148,10 +110,10 @@ vacuum_header_page(VacuumState *state, uint32 first, uint32 end)
 			add_to_free_chain(state, b, list[b - first]);
 }
 
-static VacuumState
-begin_vacuum(IndexVacuumInfo *info)
+BqVacuum
+bq_begin_vacuum(IndexVacuumInfo *info)
 {
-	VacuumState state = {.info = info, .index = info->index};
+	BqVacuum state = {.info = info, .index = info->index};
 
 	/* in this order: blocks that are taken meanwhile look owned, not the other way round */
 	state.nfree = bq_read_metapage(info->index).nfree;
@@ -162,8 +124,8 @@ begin_vacuum(IndexVacuumInfo *info)
 }
 
 /* Visit all blocks; `hurry`: others are waiting. */
-static void
-visit_blocks(VacuumState *state, bool hurry)
+void
+bq_visit_blocks(BqVacuum *state, bool hurry)
 {
 	uint32		per_page = state->layout.headers_per_page;
 
@@ -178,196 +140,9 @@ visit_blocks(VacuumState *state, bool hurry)
 	}
 }
 
-/*
- * Blocks that nobody owns
- */
-
-/*
- * Follow a chain of unowned blocks, and take those it has out of the bits that are set;
- * returns the last one.  False if it led to an owned block: somebody took it meanwhile.
- */
-static bool
-follow_chain(VacuumState *state, uint32 head, uint32 nblocks, uint32 *last)
-{
-	*last = BQ_NO_BLOCK;
-	for (uint32 b = head; nblocks > 0 && b != BQ_NO_BLOCK; nblocks--)
-	{
-		Buffer		buffer;
-		const BqBlockData *block;
-		bool		owned;
-
-		CHECK_FOR_INTERRUPTS();
-		if (b >= state->layout.nblocks || bq_is_directory(&state->layout, b))
-			return false;
-		buffer = bq_read_page(state->index, bq_header_page(&state->layout, b), BQ_PAGE_HEADERS,
-							  BUFFER_LOCK_SHARE);
-		block = BqPageGetBlock(&state->layout, BufferGetPage(buffer), b);
-		owned = is_owned(state, block);
-		*last = b;
-		if (state->unowned != NULL)
-			state->unowned[b / 8] &= ~(1 << b % 8);
-		b = block->next;
-		UnlockReleaseBuffer(buffer);
-		if (owned)
-			return false;
-	}
-	return true;
-}
-
-/*
- * Snapshots of standbys do not wait for ours: those that may still read the old chain must
- * be waited for, or cancelled, before its blocks are used again.  The record that B-trees
- * have for this does nothing else, and names no page that must be a B-tree's.
- */
-static void
-log_conflict(IndexVacuumInfo *info, FullTransactionId horizon)
-{
-	xl_btree_reuse_page record;
-
-	if (!RelationNeedsWAL(info->index) || !XLogStandbyInfoActive())
-		return;
-	memset(&record, 0, sizeof(record));
-	record.block = BQ_METAPAGE_BLKNO;
-#if PG_VERSION_NUM >= 160000
-	record.locator = info->index->rd_locator;
-	record.snapshotConflictHorizon = horizon;
-	record.isCatalogRel = RelationIsAccessibleInLogicalDecoding(info->heaprel);
-#else
-	record.node = info->index->rd_node;
-	record.latestRemovedFullXid = horizon;
-#endif
-	XLogBeginInsert();
-	XLogRegisterData((char *) &record, SizeOfBtreeReusePage);
-	XLogInsert(RM_BTREE_ID, XLOG_BTREE_REUSE_PAGE);
-}
-
-/* Put a chain of unowned blocks, from `head` to `tail`, before the chain of free ones. */
-static void
-free_chain(VacuumState *state, Buffer list_buffer, BqListData *entry, uint32 head, uint32 tail,
-		   uint32 nblocks)
-{
-	Relation	index = state->index;
-	Buffer		meta_buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
-										   BUFFER_LOCK_EXCLUSIVE);
-	BqMetaPage	meta = BqPageGetMeta(BufferGetPage(meta_buffer));
-	Buffer		header_buffer = bq_read_page(index, bq_header_page(&state->layout, tail),
-											 BQ_PAGE_HEADERS, BUFFER_LOCK_EXCLUSIVE);
-	BqBlockData *block = BqPageGetBlock(&state->layout, BufferGetPage(header_buffer), tail);
-	int			page;
-
-	bq_begin_log(index);
-	if (entry != NULL)
-	{
-		page = bq_log_page(list_buffer);
-		bq_log_set(page, &entry->old_head, uint32, BQ_NO_BLOCK);
-		bq_log_set(page, &entry->old_nblocks, uint32, 0);
-	}
-	page = bq_log_page(meta_buffer);
-	bq_log_set(page, &meta->free_head, uint32, head);
-	bq_log_set(page, &meta->nfree, uint32, meta->nfree + nblocks);
-	bq_log_set(bq_log_page(header_buffer), &block->next, uint32, meta->free_head);
-	bq_finish_log();
-	UnlockReleaseBuffer(header_buffer);
-	UnlockReleaseBuffer(meta_buffer);
-}
-
-/* Give back the chains that lists had before they were split, where nobody needs them. */
-static void
-free_old_chains(VacuumState *state)
-{
-	for (uint32 list = 0; list < state->layout.nlists; list++)
-	{
-		const BqListData *known = &state->entries[list];
-		FullTransactionId horizon = FullTransactionIdFromU64(known->freed);
-		BqListData *entry;
-		Buffer		buffer;
-		uint32		tail;
-
-		if (known->old_head == BQ_NO_BLOCK ||
-			!GlobalVisCheckRemovableFullXid(vacuumed_heap(state->info), horizon))
-			continue;
-		if (!follow_chain(state, known->old_head, known->old_nblocks, &tail))
-			ereport(ERROR,
-					(errcode(ERRCODE_INDEX_CORRUPTED),
-					 errmsg("index \"%s\" is damaged: old chain of list %u leads astray",
-							RelationGetRelationName(state->index), list),
-					 errhint("Rebuild the index with REINDEX.")));
-		log_conflict(state->info, horizon);
-		buffer = bq_read_entry(state->index, &state->layout, list, BUFFER_LOCK_EXCLUSIVE, &entry);
-		free_chain(state, buffer, entry, known->old_head, tail, known->old_nblocks);
-		UnlockReleaseBuffer(buffer);
-	}
-}
-
-/* How many blocks are known to be in old chains. */
-static uint64
-count_old_blocks(const VacuumState *state)
-{
-	uint64		n = 0;
-
-	for (uint32 list = 0; list < state->layout.nlists; list++)
-		if (state->entries[list].old_head != BQ_NO_BLOCK)
-			n += state->entries[list].old_nblocks;
-	return n;
-}
-
-/*
- * Find the blocks that a split wrote which was not completed: they are in no list, old
- * chain or chain of free blocks.  No scan ever knew them.
- */
-static void
-free_lost_blocks(IndexVacuumInfo *info)
-{
-	VacuumState state = begin_vacuum(info);
-	uint32		nfound = 0;
-	uint32		last;
-	Buffer		buffer;
-	uint32		free_head;
-
-	state.unowned = (uint8 *) MemoryContextAllocExtended(CurrentMemoryContext,
-														 state.layout.nblocks / 8 + 1,
-														 MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-	visit_blocks(&state, false);
-	for (uint32 list = 0; list < state.layout.nlists; list++)
-		if (state.entries[list].old_head != BQ_NO_BLOCK &&
-			!follow_chain(&state, state.entries[list].old_head, state.entries[list].old_nblocks,
-						  &last))
-			return;
-	/* writers take free blocks meanwhile: then leave it to the next vacuum */
-	buffer = bq_read_page(info->index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_SHARE);
-	free_head = BqPageGetMeta(BufferGetPage(buffer))->free_head;
-	UnlockReleaseBuffer(buffer);
-	if (!follow_chain(&state, free_head, state.layout.nblocks, &last))
-		return;
-	for (uint32 b = 0; b < state.layout.nblocks; b++)
-	{
-		const BqBlockData *block;
-		bool		owned;
-
-		if (!(state.unowned[b / 8] & 1 << b % 8))
-			continue;
-		/* it may have been free, and taken since */
-		buffer = bq_read_page(info->index, bq_header_page(&state.layout, b), BQ_PAGE_HEADERS,
-							  BUFFER_LOCK_SHARE);
-		block = BqPageGetBlock(&state.layout, BufferGetPage(buffer), b);
-		owned = is_owned(&state, block);
-		UnlockReleaseBuffer(buffer);
-		if (!owned)
-		{
-			free_chain(&state, InvalidBuffer, NULL, b, b, 1);
-			nfound++;
-		}
-		CHECK_FOR_INTERRUPTS();
-	}
-	if (nfound > 0)
-		ereport(DEBUG1,
-				(errmsg_internal("index \"%s\": %u blocks of a split that was interrupted are free",
-								 RelationGetRelationName(info->index), nfound)));
-}
-
 /* Open the lists that a split left closed. */
 static void
-open_lists(VacuumState *state)
+open_lists(BqVacuum *state)
 {
 	for (uint32 list = 0; list < state->layout.nlists; list++)
 	{
@@ -392,11 +167,11 @@ IndexBulkDeleteResult *
 bqbulkdelete(IndexVacuumInfo *info, IndexBulkDeleteResult *stats,
 			 IndexBulkDeleteCallback callback, void *callback_state)
 {
-	VacuumState state = begin_vacuum(info);
+	BqVacuum state = bq_begin_vacuum(info);
 
 	state.callback = callback;
 	state.arg = callback_state;
-	visit_blocks(&state, false);
+	bq_visit_blocks(&state, false);
 	if (stats == NULL)
 		stats = (IndexBulkDeleteResult *) palloc0(sizeof(IndexBulkDeleteResult));
 	stats->estimated_count = false;
@@ -433,7 +208,7 @@ forget_transform(IndexVacuumInfo *info)
 {
 	Relation	index = info->index;
 	BqLayout	layout = bq_read_layout(index);
-	VacuumState state;
+	BqVacuum state;
 
 	/* no insertion meanwhile, see bqinsert.c; those on their way hold the page of an entry */
 	LockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
@@ -446,15 +221,15 @@ forget_transform(IndexVacuumInfo *info)
 			UnlockReleaseBuffer(bq_read_entry(index, &layout, list, BUFFER_LOCK_EXCLUSIVE,
 											  &entry));
 	}
-	state = begin_vacuum(info);
-	visit_blocks(&state, true);
+	state = bq_begin_vacuum(info);
+	bq_visit_blocks(&state, true);
 	set_closed(index, false, state.nrows == 0);
 	UnlockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
 }
 
 /* Rows in the index, as far as its entries and the table tell. */
 static double
-estimate_rows(const VacuumState *state)
+estimate_rows(const BqVacuum *state)
 {
 	double		nslots = 0;
 
@@ -470,7 +245,7 @@ bqvacuumcleanup(IndexVacuumInfo *info, IndexBulkDeleteResult *stats)
 {
 	MemoryContext context;
 	MemoryContext old_context;
-	VacuumState state;
+	BqVacuum state;
 	uint64		nowned = 0;
 
 	if (info->analyze_only)
@@ -484,7 +259,7 @@ bqvacuumcleanup(IndexVacuumInfo *info, IndexBulkDeleteResult *stats)
 	}
 	old_context = MemoryContextSwitchTo(context);
 
-	state = begin_vacuum(info);
+	state = bq_begin_vacuum(info);
 	if (stats->estimated_count)
 		stats->num_index_tuples = estimate_rows(&state);
 	if (stats->num_index_tuples == 0 && state.layout.transform >= 0 &&
@@ -493,10 +268,10 @@ bqvacuumcleanup(IndexVacuumInfo *info, IndexBulkDeleteResult *stats)
 	open_lists(&state);
 	for (uint32 list = 0; list < state.layout.nlists; list++)
 		nowned += state.entries[list].nblocks;
-	if (nowned + count_old_blocks(&state) + state.nfree +
+	if (nowned + bq_count_old_blocks(&state) + state.nfree +
 		bq_count_directory_blocks(&state.layout) < state.layout.nblocks)
-		free_lost_blocks(info);
-	free_old_chains(&state);
+		bq_free_lost_blocks(info);
+	bq_free_old_chains(&state);
 	bq_split_lists(info, stats->num_index_tuples);
 
 	stats->num_pages = RelationGetNumberOfBlocks(info->index);
