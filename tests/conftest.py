@@ -106,7 +106,11 @@ def restore_kernel() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def own_servers(request: pytest.FixtureRequest) -> Iterator[OwnServers]:
-    settings: dict[str, embedded.Setting] = {"wal_consistency_checking": "all"}
+    # what a standby has not fetched yet stays, whatever checkpoints there are
+    settings: dict[str, embedded.Setting] = {
+        "wal_consistency_checking": "all",
+        "wal_keep_size": "1GB",
+    }
     postgres = request.config.getoption("postgres")
     servers = OwnServers(lambda: pybq.serve(postgres=postgres, settings=settings).start())
     yield servers

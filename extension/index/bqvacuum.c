@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "index/bqvacuum.h"
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
@@ -227,17 +228,24 @@ forget_transform(IndexVacuumInfo *info)
 	UnlockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
 }
 
-/* Rows in the index, as far as its entries and the table tell. */
+/*
+ * Rows in the index, as far as its entries and the table tell.  Of a table that no vacuum has
+ * counted, because it was cancelled, say, this one knows the few pages that changed since.
+ */
 static double
 estimate_rows(const BqVacuum *state)
 {
+	IndexVacuumInfo *info = state->info;
+	Relation	heap = table_open(info->index->rd_index->indrelid, NoLock);
+	bool		counted = !info->estimated_count || heap->rd_rel->reltuples >= 0;
 	double		nslots = 0;
 
+	table_close(heap, NoLock);
 	/* the block that a list is filling is half empty on average */
 	for (uint32 list = 0; list < state->layout.nlists; list++)
 		if (state->entries[list].nblocks > 0)
 			nslots += (state->entries[list].nblocks - 0.5) * BQ_BLOCK;
-	return state->info->num_heap_tuples >= 0 ? Min(nslots, state->info->num_heap_tuples) : nslots;
+	return counted && info->num_heap_tuples >= 0 ? Min(nslots, info->num_heap_tuples) : nslots;
 }
 
 IndexBulkDeleteResult *

@@ -216,8 +216,6 @@ def test_standby_answers_the_same(
     """After each kind of change; replay compares each page with what the primary had."""
     with connect(own_server.dsn) as conn:
         prepare(conn, column)
-        conn.execute("ALTER SYSTEM SET wal_keep_size = '1GB'")
-        conn.execute("SELECT pg_reload_conf()")
     tables = {"flat": (24, 1), "lists": (24, 20), "wide": (3072, 3)}
     with (
         start_standby(own_server) as server,
