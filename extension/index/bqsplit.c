@@ -29,9 +29,7 @@
 #include <math.h>
 
 #include "access/transam.h"
-#include "commands/vacuum.h"
-#include "common/pg_prng.h"
-#include "index/bqindex.h"
+#include "index/bqsplit.h"
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
 #include "postmaster/autovacuum.h"
@@ -54,26 +52,6 @@
 #define MEASURE_SHARE 10
 #define MEASURE_ROWS 200000
 
-typedef struct Split
-{
-	IndexVacuumInfo *info;
-	Relation	index;
-	BqLayout	layout;
-	uint32		list;
-	uint32		epoch;			/* of the new blocks */
-	uint32		nparts;
-	BqListData *parts;			/* the new lists */
-	uint8	   *room;			/* free slots in the first block of each */
-	BqRows		rows;			/* of the batch, at most `limit` */
-	size_t		limit;
-	uint32	   *seen;			/* live bits of rows written, by block, from the chain's end */
-	uint32		nseen;			/* blocks in it */
-	BqAssigner *assigner;
-	BqClusters	clusters;
-	bool		hurry;			/* writers are waiting */
-	uint8	   *codes;			/* of one block */
-} Split;
-
 /* Memory that this vacuum may take, in kB. */
 static int
 vacuum_work_mem(void)
@@ -85,229 +63,6 @@ vacuum_work_mem(void)
 #endif
 
 	return autovacuum && autovacuum_work_mem != -1 ? autovacuum_work_mem : maintenance_work_mem;
-}
-
-/*
- * Reading the list
- */
-
-static void
-add_rows(Split *split, const BqWholeBlock *block, uint32 slots)
-{
-	BqRows	   *rows = &split->rows;
-	int			dim = split->layout.dim;
-
-	for (; slots != 0; slots &= slots - 1)
-	{
-		int			slot = pg_rightmost_one_pos32(slots);
-
-		bq_block_get(split->codes, dim, slot, rows->planes + rows->n * bq_planes_nbytes(dim));
-		bq_get_header(&split->layout, block, slot, rows, rows->n++);
-	}
-}
-
-/*
- * Read rows of the list that were not read before, as many as fit; false if some are left.
- * Vacuum alone removes rows, so one that was seen stays in its slot.  If `share` is less
- * than 1, rows of a random part of the blocks are read, and not counted as seen.
- */
-static bool
-read_rows(Split *split, double share, pg_prng_state *random)
-{
-	const BqLayout *layout = &split->layout;
-	BqListData *entry;
-	Buffer		buffer = bq_read_entry(split->index, layout, split->list, BUFFER_LOCK_SHARE, &entry);
-	uint32		b = entry->head;
-	uint32		nblocks = entry->nblocks;
-	uint32		epoch = entry->epoch;
-
-	UnlockReleaseBuffer(buffer);
-	/* blocks are added at the head: those seen before are the last ones */
-	if (nblocks > split->nseen)
-	{
-		split->seen = split->seen == NULL ?
-			(uint32 *) MemoryContextAllocHuge(CurrentMemoryContext, nblocks * sizeof(uint32)) :
-			(uint32 *) repalloc_huge(split->seen, nblocks * sizeof(uint32));
-		memset(split->seen + split->nseen, 0, (nblocks - split->nseen) * sizeof(uint32));
-		split->nseen = nblocks;
-	}
-	split->rows.n = 0;
-	while (nblocks-- > 0)
-	{
-		BqWholeBlock whole;
-		BqBlockData *block = &whole.data;
-		uint32		added;
-
-		if (split->hurry)
-			CHECK_FOR_INTERRUPTS();
-		else
-			bq_delay_point();
-		buffer = bq_read_page(split->index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
-							  BUFFER_LOCK_SHARE);
-		*block = *BqPageGetBlock(layout, BufferGetPage(buffer), b);
-		UnlockReleaseBuffer(buffer);
-		if (block->list != split->list || block->epoch != epoch)
-			ereport(ERROR,
-					(errcode(ERRCODE_INDEX_CORRUPTED),
-					 errmsg("block %u of index \"%s\" belongs to list %u, expected %u", b,
-							RelationGetRelationName(split->index), block->list, split->list),
-					 errhint("Rebuild the index with REINDEX.")));
-		added = block->live & ~split->seen[nblocks];
-		if (added != 0 && (share >= 1 || pg_prng_double(random) < share))
-		{
-			bq_read_block(split->index, layout, b, &whole, split->codes);
-			added = block->live & ~split->seen[nblocks];
-			if (split->rows.n + pg_popcount32(added) > split->limit)
-				return false;
-			add_rows(split, &whole, added);
-			if (share >= 1)
-				split->seen[nblocks] |= added;
-		}
-		b = block->next;
-	}
-	return true;
-}
-
-/*
- * Writing the new lists
- */
-
-/* The number of a part as a list: the first one takes the place of the old list. */
-static inline uint32
-part_list(const Split *split, uint32 part)
-{
-	return part == 0 ? split->list : split->layout.nlists + part - 1;
-}
-
-/* Take a free block, or one from the end; until it is written it belongs to no list. */
-static uint32
-take_block(Split *split)
-{
-	Relation	index = split->index;
-	const BqLayout *layout = &split->layout;
-
-	for (;;)
-	{
-		Buffer		meta_buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META,
-											   BUFFER_LOCK_EXCLUSIVE);
-		BqMetaPage	meta = BqPageGetMeta(BufferGetPage(meta_buffer));
-		uint32		b = bq_choose_block(index, layout, meta);
-		uint32		nblocks = meta->nblocks;
-
-		if (b != BQ_NO_BLOCK)
-		{
-			Buffer		header_buffer = bq_read_page(index, bq_header_page(layout, b),
-													 BQ_PAGE_HEADERS, BUFFER_LOCK_SHARE);
-
-			bq_begin_log(index);
-			bq_log_taken(meta_buffer, b,
-						 BqPageGetBlock(layout, BufferGetPage(header_buffer), b));
-			bq_finish_log();
-			UnlockReleaseBuffer(header_buffer);
-			UnlockReleaseBuffer(meta_buffer);
-			return b;
-		}
-		UnlockReleaseBuffer(meta_buffer);
-		bq_provide_pages(index, layout, nblocks + 1);
-	}
-}
-
-/* Write rows order[0 .. n) of the batch, at most 32, to a new block of a part. */
-static void
-write_block(Split *split, uint32 part, const size_t *order, int n)
-{
-	BqListData *list = &split->parts[part];
-	int			dim = split->layout.dim;
-	uint32		b = take_block(split);
-	BqWholeBlock block = {0};
-
-	memset(split->codes, 0, bq_block_nbytes(dim));
-	block.data.list = part_list(split, part);
-	block.data.epoch = split->epoch;
-	block.data.next = list->head;
-	block.data.next_free = BQ_NO_BLOCK;
-	block.data.packed = (uint16) split->layout.nrows;
-	for (int c = 0; c < n; c++)
-	{
-		BqRow		row = bq_get_row(&split->rows, order[c], dim);
-
-		bq_put_header(&split->layout, &block, c, &row);
-		bq_block_put(split->codes, dim, c, row.planes);
-	}
-	if (n < BQ_BLOCK)
-	{
-		block.data.in_free_chain = true;
-		block.data.next_free = list->free;
-		list->free = b;
-		split->room[part] = (uint8) (BQ_BLOCK - n);
-	}
-	bq_write_block(split->index, &split->layout, b, &block, split->codes);
-	list->head = b;
-	list->nblocks++;
-}
-
-/* Write the rows of the batch, of which lists[] tells the parts. */
-static void
-write_batch(Split *split, const uint32 *lists)
-{
-	size_t		n = split->rows.n;
-	size_t	   *start = (size_t *) palloc0((split->nparts + 1) * sizeof(size_t));
-	size_t	   *order = (size_t *) MemoryContextAllocHuge(CurrentMemoryContext,
-														  (n + 1) * sizeof(size_t));
-	size_t		at = 0;
-
-	for (size_t i = 0; i < n; i++)
-		start[lists[i] + 1]++;
-	for (uint32 part = 0; part < split->nparts; part++)
-		start[part + 1] += start[part];
-	for (size_t i = 0; i < n; i++)
-		order[start[lists[i]]++] = i;
-	/* now start[part] is where the part ends */
-	for (uint32 part = 0; part < split->nparts; part++)
-	{
-		size_t		end = start[part];
-
-		for (; at < end && split->room[part] > 0; at++)
-		{
-			BqRow		row = bq_get_row(&split->rows, order[at], split->layout.dim);
-
-			if (!bq_insert_into_block(split->index, &split->layout, part_list(split, part),
-									  split->epoch, split->parts[part].free, &row))
-				elog(ERROR, "block %u of index \"%s\" has no room for a row",
-					 split->parts[part].free, RelationGetRelationName(split->index));
-			split->room[part]--;
-		}
-		while (at < end)
-		{
-			int			nrows = (int) Min(end - at, BQ_BLOCK);
-
-			if (split->hurry)
-				CHECK_FOR_INTERRUPTS();
-			else
-				bq_delay_point();
-			write_block(split, part, order + at, nrows);
-			at += nrows;
-		}
-	}
-	pfree(order);
-	pfree(start);
-}
-
-/* Move what was not seen before; returns how many rows that were. */
-static size_t
-move_rows(Split *split)
-{
-	size_t		n = 0;
-	bool		done;
-
-	do
-	{
-		done = read_rows(split, 1, NULL);
-		if (split->rows.n > 0)
-			write_batch(split, bq_assign_rows(split->assigner, &split->clusters));
-		n += split->rows.n;
-	} while (!done);
-	return n;
 }
 
 /*
@@ -368,12 +123,12 @@ grow_directory(Relation index, uint32 nlists)
 
 /* Write the entries of all parts but the first, as lists that nobody knows yet. */
 static void
-write_entries(Split *split)
+write_entries(BqSplit *split)
 {
 	for (uint32 part = 1; part < split->nparts; part++)
 	{
 		BqListData *entry;
-		Buffer		buffer = bq_read_entry(split->index, &split->layout, part_list(split, part),
+		Buffer		buffer = bq_read_entry(split->index, &split->layout, bq_part_list(split, part),
 										   BUFFER_LOCK_EXCLUSIVE, &entry);
 
 		bq_begin_log(split->index);
@@ -384,7 +139,7 @@ write_entries(Split *split)
 }
 
 static void
-set_closed(Split *split)
+set_closed(BqSplit *split)
 {
 	BqListData *entry;
 	Buffer		buffer = bq_read_entry(split->index, &split->layout, split->list,
@@ -398,7 +153,7 @@ set_closed(Split *split)
 
 /* Let the index have the new lists. */
 static void
-switch_lists(Split *split)
+switch_lists(BqSplit *split)
 {
 	Relation	index = split->index;
 	BqListData *entry;
@@ -430,7 +185,7 @@ switch_lists(Split *split)
 
 /* Remember that a list cannot be split, until it has grown. */
 static void
-decline(Split *split, const char *reason)
+decline(BqSplit *split, const char *reason)
 {
 	BqListData *entry;
 	Buffer		buffer = bq_read_entry(split->index, &split->layout, split->list,
@@ -508,7 +263,7 @@ compare_sizes(const void *a, const void *b)
 
 /* Of the rows in memory, those in the largest part. */
 static size_t
-largest_part(const Split *split, const uint32 *lists)
+largest_part(const BqSplit *split, const uint32 *lists)
 {
 	size_t	   *counts = (size_t *) palloc0(split->nparts * sizeof(size_t));
 	size_t		largest;
@@ -522,13 +277,13 @@ largest_part(const Split *split, const uint32 *lists)
 }
 
 /*
- * Split a list of about `nrows` rows so that parts have about `target`, into `most` parts
+ * BqSplit a list of about `nrows` rows so that parts have about `target`, into `most` parts
  * at most.  Returns the number of lists that it adds.
  */
 static uint32
 split_list(IndexVacuumInfo *info, uint32 list, double nrows, double target, uint32 most)
 {
-	Split		split = {.info = info, .index = info->index, .list = list};
+	BqSplit		split = {.info = info, .index = info->index, .list = list};
 	int			dim;
 	size_t		limit;
 	bool		whole;
@@ -548,11 +303,11 @@ split_list(IndexVacuumInfo *info, uint32 list, double nrows, double target, uint
 
 	/* all rows, or if they do not fit a sample to learn from */
 	pg_prng_seed(&random, 0x6271);
-	whole = read_rows(&split, 1, NULL);
+	whole = bq_read_list_rows(&split, 1, NULL);
 	if (!whole)
 	{
 		memset(split.seen, 0, split.nseen * sizeof(uint32));
-		read_rows(&split, Min(0.9 * limit / nrows, 0.9), &random);
+		bq_read_list_rows(&split, Min(0.9 * limit / nrows, 0.9), &random);
 	}
 	else
 		nrows = (double) split.rows.n;
@@ -587,14 +342,14 @@ split_list(IndexVacuumInfo *info, uint32 list, double nrows, double target, uint
 	bq_set_directions(split.index, &split.layout, &split.clusters.lists, 1, split.layout.nlists,
 					  split.nparts - 1);
 	if (whole)
-		write_batch(&split, lists);
-	for (int round = 0; round < MAX_ROUNDS && move_rows(&split) > FEW_ROWS; round++)
+		bq_write_batch(&split, lists);
+	for (int round = 0; round < MAX_ROUNDS && bq_move_rows(&split) > FEW_ROWS; round++)
 		;
 
 	LockPage(split.index, BQ_METAPAGE_BLKNO, ExclusiveLock);
 	split.hurry = true;
 	set_closed(&split);
-	move_rows(&split);
+	bq_move_rows(&split);
 	write_entries(&split);
 	switch_lists(&split);
 	UnlockPage(split.index, BQ_METAPAGE_BLKNO, ExclusiveLock);
@@ -614,7 +369,7 @@ measure_probes(IndexVacuumInfo *info, double nrows)
 	Relation	index = info->index;
 	BqLayout	layout = bq_read_layout(index);
 	BqListData *entries = bq_read_entries(index, &layout);
-	Split		sample = {.index = index, .layout = layout};
+	BqSplit		sample = {.index = index, .layout = layout};
 	size_t		limit = Min(bq_rows_limit(layout.dim, layout.nkeys, vacuum_work_mem(), false), MEASURE_ROWS);
 	double		share = limit / Max(1.2 * nrows, 1);
 	BqCentroids centroids;
@@ -654,7 +409,7 @@ measure_probes(IndexVacuumInfo *info, double nrows)
 			break;
 		for (int i = 0; i < pg_popcount32(block->live); i++)
 			lists[sample.rows.n + i] = block->list;
-		add_rows(&sample, &whole, block->live);
+		bq_add_rows(&sample, &whole, block->live);
 	}
 	if (sample.rows.n == 0)
 		return;
@@ -674,7 +429,7 @@ measure_probes(IndexVacuumInfo *info, double nrows)
 	UnlockReleaseBuffer(buffer);
 }
 
-/* Split the lists of an index of about `nrows` rows that need it. */
+/* BqSplit the lists of an index of about `nrows` rows that need it. */
 void
 bq_split_lists(IndexVacuumInfo *info, double nrows)
 {
