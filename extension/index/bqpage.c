@@ -5,7 +5,7 @@
 
 #include "index/bqindex.h"
 #include "miscadmin.h"
-#include "storage/buf_internals.h"
+#include "storage/buf_internals.h"	/* of the server; only for the address of a descriptor */
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
 
@@ -65,7 +65,9 @@ bq_check_page(Relation index, Buffer buffer, BqPageKind kind)
 /*
  * A damaged list may lead anywhere: say so before the storage manager does, and before
  * InvalidBlockNumber makes a new page.  What this backend knows of the length of the
- * index is nearly always enough.
+ * index is nearly always enough.  That is a field of the storage manager which others
+ * use in recovery only, as files grow: as a lower bound it holds, and asking the file
+ * system would be a call for each page.
  */
 static void
 check_exists(Relation index, BlockNumber blkno)
@@ -155,6 +157,7 @@ bq_prefetch(Relation index, BlockNumber blkno, size_t offset)
 		return result.initiated_io;
 	}
 	page = (const char *) BufferGetPage(buffer);
+	/* what ReadRecentBuffer() looks at first; nothing is read through it here */
 	__builtin_prefetch(GetBufferDescriptor(buffer - 1));
 	__builtin_prefetch(page);
 	prefetch_lines(page + Min(offset, BLCKSZ - PREFETCH_NBYTES));
