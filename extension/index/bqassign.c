@@ -18,7 +18,7 @@
 #include "access/parallel.h"
 #include "access/xact.h"
 #include "commands/progress.h"
-#include "index/bqindex.h"
+#include "index/bqbuild.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"

@@ -16,12 +16,12 @@
 #include "commands/progress.h"
 #include "common/pg_prng.h"
 #include "executor/tuptable.h"
+#include "index/bqbuild.h"
 #include "index/bqkey.h"
 #include "index/bqsource.h"
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
 #include "pgstat.h"
-#include "type/bqvec.h"
 #include "utils/backend_progress.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -381,46 +381,6 @@ count_workers(Relation heap, Relation index, IndexInfo *info)
 #endif
 }
 
-static int
-column_dim(Relation index)
-{
-	/* pgvector's types have no other modifier either */
-	int			dim = bq_typmod_dim(bq_column_typmod(RelationGetDescr(index), 1));
-	const BqSource *source = bq_get_source(index);
-	const char *type = source != NULL ? source->type : "bqvec";
-	bool		expression = index->rd_index->indkey.values[0] == InvalidAttrNumber;
-	/* that of CREATE INDEX CONCURRENTLY has been committed, and is valid only in the end */
-	const char *leftover = index->rd_index->indisvalid ? "" :
-		psprintf(" First drop index \"%s\", which is left invalid.",
-				 RelationGetRelationName(index));
-
-	if (OidIsValid(index_getprocid(index, 1, BQ_KEY_PROC)))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("first column of a bq index must have vectors or codes"),
-				 errhint("Name it before the columns to filter by.")));
-
-	if (dim < 1 && expression)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("expression does not have dimensions"),
-				 errhint("Cast it to a type that has them, for example (%s::%s(384)).%s",
-						 source != NULL ? "embedding" : "bq_encode(embedding::real[], 1)", type,
-						 leftover)));
-	if (dim < 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("column does not have dimensions"),
-				 errhint("Declare it with them, for example with ALTER TABLE ... ALTER COLUMN ... TYPE %s(384).%s",
-						 type, leftover)));
-	if (dim > BQ_INDEX_MAX_DIM)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("column cannot have more than %d dimensions for a bq index",
-						BQ_INDEX_MAX_DIM)));
-	return dim;
-}
-
 /* Of an index on vectors: that of its option, or what suits the rows. */
 static BqChoice
 choose_transform(BuildState *state)
@@ -442,7 +402,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 	BuildState *state = (BuildState *) palloc0(sizeof(BuildState));
-	int			dim = column_dim(index);
+	int			dim = bq_column_dim(index);
 	int			transform;
 	uint32		nlists;
 	uint32		nblocks;
@@ -519,7 +479,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 void
 bqbuildempty(Relation index)
 {
-	BqLayout	layout = bq_plan_layout(column_dim(index), bq_count_keys(index), 1);
+	BqLayout	layout = bq_plan_layout(bq_column_dim(index), bq_count_keys(index), 1);
 	Buffer		buffer = bq_new_page(index, INIT_FORKNUM, BQ_METAPAGE_BLKNO, BQ_PAGE_META);
 
 	layout.transform = bq_transform_without_rows(index);

@@ -7,9 +7,7 @@
  * nearest to it, so it is left out.  Lists trained on codes are as good as lists
  * trained on the vectors: recall within 0.003 at equal probes (extension/README.md).
  *
- * Many lists are found by way of *cells*: a coarse clustering of the same codes, about
- * 4 sqrt(nlists) of them.  A row is compared with all cells, then only with the lists
- * around its cell, as a query looks only at the lists around it.
+ * Many lists are found by way of cells (bqcell.c).
  */
 #include "postgres.h"
 
@@ -17,21 +15,13 @@
 #include <math.h>
 
 #include "common/pg_prng.h"
-#include "index/bqindex.h"
+#include "index/bqbuild.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
 #define TRAIN_ITERATIONS 8
 #define TRAIN_ROWS_PER_LIST 64
 #define DOT_LANES 16
-
-/*
- * Cells, and the lists that a row is compared with, in units of sqrt(nlists).  Training
- * is content with less: recall at equal probes is the same (extension/README.md).
- */
-#define CELLS 4
-#define TRAIN_CANDIDATES 8
-#define ASSIGN_CANDIDATES 16
 
 static void
 normalise(float *x, int dim)
@@ -87,35 +77,6 @@ score_directions(const BqCentroids *centroids, const float *q, float *scores)
 {
 	for (uint32 list = 0; list < centroids->nlists; list++)
 		scores[list] = dot(q, centroids->values + (size_t) list * centroids->dim, centroids->dim);
-}
-
-/* How many cells lists are found by; 1: none, all lists are looked at. */
-uint32
-bq_count_cells(uint32 nlists)
-{
-	uint32		ncells = (uint32) (CELLS * sqrt(nlists));
-
-	/* not worth it for few */
-	return ncells + (uint32) (TRAIN_CANDIDATES * sqrt(nlists)) < nlists / 2 ? ncells : 1;
-}
-
-/* How many of the lists to look at: all, if `factor` does not spare half of them. */
-static uint32
-count_candidates(uint32 nlists, int factor)
-{
-	uint32		n = (uint32) (factor * sqrt(nlists));
-
-	return n < nlists / 2 ? n : nlists;
-}
-
-/* The candidates of all cells together, at most. */
-size_t
-bq_max_candidates(uint32 nlists)
-{
-	uint32		n = count_candidates(nlists, ASSIGN_CANDIDATES);
-
-	return n < nlists ? (size_t) n * bq_count_cells(nlists) :
-		Max((size_t) count_candidates(nlists, TRAIN_CANDIDATES) * bq_count_cells(nlists), nlists);
 }
 
 static BqCentroids
@@ -358,7 +319,7 @@ bq_train(BqAssigner *a, uint32 nlists)
 	n = pick_sample(a, nlists);
 	if (ncells > 1)
 	{
-		cells = sort_into_cells(a, n, &clusters, count_candidates(nlists, TRAIN_CANDIDATES));
+		cells = sort_into_cells(a, n, &clusters, bq_count_train_candidates(nlists));
 		train(a, &clusters.lists, n, &clusters, &cells);
 		pfree(cells.start);
 	}
@@ -372,7 +333,7 @@ const uint32 *
 bq_assign_rows(BqAssigner *a, const BqClusters *clusters)
 {
 	uint32		nlists = clusters->lists.nlists;
-	uint32		ncandidates = count_candidates(nlists, ASSIGN_CANDIDATES);
+	uint32		ncandidates = bq_count_assign_candidates(nlists);
 	size_t		n = a->rows->n;
 
 	for (size_t i = 0; i < n; i++)

@@ -13,6 +13,7 @@
 #include "commands/vacuum.h"
 #include "index/bqkey.h"
 #include "index/bqscan.h"
+#include "index/bqbuild.h"
 #include "index/bqsource.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"

@@ -4,7 +4,7 @@
  */
 #include "postgres.h"
 
-#include "index/bqindex.h"
+#include "index/bqbuild.h"
 #include "utils/memutils.h"
 
 /* Numbers that are kept of the filter columns of a row: keys, then null bits. */

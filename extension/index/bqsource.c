@@ -1,10 +1,12 @@
-/* bqsource.c: the types of vectors that can be indexed, and reading their values. */
+/* bqsource.c: columns that can be indexed, their types of vectors, and reading their values. */
 #include "postgres.h"
 
 #include "catalog/pg_amop.h"
 #include "catalog/pg_opfamily.h"
 #include "core/bqhalf.h"
+#include "index/bqkey.h"
 #include "index/bqsource.h"
+#include "type/bqvec.h"
 #include "utils/lsyscache.h"
 
 /* pgvector's vector and halfvec: header, number of elements, unused, elements. */
@@ -107,4 +109,45 @@ bq_read_vector(const BqSource *source, Datum value, int dim, float *room)
 				(errcode(ERRCODE_DATA_EXCEPTION),
 				 errmsg("different %s dimensions %d and %d", source->type, dim, vector->dim)));
 	return source->read((const char *) (vector + 1), dim, room);
+}
+
+/* Dimensions of the column of an index that is being built; an error says what it lacks. */
+int
+bq_column_dim(Relation index)
+{
+	/* pgvector's types have no other modifier either */
+	int			dim = bq_typmod_dim(bq_column_typmod(RelationGetDescr(index), 1));
+	const BqSource *source = bq_get_source(index);
+	const char *type = source != NULL ? source->type : "bqvec";
+	bool		expression = index->rd_index->indkey.values[0] == InvalidAttrNumber;
+	/* that of CREATE INDEX CONCURRENTLY has been committed, and is valid only in the end */
+	const char *leftover = index->rd_index->indisvalid ? "" :
+		psprintf(" First drop index \"%s\", which is left invalid.",
+				 RelationGetRelationName(index));
+
+	if (OidIsValid(index_getprocid(index, 1, BQ_KEY_PROC)))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("first column of a bq index must have vectors or codes"),
+				 errhint("Name it before the columns to filter by.")));
+
+	if (dim < 1 && expression)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("expression does not have dimensions"),
+				 errhint("Cast it to a type that has them, for example (%s::%s(384)).%s",
+						 source != NULL ? "embedding" : "bq_encode(embedding::real[], 1)", type,
+						 leftover)));
+	if (dim < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("column does not have dimensions"),
+				 errhint("Declare it with them, for example with ALTER TABLE ... ALTER COLUMN ... TYPE %s(384).%s",
+						 type, leftover)));
+	if (dim > BQ_INDEX_MAX_DIM)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("column cannot have more than %d dimensions for a bq index",
+						BQ_INDEX_MAX_DIM)));
+	return dim;
 }

@@ -23,6 +23,7 @@ typedef struct BqSource
 extern const BqSource *bq_get_source(Relation index);
 extern int	bq_index_metric(Relation index);
 extern void bq_distance_function(Relation index, int metric, FmgrInfo *function, Oid *collation);
+extern int	bq_column_dim(Relation index);
 extern const float *bq_read_vector(const BqSource *source, Datum value, int dim, float *room);
 
 /* What makes rows of vectors; see bqform.c. */

@@ -4,7 +4,7 @@
 
 #include "commands/vacuum.h"
 #include "common/pg_prng.h"
-#include "index/bqindex.h"
+#include "index/bqbuild.h"
 
 typedef struct BqSplit
 {

@@ -8,7 +8,7 @@
 
 #include <math.h>
 
-#include "index/bqindex.h"
+#include "index/bqbuild.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
