@@ -51,10 +51,10 @@ warnings: .venv/tested
 unit: .venv/tested .venv/built
 	$(TEST) tests/unit pybq
 
-# Slow tests run on one version: they are of the package, or do many times what others do once.
+# On one version run slow tests, which do many times what others do once, and those of the package.
 server: .venv/tested .venv/built
 	$(TEST) tests/server
-	$(TEST) tests/server --postgres 16 -m 'not slow'
+	$(TEST) tests/server --postgres 16 -m 'not slow and not once'
 
 test-arm: ## the kernels for ARM, in an emulator (gcc-aarch64-linux-gnu, qemu-user-static)
 	mkdir -p build/arm

@@ -24,6 +24,7 @@ import numpy as np
 import psycopg
 import pytest
 from databases import Databases, OwnServers
+from shared import Conn, Vectors, load_lsa
 
 import pybq
 from pybq import embedded
@@ -96,6 +97,12 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(SEED)
 
 
+@pytest.fixture(scope="session")
+def lsa() -> tuple[Vectors, Vectors]:
+    """Base and queries; not to be written to."""
+    return load_lsa()
+
+
 @pytest.fixture
 def restore_kernel() -> Iterator[None]:
     """For tests that force kernels in this process."""
@@ -144,7 +151,7 @@ def databases_of_tests(server: str) -> Iterator[Databases]:
     databases.close()
 
 
-def _create_extensions(conn: psycopg.Connection[Any]) -> None:
+def _create_extensions(conn: Conn) -> None:
     """Fill the template that the tests' databases are copied from."""
     conn.execute("CREATE EXTENSION bq")
     if conn.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'").fetchone():
@@ -152,7 +159,7 @@ def _create_extensions(conn: psycopg.Connection[Any]) -> None:
 
 
 @pytest.fixture
-def conn(databases_of_tests: Databases) -> Iterator[psycopg.Connection[Any]]:
+def conn(databases_of_tests: Databases) -> Iterator[Conn]:
     """A connection to a database as new, with bq, and pgvector if the server has it."""
     with contextlib.closing(psycopg.connect(databases_of_tests.provide())) as conn:
         register_bq(conn)
@@ -161,7 +168,7 @@ def conn(databases_of_tests: Databases) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture
-def vector(conn: psycopg.Connection[Any]) -> None:
+def vector(conn: Conn) -> None:
     """For tests that need pgvector; registers its adapters on `conn`."""
     if conn.execute("SELECT to_regtype('vector')").fetchone() == (None,):
         pytest.skip("the server has no pgvector")
@@ -172,7 +179,7 @@ def vector(conn: psycopg.Connection[Any]) -> None:
 
 
 @pytest.fixture
-def bq_pgvector(conn: psycopg.Connection[Any], vector: None) -> None:
+def bq_pgvector(conn: Conn, vector: None) -> None:
     """For tests of indexes on pgvector's columns."""
     conn.execute("CREATE EXTENSION bq_pgvector")
     conn.commit()

@@ -14,10 +14,9 @@ from typing import Any, cast
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from shared import Conn
 
 import pybq
-
-Conn = psycopg.Connection[Any]
 
 TEMPLATE = "bq_test_template"
 DATABASE = "bq_test"
@@ -147,9 +146,10 @@ class OwnServers:
             with psycopg.connect(dsn, autocommit=True) as conn:
                 conn.execute("ALTER SYSTEM RESET ALL")
                 conn.execute("SELECT pg_reload_conf()")
+                same = self._original.restore(conn) and _settings(conn) == self._settings
                 # so that this test's changes are replayed after a crash, and not all before
                 conn.execute("CHECKPOINT")
-                return self._original.restore(conn) and _settings(conn) == self._settings
+                return same
         except psycopg.OperationalError:
             return False
 

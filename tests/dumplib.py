@@ -6,11 +6,10 @@ import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from shared import Conn
 
 
 def find_program(name: str, version: int) -> str:
@@ -25,11 +24,11 @@ def find_program(name: str, version: int) -> str:
     return program
 
 
-def conninfo(conn: psycopg.Connection[Any], dbname: str, user: str) -> str:
+def conninfo(conn: Conn, dbname: str, user: str) -> str:
     return make_conninfo(conn.info.dsn, dbname=dbname, user=user)
 
 
-def dump(conn: psycopg.Connection[Any], dbname: str, user: str, *options: str) -> bytes:
+def dump(conn: Conn, dbname: str, user: str, *options: str) -> bytes:
     program = find_program("pg_dump", conn.info.server_version)
     result = subprocess.run(
         [program, *options, conninfo(conn, dbname, user)], capture_output=True, check=False
@@ -39,7 +38,7 @@ def dump(conn: psycopg.Connection[Any], dbname: str, user: str, *options: str) -
     return result.stdout
 
 
-def restore(conn: psycopg.Connection[Any], dbname: str, user: str, script: bytes) -> None:
+def restore(conn: Conn, dbname: str, user: str, script: bytes) -> None:
     program = find_program("psql", conn.info.server_version)
     command = [program, "-X", "-q", "-v", "ON_ERROR_STOP=1", conninfo(conn, dbname, user)]
     result = subprocess.run(command, input=script, capture_output=True, check=False)

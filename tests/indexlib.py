@@ -15,17 +15,14 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import psycopg
 import pytest
-from numpy.typing import NDArray
 from psycopg import sql
+from shared import Conn, Vectors
 
 import pybq
 from pybq import Code, Quantizer, Query, embedded
 from pybq.psycopg import register_bq
 
 OPERATORS = ("<~>", "<=>", "<#>", "<->")
-
-Vectors = NDArray[np.float32]
-Conn = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
+from shared import Conn
 
 import pybq
 from pybq import vectors as vector_indexes
@@ -21,8 +22,6 @@ from typer.testing import CliRunner
 
 from pybq.cli import app
 from pybq.doctor import examine
-
-Conn = psycopg.Connection[Any]
 
 ROWS, DIM = 2000, 32
 

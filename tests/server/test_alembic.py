@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
+from shared import Conn
 
 pytest.importorskip("alembic")
 
@@ -73,7 +73,7 @@ def make_models(
 
 
 @pytest.fixture
-def engine(conn: psycopg.Connection[Any]) -> Iterator[Engine]:
+def engine(conn: Conn) -> Iterator[Engine]:
     engine = create_engine("postgresql+psycopg://", connect_args=conn.info.get_parameters())
     yield engine
     engine.dispose()

@@ -5,36 +5,23 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
+from shared import Conn
 
 import pybq
 from pybq import ExtensionMissingError, RowError, TableError, ingest
-
-LSA = Path(__file__).parents[1] / "data" / "lsa.npz"
 
 AsyncConn = psycopg.AsyncConnection[Any]
 Run = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def lsa() -> tuple[np.ndarray, np.ndarray]:
-    """Real vectors (2000, 256), and 100 queries; tests/data/README.md."""
-    with np.load(LSA) as packed:
-        base, queries = (
-            packed[name].astype(np.float32) * packed[f"{name}_scale"][:, None]
-            for name in ("base", "queries")
-        )
-    return base, queries
-
-
 @pytest.fixture
-def store(conn: psycopg.Connection[Any]) -> Any:
+def store(conn: Conn) -> Any:
     """What tables keep beside the codes: vectors, if the server has pgvector."""
     found = conn.execute("SELECT to_regtype('halfvec')::text").fetchone()
     conn.commit()
@@ -42,7 +29,7 @@ def store(conn: psycopg.Connection[Any]) -> Any:
 
 
 @pytest.fixture
-def run(conn: psycopg.Connection[Any]) -> Run:
+def run(conn: Conn) -> Run:
     """Run a coroutine function on a new connection to the test's database."""
 
     def run(work: Callable[[AsyncConn], Awaitable[Any]], **options: Any) -> Any:
@@ -58,7 +45,7 @@ def run(conn: psycopg.Connection[Any]) -> Run:
 
 
 def test_both_kinds_of_table_do_the_same(
-    conn: psycopg.Connection[Any], run: Run, lsa: tuple[np.ndarray, np.ndarray], store: Any
+    conn: Conn, run: Run, lsa: tuple[np.ndarray, np.ndarray], store: Any
 ) -> None:
     base, queries = lsa
     columns = {"title": "text"}
@@ -120,7 +107,7 @@ def test_open_creates_then_opens_and_checks(run: Run, store: Any) -> None:
     run(work)
 
 
-def test_the_wrong_kind_of_connection_is_named(conn: psycopg.Connection[Any], run: Run) -> None:
+def test_the_wrong_kind_of_connection_is_named(conn: Conn, run: Run) -> None:
     async def work(mine: AsyncConn) -> None:
         with pytest.raises(TypeError, match="expected a psycopg.Connection, got AsyncConnection"):
             pybq.Table(mine, "items", 24)  # type: ignore[arg-type]
@@ -143,7 +130,7 @@ def test_bad_rows_are_named_and_nothing_is_written(run: Run) -> None:
     run(work)
 
 
-def test_a_missing_extension_is_named(run: Run, conn: psycopg.Connection[Any]) -> None:
+def test_a_missing_extension_is_named(run: Run, conn: Conn) -> None:
     conn.execute("DROP EXTENSION bq CASCADE")
     conn.commit()
 

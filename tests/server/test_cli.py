@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from shared import Conn
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -46,9 +47,7 @@ def files(tmp_path: Path, vectors: np.ndarray) -> Path:
 
 
 @pytest.fixture
-def run(
-    conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str]]:
+def run(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     """Run the command on the test's database; exit status, and all that it printed."""
     monkeypatch.setenv("PYBQ_DSN", conn.info.dsn)
     monkeypatch.setenv("COLUMNS", "200")
@@ -77,9 +76,7 @@ def ask(run: Callable[..., tuple[int, str]]) -> Callable[..., Any]:
 # -- from a file to an answer ---------------------------------------------------------------
 
 
-def test_ingest_creates_and_search_finds(
-    ask: Callable[..., Any], files: Path, conn: psycopg.Connection[Any]
-) -> None:
+def test_ingest_creates_and_search_finds(ask: Callable[..., Any], files: Path, conn: Conn) -> None:
     written = ask("ingest", files / "items.npz", "--table", "items", "--index")
     assert (written["rows"], written["columns"]) == (ROWS, ["title"])
     assert (written["dim"], written["metric"], written["row_count"]) == (DIM, "cosine", ROWS)
@@ -141,7 +138,7 @@ def test_each_batch_of_parquet_is_written_whole_or_not_at_all(
     ask: Callable[..., Any],
     files: Path,
     vectors: np.ndarray,
-    conn: psycopg.Connection[Any],
+    conn: Conn,
 ) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet
@@ -170,7 +167,7 @@ def test_columns_that_the_table_lacks_are_left_out(ask: Callable[..., Any], file
 
 
 def test_the_table_decides_which_columns_are_carried_along(
-    ask: Callable[..., Any], files: Path, conn: psycopg.Connection[Any]
+    ask: Callable[..., Any], files: Path, conn: Conn
 ) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet
@@ -280,7 +277,7 @@ def test_reencode_and_what_it_says(
 
 
 def test_doctor_tells_of_an_unfinished_reencode(
-    ask: Callable[..., Any], files: Path, conn: psycopg.Connection[Any]
+    ask: Callable[..., Any], files: Path, conn: Conn
 ) -> None:
     ask("ingest", files / "vectors.npy", "--table", "items", "--codes")
     conn.execute("UPDATE bq_columns SET next_column = 'code_next', next_transform = 5")
@@ -301,9 +298,7 @@ def test_doctor_tells_of_an_unfinished_reencode(
     assert found["healthy"]
 
 
-def test_doctor_asks_no_more_than_it_may(
-    ask: Callable[..., Any], conn: psycopg.Connection[Any]
-) -> None:
+def test_doctor_asks_no_more_than_it_may(ask: Callable[..., Any], conn: Conn) -> None:
     ask("create", "items", "--dim", 4, "--codes")
     conn.execute("CREATE INDEX items_code ON items USING bq (code)")
     conn.execute("CREATE ROLE bq_visitor")
@@ -401,7 +396,7 @@ def test_picture_says_the_decision(files: Path, vectors: np.ndarray) -> None:
 
 
 def test_doctor_does_not_take_an_index_that_is_in_use_for_a_damaged_one(
-    ask: Callable[..., Any], run: Callable[..., tuple[int, str]], conn: psycopg.Connection[Any]
+    ask: Callable[..., Any], run: Callable[..., tuple[int, str]], conn: Conn
 ) -> None:
     ask("create", "items", "--dim", 4, "--codes")
     conn.execute("CREATE INDEX items_code ON items USING bq (code)")
@@ -435,7 +430,7 @@ def test_people_get_tables_and_sentences(run: Callable[..., tuple[int, str]], fi
     assert run("--version") == (0, f"{pybq.__version__}\n")
 
 
-def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: psycopg.Connection[Any]) -> None:
+def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: Conn) -> None:
     def states(expected: int = 0) -> dict[str, str]:
         answer = ask("doctor", "--check-indexes", expected=expected)
         assert answer["healthy"] == (expected == 0)
@@ -462,9 +457,7 @@ def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: psycopg.Conne
 
 
 @pytest.mark.usefixtures("bq_pgvector")
-def test_doctor_looks_at_indexes_on_vectors(
-    ask: Callable[..., Any], conn: psycopg.Connection[Any]
-) -> None:
+def test_doctor_looks_at_indexes_on_vectors(ask: Callable[..., Any], conn: Conn) -> None:
     def findings(expected: int = 0) -> dict[str, Any]:
         found = ask("doctor", "--check-indexes", expected=expected)["findings"]
         names = [finding["name"] for finding in found]
@@ -500,7 +493,7 @@ def test_tables_of_pgvector_alone_are_told_of_and_measured(
     run: Callable[..., tuple[int, str]],
     files: Path,
     vectors: np.ndarray,
-    conn: psycopg.Connection[Any],
+    conn: Conn,
 ) -> None:
     conn.execute(f"CREATE TABLE notes (embedding halfvec({DIM}))".encode())
     with conn.cursor().copy("COPY notes FROM STDIN") as copy:
@@ -588,7 +581,7 @@ def test_a_column_named_distance_does_not_hide_the_distance(
 def test_errors_say_what_to_do(
     run: Callable[..., tuple[int, str]],
     ask: Callable[..., Any],
-    conn: psycopg.Connection[Any],
+    conn: Conn,
     tmp_path: Path,
     arguments: list[str],
     error: str,

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from shared import Conn
 
 import pybq
 from pybq.errors import LoadError
 from pybq.statistics import Statistics
 
 DIM = 40
-Conn = psycopg.Connection[Any]
 
 
 @pytest.fixture

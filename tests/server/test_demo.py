@@ -11,6 +11,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.once
+
 DEMO = Path(__file__).parents[2] / "demo"
 
 

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from dumplib import conninfo, dump, restore
 from psycopg import sql
+from shared import Conn
 
 OWNER = "bq_test_owner"
 OTHER = "bq_test_other"
@@ -42,7 +43,7 @@ SELECT (SELECT string_agg(concat_ws(' ', id, code, query, vector_norm(query)), '
 
 
 @pytest.fixture
-def databases(conn: psycopg.Connection[Any]) -> Iterator[tuple[str, str]]:
+def databases(conn: Conn) -> Iterator[tuple[str, str]]:
     """Two empty databases of a role that is no superuser; the role is a login."""
     conn.autocommit = True
     names = "bq_test_dumped", "bq_test_restored"
@@ -59,21 +60,19 @@ def databases(conn: psycopg.Connection[Any]) -> Iterator[tuple[str, str]]:
     drop_all(conn, names)
 
 
-def drop_all(conn: psycopg.Connection[Any], names: tuple[str, str]) -> None:
+def drop_all(conn: Conn, names: tuple[str, str]) -> None:
     for name in names:
         conn.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
     for role in (OWNER, OTHER):
         conn.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
 
 
-def contents(conn: psycopg.Connection[Any], dbname: str, user: str) -> Any:
+def contents(conn: Conn, dbname: str, user: str) -> Any:
     with psycopg.connect(conninfo(conn, dbname, user)) as other:
         return other.execute(CONTENTS).fetchone()
 
 
-def registered(
-    conn: psycopg.Connection[Any], dbname: str, user: str, relation: str = "bq_columns"
-) -> list[str]:
+def registered(conn: Conn, dbname: str, user: str, relation: str = "bq_columns") -> list[str]:
     """Return the tables that have a row."""
     query = "SELECT table_name::text FROM {} ORDER BY 1"
     with psycopg.connect(conninfo(conn, dbname, user)) as other:
@@ -82,7 +81,7 @@ def registered(
 
 @pytest.mark.parametrize("superuser", [True, False])
 def test_dump_of_extension_owner_restores(
-    conn: psycopg.Connection[Any], databases: tuple[str, str], superuser: bool
+    conn: Conn, databases: tuple[str, str], superuser: bool
 ) -> None:
     dumped, restored = databases
     user = conn.info.user if superuser else OWNER
@@ -102,7 +101,7 @@ def test_dump_of_extension_owner_restores(
 
 
 def test_rows_of_tables_that_are_not_restored_are_left_out(
-    conn: psycopg.Connection[Any], databases: tuple[str, str]
+    conn: Conn, databases: tuple[str, str]
 ) -> None:
     dumped, restored = databases
     with psycopg.connect(conninfo(conn, dumped, OWNER)) as source:
@@ -118,9 +117,7 @@ def test_rows_of_tables_that_are_not_restored_are_left_out(
     assert registered(conn, restored, OWNER, "bq_column_data") == ["items"]
 
 
-def test_whoever_may_read_all_data_may_dump_all(
-    conn: psycopg.Connection[Any], databases: tuple[str, str]
-) -> None:
+def test_whoever_may_read_all_data_may_dump_all(conn: Conn, databases: tuple[str, str]) -> None:
     dumped, restored = databases
     with psycopg.connect(conninfo(conn, dumped, OWNER)) as source:
         source.execute("CREATE EXTENSION bq")
@@ -133,9 +130,7 @@ def test_whoever_may_read_all_data_may_dump_all(
     assert contents(conn, restored, OWNER) == before
 
 
-def test_dump_by_others_needs_select(
-    conn: psycopg.Connection[Any], databases: tuple[str, str]
-) -> None:
+def test_dump_by_others_needs_select(conn: Conn, databases: tuple[str, str]) -> None:
     """The owner of tables, in a database where someone else created the extension."""
     dumped, restored = databases
     with psycopg.connect(conninfo(conn, dumped, conn.info.user)) as other:

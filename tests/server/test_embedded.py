@@ -18,6 +18,8 @@ import pytest
 import pybq
 from pybq import embedded
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def folder():
@@ -262,6 +264,7 @@ def test_root_hears_who_cannot_reach_the_folder(folder):
 def test_root_hears_who_cannot_read_the_builds(folder, monkeypatch):
     (folder / "cache").mkdir(mode=0o700)
     monkeypatch.setenv("PYBQ_CACHE_DIR", str(folder / "cache"))
+    monkeypatch.setattr(embedded, "_make", lambda build, pg_config: None)  # it takes long
     with pytest.raises(pybq.ServerError, match="pgserver cannot run .*; set PYBQ_CACHE_DIR to a"):
         pybq.serve(folder / "data").start()
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg import sql
-
-Conn = psycopg.Connection[Any]
+from shared import Conn
 
 DIM, ROWS = 64, 20000
 

@@ -9,10 +9,10 @@ import numpy as np
 import psycopg
 import pytest
 from indexlib import check, clustered_vectors, operand, random_vectors
+from shared import Conn
 
 from pybq import Code, Quantizer, Query
 
-Conn = psycopg.Connection[Any]
 DIM = 16
 ROWS = 1500
 

@@ -14,7 +14,6 @@ import pytest
 from indexlib import (
     CODES,
     Column,
-    Conn,
     assert_index_equals_sort,
     check,
     clustered_vectors,
@@ -27,6 +26,7 @@ from indexlib import (
     random_vectors,
     vector_column,
 )
+from shared import Conn
 
 import pybq
 
@@ -240,7 +240,7 @@ def test_lost_worker_is_an_error(items: str) -> None:
 
 
 def test_an_expression_without_dimensions_says_what_to_cast_and_to_drop(
-    conn: psycopg.Connection[Any],
+    conn: Conn,
 ) -> None:
     conn.autocommit = True
     conn.execute("CREATE TABLE items (v real[])")

@@ -21,10 +21,9 @@ from indexlib import (
     operand,
     random_vectors,
 )
+from shared import Conn
 
 from pybq import Code, Quantizer, Query
-
-Conn = psycopg.Connection[Any]
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.once
+
 EXTENSION = Path(__file__).parents[2] / "extension"
 HEADERS_PER_PAGE = 20
 ROWS_PER_PAGE = 510

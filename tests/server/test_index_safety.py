@@ -15,7 +15,6 @@ import pytest
 from indexlib import (
     CODES,
     Column,
-    Conn,
     Places,
     assert_index_equals_sort,
     by_index,
@@ -37,6 +36,7 @@ from indexlib import (
     wait_for_replay,
 )
 from psycopg import sql
+from shared import Conn
 
 import pybq
 
@@ -438,7 +438,7 @@ def test_writers_do_not_wait_for_training(
     """Nearly all of the time that new lists take goes by beside writers."""
     with connect(own_server.dsn) as conn, connect(own_server.dsn) as vacuum:
         conn.execute(f"CREATE TABLE items (id int, code bqvec({DIM}), other int)")
-        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 5000)")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 2500)")
         insert(conn, clustered_vectors(rng, 20_000, DIM))
         vacuum.execute("SET bq.kernel = portable")
         thread = threading.Thread(target=lambda: vacuum.execute("VACUUM items"))
@@ -457,7 +457,7 @@ def test_writers_do_not_wait_for_training(
             insert(conn, clustered_vectors(rng, 10, DIM), first=first)
         assert is_training(), "this test needs more rows: vacuum was done before the writer"
         thread.join()
-        assert info(conn, "items_code")["lists"] == 5000
+        assert info(conn, "items_code")["lists"] == 2500
         assert info(conn, "items_code")["live_rows"] == 20_100
         check(conn, "items_code")
         assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=100)

@@ -12,7 +12,6 @@ from indexlib import (
     CODES,
     OPERATORS,
     Column,
-    Conn,
     assert_index_equals_sort,
     assert_same_order,
     by_index,
@@ -28,6 +27,7 @@ from indexlib import (
     random_vectors,
     vector_column,
 )
+from shared import Conn
 
 from pybq import Query
 

@@ -13,9 +13,7 @@ import pytest
 from indexlib import (
     CODES,
     Column,
-    Conn,
     Places,
-    Vectors,
     assert_index_equals_sort,
     assert_same_order,
     by_index,
@@ -37,6 +35,7 @@ from indexlib import (
     wait_for_replay,
 )
 from psycopg import sql
+from shared import Conn, Vectors
 
 import pybq
 
@@ -372,7 +371,8 @@ def test_nobody_waits_long_for_a_split(own_server: pybq.Server, rng: np.random.G
         conn.execute("ALTER SYSTEM SET autovacuum_naptime = '1s'")
         conn.execute("SELECT pg_reload_conf()")
         conn.execute(f"CREATE TABLE items (id int, code bqvec({DIM}), other int)")
-        conn.execute("ALTER TABLE items SET (autovacuum_vacuum_insert_threshold = 1000)")
+        options = "insert_threshold = 1000, autovacuum_vacuum_insert_scale_factor = 0"
+        conn.execute(f"ALTER TABLE items SET (autovacuum_vacuum_{options})")
         conn.execute("CREATE INDEX items_code ON items USING bq (code)")
         end = time.monotonic() + 40
         query = "SELECT autovacuum_count FROM pg_stat_all_tables WHERE relname = 'items'"
@@ -381,15 +381,19 @@ def test_nobody_waits_long_for_a_split(own_server: pybq.Server, rng: np.random.G
             own = np.random.default_rng(first)
             with connect(own_server.dsn) as writer:
                 writer.execute("SET lock_timeout = '1s'")
-                while time.monotonic() < end and (writer.execute(query).fetchone() or (0,))[0] < 2:
-                    insert(writer, clustered_vectors(own, 200, DIM), first=first)
-                    first += 200
+                written = 0
+                while time.monotonic() < end:
+                    if (writer.execute(query).fetchone() or (0,))[0] >= 2 and written > 8000:
+                        break
+                    insert(writer, clustered_vectors(own, 100, DIM), first=first + written)
+                    written += 100
+                    time.sleep(0.01)  # else there is ever more to be split
 
         run_threads(lambda: write(0), lambda: write(10_000_000))
         (count,) = conn.execute(query).fetchone() or (0,)
         (rows,) = conn.execute("SELECT count(*) FROM items").fetchone() or (0,)
         assert count >= 2
-        assert rows > 15_000, "this test needs more rows"
+        assert rows > 15_000
         assert info(conn, "items_code")["lists"] > 50
         assert info(conn, "items_code")["live_rows"] == rows
         check(conn, "items_code")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from indexlib import (
     prepare,
     vector_column,
 )
+from shared import Conn
 
 DIM = 6  # few codes, so that many are equal
 SEED = 20261121
@@ -28,7 +28,7 @@ SEED = 20261121
 class IndexMachine(RuleBasedStateMachine):
     """Rules draw only seeds and counts: the data follow from them."""
 
-    conn: psycopg.Connection[Any]
+    conn: Conn
     column: Column
 
     @initialize(lists=st.sampled_from([1, 5, 200]), rows=st.sampled_from([0, 3, 300]))
@@ -145,7 +145,7 @@ class IndexMachine(RuleBasedStateMachine):
         check(self.conn, self.column.index)
 
 
-def run(conn: psycopg.Connection[Any], column: Column, examples: int, steps: int) -> None:
+def run(conn: Conn, column: Column, examples: int, steps: int) -> None:
     conn.autocommit = True
     prepare(conn, column)
     machine = type("BoundMachine", (IndexMachine,), {"conn": conn, "column": column})
@@ -169,11 +169,11 @@ each_column = pytest.mark.parametrize(
 
 
 @each_column
-def test_random_changes(conn: psycopg.Connection[Any], column: Column) -> None:
+def test_random_changes(conn: Conn, column: Column) -> None:
     run(conn, column, examples=60 if column == CODES else 30, steps=30)
 
 
 @pytest.mark.slow
 @each_column
-def test_many_random_changes(conn: psycopg.Connection[Any], column: Column) -> None:
+def test_many_random_changes(conn: Conn, column: Column) -> None:
     run(conn, column, examples=200 if column == CODES else 100, steps=50)

@@ -16,6 +16,7 @@ import numpy as np
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
+from shared import Conn, Vectors, needs_pgvector
 
 import pybq
 from pybq import RowError
@@ -25,11 +26,6 @@ DIM = 48
 # More than one chunk of rows: see CHUNK_NBYTES in pybq/ingest.py.
 N = 50_000
 
-LSA = Path(__file__).parents[1] / "data" / "lsa.npz"
-
-Conn = psycopg.Connection[Any]
-needs_pgvector = pytest.mark.usefixtures("vector")
-
 
 @pytest.fixture
 def vectors(rng: np.random.Generator) -> np.ndarray:
@@ -37,11 +33,10 @@ def vectors(rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.fixture
-def lsa() -> np.ndarray:
-    """Real vectors (2000, 256) of uneven variances; tests/data/README.md."""
-    with np.load(LSA) as packed:
-        rows = packed["base"].astype(np.float32) * packed["base_scale"][:, None]
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+def lsa(lsa: tuple[Vectors, Vectors]) -> Vectors:
+    """Real vectors (2000, 256) of uneven variances."""
+    base, _ = lsa
+    return base / np.linalg.norm(base, axis=1, keepdims=True)
 
 
 @pytest.fixture

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from shared import Conn, needs_pgvector
 
 import pybq
 import pybq.load
 
-Conn = psycopg.Connection[Any]
-needs_pgvector = pytest.mark.usefixtures("vector")
 DIM = 16
 ROWS = 1000
 

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
+from shared import Conn
 
 import pybq
 
@@ -21,7 +21,7 @@ def examples(language: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("vector")
-def test_sql_runs(conn: psycopg.Connection[Any]) -> None:
+def test_sql_runs(conn: Conn) -> None:
     results = []
     for example in examples("sql"):
         for statement in re.sub(r"--.*", "", example).split(";"):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from shared import Conn
 
 import pybq
 import pybq.reencode
@@ -23,7 +24,6 @@ from pybq import TableError
 pytestmark = pytest.mark.usefixtures("vector")
 
 N, DIM = 3000, 48
-Conn = psycopg.Connection[Any]
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
+from shared import Conn
 
 REGRESS = Path(__file__).parents[1] / "regress"
 NAMES = sorted(path.stem for path in (REGRESS / "sql").glob("*.sql"))
@@ -32,7 +31,7 @@ def find_psql() -> str:
     return psql
 
 
-def run_psql(conn: psycopg.Connection[Any], name: str) -> str:
+def run_psql(conn: Conn, name: str) -> str:
     """Run a file as pg_regress does: echo all input, stop at no error."""
     dsn = f"host='{conn.info.host}' port={conn.info.port} user={conn.info.user}"
     dsn += f" dbname='{conn.info.dbname}'"
@@ -59,7 +58,7 @@ def run_psql(conn: psycopg.Connection[Any], name: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_psql_shows_what_is_expected(conn: psycopg.Connection[Any], name: str) -> None:
+def test_psql_shows_what_is_expected(conn: Conn, name: str) -> None:
     # pg_regress installs bq alone
     conn.execute("DROP EXTENSION IF EXISTS vector")
     conn.commit()

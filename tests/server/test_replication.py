@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from shared import Conn
 
 import pybq
 
@@ -33,7 +33,7 @@ def publisher(request: pytest.FixtureRequest) -> Iterator[str]:
         yield server.dsn
 
 
-def connect(dsn: str, dbname: str) -> psycopg.Connection[Any]:
+def connect(dsn: str, dbname: str) -> Conn:
     return psycopg.connect(make_conninfo(dsn, dbname=dbname), autocommit=True)
 
 

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from psycopg import sql
+from shared import Conn, needs_pgvector
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
 import pybq
@@ -28,9 +29,6 @@ from pybq.recall import measure_recall
 
 ROOT = Path(__file__).parents[2]
 N, DIM = 3000, 32
-
-Conn = psycopg.Connection[Any]
-needs_pgvector = pytest.mark.usefixtures("vector")
 
 
 class Yesterday(sa.TypeDecorator[int]):

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import psycopg
 import pytest
 import sqlalchemy
 from psycopg.adapt import PyFormat
 from psycopg.pq import Format
+from shared import Conn
 from sqlalchemy import (
     Column,
     Computed,
@@ -102,7 +102,7 @@ def vectors(rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.fixture
-def engine(conn: psycopg.Connection[Any], vectors: np.ndarray) -> Iterator[Engine]:
+def engine(conn: Conn, vectors: np.ndarray) -> Iterator[Engine]:
     engine = create_engine("postgresql+psycopg://", connect_args=conn.info.get_parameters())
     Base.metadata.create_all(engine)
     with Session(engine) as session:
@@ -156,7 +156,7 @@ def test_parameters_are_sent_in_binary(engine: Engine) -> None:
             assert adapters.get_dumper(value, PyFormat.AUTO).format == Format.BINARY
 
 
-def test_connection_opened_before_the_import_works(conn: psycopg.Connection[Any]) -> None:
+def test_connection_opened_before_the_import_works(conn: Conn) -> None:
     from sqlalchemy.pool import Pool
 
     from pybq.sqlalchemy import _register_dumpers
@@ -601,7 +601,7 @@ def test_nearest_says_what_it_expects(vectors: np.ndarray, quantizer: pybq.Quant
         find(query=bindparam("query", type_=BQQuery()), vector=Item.embedding)
 
 
-def test_async_engine(engine: Engine, conn: psycopg.Connection[Any], vectors: np.ndarray) -> None:
+def test_async_engine(engine: Engine, conn: Conn, vectors: np.ndarray) -> None:
     pytest.importorskip("greenlet")
 
     async def search() -> tuple[list[int], pybq.Code | None]:

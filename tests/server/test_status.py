@@ -6,15 +6,14 @@ import json
 from typing import Any
 
 import numpy as np
-import psycopg
 import pytest
+from shared import Conn
 from typer.testing import CliRunner
 
 import pybq
 from pybq.statistics import Statistics
 
 DIM = 32
-Conn = psycopg.Connection[Any]
 
 
 def make_flat(rng: np.random.Generator, n: int) -> np.ndarray:

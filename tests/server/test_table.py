@@ -12,15 +12,13 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.pq import TransactionStatus
+from shared import Conn, needs_pgvector
 
 import pybq
 from pybq import TableError
 from pybq.recall import measure_recall
 
 N, DIM = 300, 24
-
-Conn = psycopg.Connection[Any]
-needs_pgvector = pytest.mark.usefixtures("vector")
 
 
 @pytest.fixture

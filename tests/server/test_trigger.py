@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from shared import Conn
 
 import pybq
 from pybq import TableError
 
 DIM = 24
-Conn = psycopg.Connection[Any]
 pytestmark = pytest.mark.usefixtures("vector")
 
 

@@ -9,8 +9,7 @@ import pytest
 from dumplib import dump, restore
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-
-Conn = psycopg.Connection[Any]
+from shared import Conn
 
 DATABASES = ("bq_test_vectors", "bq_test_vectors_restored")
 

@@ -11,8 +11,6 @@ from indexlib import (
     METRICS,
     VECTOR_COLUMNS,
     Column,
-    Conn,
-    Vectors,
     assert_index_equals_sort,
     assert_same_order,
     by_index,
@@ -27,6 +25,7 @@ from indexlib import (
     vector_column,
 )
 from psycopg import sql
+from shared import Conn, Vectors
 
 each_column = pytest.mark.parametrize("column", VECTOR_COLUMNS, ids=lambda column: column.opclass)
 each_metric = pytest.mark.parametrize("column", VECTOR_COLUMNS[:3], ids=lambda c: c.opclass)

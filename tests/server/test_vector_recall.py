@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,9 +17,7 @@ from indexlib import (
     vector_column,
 )
 from psycopg import sql
-
-Conn = psycopg.Connection[Any]
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
+from shared import Conn, Vectors
 
 K = 10
 TOLERANCE = 0.02
@@ -42,17 +39,6 @@ each_column = pytest.mark.parametrize("column", COLUMNS, ids=lambda column: colu
 def conn(conn: Conn, bq_pgvector: None) -> Conn:
     conn.autocommit = True
     return conn
-
-
-@pytest.fixture(scope="module")
-def lsa() -> tuple[Vectors, Vectors]:
-    """2,000 rows and 100 held-out queries of 256 dimensions, of different norms."""
-    with np.load(Path(__file__).parents[1] / "data" / "lsa.npz") as file:
-        base, queries = (
-            file[part] * file[f"{part}_scale"][:, None].astype(np.float32)
-            for part in ("base", "queries")
-        )
-    return base, queries
 
 
 def distances(column: Column, base: Vectors, queries: Vectors) -> Any:

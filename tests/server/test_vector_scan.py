@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-import psycopg
 import pytest
 from indexlib import (
     assert_index_equals_sort,
@@ -23,8 +22,8 @@ from indexlib import (
     vector_column,
 )
 from psycopg import sql
+from shared import Conn
 
-Conn = psycopg.Connection[Any]
 DIM = 16
 ROWS = 3000
 LISTS = 30

@@ -1,10 +1,10 @@
 """Strategy: predicted fidelity against measured, and the choice against the better side."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from shared import load_lsa
 
 from pybq import Quantizer
 from pybq.statistics import Statistics
@@ -65,15 +65,6 @@ OTHER = {
     "random walk": lambda r, n, d: np.cumsum(normal(r, n, d), axis=1),
 }
 FAMILIES = GAUSSIAN | OTHER
-
-
-def lsa():
-    """The real set of tests/data, whose coordinates differ in variance: base, queries."""
-    with np.load(Path(__file__).parents[1] / "data" / "lsa.npz") as file:
-        return tuple(
-            file[part] * file[f"{part}_scale"][:, None].astype(np.float32)
-            for part in ("base", "queries")
-        )
 
 
 def make(family, dim):
@@ -137,7 +128,7 @@ def test_choice_is_the_better_side_at_1536_dimensions(family):
 
 
 def test_choice_is_the_better_side_on_real_vectors():
-    base, queries = lsa()
+    base, queries = load_lsa()
     base /= np.linalg.norm(base, axis=1, keepdims=True)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     assert_choice_costs_nothing(base, queries)

@@ -1,0 +1,26 @@
+"""What tests share, whatever they are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from numpy.typing import NDArray
+
+Conn = psycopg.Connection[Any]
+Vectors = NDArray[np.float32]
+
+needs_pgvector = pytest.mark.usefixtures("vector")
+
+
+def load_lsa() -> tuple[Vectors, Vectors]:
+    """Real vectors, shape (2000, 256), of different norms, and 100 queries: tests/data."""
+    with np.load(Path(__file__).parent / "data" / "lsa.npz") as file:
+        base, queries = (
+            file[part] * file[f"{part}_scale"][:, None].astype(np.float32)
+            for part in ("base", "queries")
+        )
+    return base, queries
