@@ -162,18 +162,20 @@ def run(conn: Conn, column: Column, examples: int, steps: int) -> None:
     )
 
 
-# by l2 every vector has a distance, the zero vector, too
+# by these every vector has a distance, the zero vector, too
 each_column = pytest.mark.parametrize(
-    "column", [CODES, vector_column("vector", "l2")], ids=lambda column: column.type
+    "column",
+    [CODES, vector_column("vector", "l2"), vector_column("halfvec", "ip")],
+    ids=lambda column: column.type,
 )
 
 
 @each_column
 def test_random_changes(conn: Conn, column: Column) -> None:
-    run(conn, column, examples=60 if column == CODES else 30, steps=30)
+    run(conn, column, examples=60 if column == CODES else 20, steps=30)
 
 
 @pytest.mark.slow
 @each_column
 def test_many_random_changes(conn: Conn, column: Column) -> None:
-    run(conn, column, examples=200 if column == CODES else 100, steps=50)
+    run(conn, column, examples=200 if column == CODES else 60, steps=50)
