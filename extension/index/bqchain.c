@@ -1,5 +1,5 @@
 /*
- * bqchain.c: bq_index_check(), part two: the chains of blocks.  Each block is of one list and epoch,
+ * bqchain.c: the chains of blocks, for bq_index_check().  Each block is of one list and epoch,
  * and in its chain once.
  */
 #include "postgres.h"
@@ -20,7 +20,7 @@ check_chain(BqCheck *state, const char *chain, uint32 list, uint32 epoch, BqBloc
 
 		if (b >= state->nblocks)
 			bq_damaged(state, "%s of list %u leads to block %u of %u", chain, list, b,
-					state->nblocks);
+					   state->nblocks);
 		links = &state->links[b];
 		if (links->use == use)
 			bq_damaged(state, "%s of list %u comes to block %u twice", chain, list, b);
@@ -30,7 +30,7 @@ check_chain(BqCheck *state, const char *chain, uint32 list, uint32 epoch, BqBloc
 			links->list < state->layout.nlists && links->epoch == state->lists[links->list].epoch :
 			links->list != list || links->epoch != epoch)
 			bq_damaged(state, "%s of list %u leads to block %u of list %u, epoch %u", chain, list, b,
-					links->list, links->epoch);
+					   links->list, links->epoch);
 		links->use = use;
 		b = links->next;
 	}
@@ -73,7 +73,7 @@ bq_check_lists(BqCheck *state)
 		check_free_chain(state, list);
 		if (entry->changed > state->layout.generation)
 			bq_damaged(state, "list %u was changed in generation " UINT64_FORMAT " of " UINT64_FORMAT,
-					list, entry->changed, state->layout.generation);
+					   list, entry->changed, state->layout.generation);
 		if (entry->old_head != BQ_NO_BLOCK && entry->old_epoch == entry->epoch)
 			bq_damaged(state, "list %u has two chains of epoch %u", list, entry->epoch);
 		if (entry->old_head != BQ_NO_BLOCK)

@@ -2,6 +2,8 @@
  * bqcheck.c: bq_index_check(), in the manner of amcheck: is every byte of an index what
  * the other bytes and the table say it must be?
  *
+ * Here are pages, blocks, and rows against the table; chains of blocks in bqchain.c.
+ *
  * Runs under ShareLock on table and index: nobody writes or vacuums meanwhile, so any
  * two pages agree.  On a standby, where such a lock cannot be had, replay can change
  * pages between two looks: pause it first.
@@ -45,8 +47,8 @@ check_metapage(BqCheck *state)
 	for (int i = 0; i < BQ_RECALLS; i++)
 		if (Max(layout->model.nprobes[i], layout->model.product_nprobes[i]) > layout->nlists)
 			bq_damaged(state, "metapage has %u probes for %u lists",
-					Max(layout->model.nprobes[i], layout->model.product_nprobes[i]),
-					layout->nlists);
+					   Max(layout->model.nprobes[i], layout->model.product_nprobes[i]),
+					   layout->nlists);
 	/* ALTER TABLE may take a column's dimensions away; the index keeps its own */
 	if (column_dim > 0 && layout->dim != column_dim)
 		bq_damaged(state, "metapage has %d dimensions, the column has %d", layout->dim, column_dim);
@@ -143,8 +145,8 @@ check_rows(BqCheck *state, uint32 b, const BqBlockData *block, BlockNumber heap_
 			ItemPointerGetOffsetNumberNoCheck(&tid) > MaxHeapTuplesPerPage ||
 			ItemPointerGetBlockNumberNoCheck(&tid) >= heap_pages)
 			bq_damaged(state, "slot %d of block %u has position (%u,%u) in a table of %u pages",
-					slot, b, ItemPointerGetBlockNumberNoCheck(&tid),
-					ItemPointerGetOffsetNumberNoCheck(&tid), heap_pages);
+					   slot, b, ItemPointerGetBlockNumberNoCheck(&tid),
+					   ItemPointerGetOffsetNumberNoCheck(&tid), heap_pages);
 
 		if (state->layout.transform < 0)
 			bq_damaged(state, "slot %d of block %u has a row, but the metapage no transform", slot, b);
@@ -156,13 +158,13 @@ check_rows(BqCheck *state, uint32 b, const BqBlockData *block, BlockNumber heap_
 			status = bq_check_planes(&header, state->planes);
 		if (status != BQ_OK)
 			bq_damaged(state, "code in slot %d of block %u: %s", slot, b,
-					bq_status_message(status));
+					   bq_status_message(status));
 		/* of vectors it follows from the row of the table only, see check_heap_row() */
 		if (state->form != NULL ? (block->inverse[slot] == 0) != (header.norm == 0) :
 			block->inverse[slot] != bq_inverse_pack(state->planes, header.dim, header.norm))
 			bq_damaged(state, "slot %d of block %u has inverse length %u, expected %u", slot, b,
-					block->inverse[slot],
-					bq_inverse_pack(state->planes, header.dim, header.norm));
+					   block->inverse[slot],
+					   bq_inverse_pack(state->planes, header.dim, header.norm));
 		add_row(state, &tid, b, slot, block);
 	}
 }
@@ -226,8 +228,8 @@ check_positions(BqCheck *state)
 
 		if (compare_rows(row - 1, row) == 0)
 			bq_damaged(state, "row (%u,%u) is in block %u and in block %u",
-					ItemPointerGetBlockNumber(&row->tid), ItemPointerGetOffsetNumber(&row->tid),
-					(row - 1)->block, row->block);
+					   ItemPointerGetBlockNumber(&row->tid), ItemPointerGetOffsetNumber(&row->tid),
+					   (row - 1)->block, row->block);
 	}
 }
 
@@ -242,8 +244,8 @@ form_row(BqCheck *state, Datum value, ItemPointer tid, BqRow *row)
 	header = bq_form_code(value, tid, row);
 	if (header.dim != state->layout.dim || header.transform != state->layout.transform)
 		bq_damaged(state, "row (%u,%u) of the table has %d dimensions and transform %d",
-				ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), header.dim,
-				header.transform);
+				   ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), header.dim,
+				   header.transform);
 	return true;
 }
 
@@ -266,19 +268,19 @@ check_heap_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, boo
 	wanted = form_row(state, values[0], tid, &row);
 	if (wanted && found == NULL)
 		bq_damaged(state, "row (%u,%u) of the table is missing", ItemPointerGetBlockNumber(tid),
-				ItemPointerGetOffsetNumber(tid));
+				   ItemPointerGetOffsetNumber(tid));
 	if (!wanted && found != NULL)
 		bq_damaged(state, "row (%u,%u) of the table, a zero vector, is in slot %d of block %u",
-				ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), found->slot,
-				found->block);
+				   ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), found->slot,
+				   found->block);
 	if (wanted)
 	{
 		bq_read_planes(state->index, &state->layout, found->block, found->slot, state->planes);
 		if (row.norm != found->norm || row.inverse != found->inverse ||
 			memcmp(row.planes, state->planes, bq_planes_nbytes(state->layout.dim)) != 0)
 			bq_damaged(state, "row (%u,%u) of the table has another code than slot %d of block %u",
-					ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), found->slot,
-					found->block);
+					   ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), found->slot,
+					   found->block);
 	}
 	MemoryContextSwitchTo(old_context);
 	MemoryContextReset(state->row_context);
