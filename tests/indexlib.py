@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shlex
 import shutil
 import threading
 import time
@@ -367,24 +368,25 @@ def _is_16(conn: Conn) -> bool:
 # -- damage ---------------------------------------------------------------------------------
 
 
-def damage(server: pybq.Server, index: str, blkno: int, offset: int, data: bytes) -> None:
-    """Change bytes of a page behind the server's back."""
+def damage(server: pybq.Server, *changes: tuple[str, int, int, bytes]) -> None:
+    """Change bytes of pages behind the server's back: (index, page, offset, bytes) each."""
     assert server.data_dir is not None
+    paths = {}
+    # the command, -D, the folder; then what the server was started with
+    _, _, _, *options = shlex.split(Path(server.data_dir, "postmaster.opts").read_text())
     with connect(server.dsn) as conn:
+        conn.execute("ALTER SYSTEM SET ignore_checksum_failure = on")
         conn.execute("CHECKPOINT")
-        (path,) = conn.execute("SELECT pg_relation_filepath(%s)", (index,)).fetchone() or ()
+        for index, *_ in changes:
+            row = conn.execute("SELECT pg_relation_filepath(%s)", (index,)).fetchone()
+            assert row is not None
+            paths[index] = row[0]
     server._pg_ctl("--mode", "fast", "stop")
-    with open(Path(server.data_dir, path), "r+b") as file:
-        file.seek(blkno * 8192 + offset)
-        file.write(data)
-    server._pg_ctl(
-        "--log",
-        str(server.log_path),
-        "--options",
-        f"-c listen_addresses= -c unix_socket_directories={server._socket_dir}"
-        " -c ignore_checksum_failure=on -c fsync=off",
-        "start",
-    )
+    for index, blkno, offset, data in changes:
+        with open(Path(server.data_dir, paths[index]), "r+b") as file:
+            file.seek(blkno * 8192 + offset)
+            file.write(data)
+    server._pg_ctl("--log", str(server.log_path), "--options", shlex.join(options), "start")
 
 
 class Places:

@@ -546,11 +546,10 @@ def test_churn_does_not_grow(
 # -- damage ---------------------------------------------------------------------------------
 
 
-def test_check_findsdamage(own_server: pybq.Server, rng: np.random.Generator) -> None:
+def test_check_finds_damage(own_server: pybq.Server, rng: np.random.Generator) -> None:
     """A changed byte in each part of the index is found, and scans do not crash on it."""
     with connect(own_server.dsn) as conn:
         create(conn, random_vectors(rng, 1000, DIM), nulls=0)
-        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 5)")
     at = Places(DIM, 5)
     cases = [
         ((0, 24), b"\1\2\3\4", "no bq signature"),
@@ -577,18 +576,27 @@ def test_check_findsdamage(own_server: pybq.Server, rng: np.random.Generator) ->
         (at.header("tid"), b"\xff\xff\xff\x7f", "has position"),
         (at.code(), b"\x5a", "inverse length|another code"),
     ]
-    for (blkno, offset), data, message in cases:
-        with connect(own_server.dsn) as conn:
-            conn.execute("REINDEX INDEX items_code")
-            check(conn, "items_code")
-        damage(own_server, "items_code", blkno, offset, data)
+    tables = [f"case_{n}" for n in range(len(cases))]
+    with connect(own_server.dsn) as conn:
+        for table in tables:
+            conn.execute(f"CREATE TABLE {table} AS TABLE items")
+            conn.execute(f"CREATE INDEX {table}_code ON {table} USING bq (code) WITH (lists = 5)")
+            check(conn, f"{table}_code")
+    damage(
+        own_server,
+        *(
+            (f"{table}_code", *place, data)
+            for table, (place, data, _) in zip(tables, cases, strict=True)
+        ),
+    )
+    for table, (_, _, message) in zip(tables, cases, strict=True):
         with connect(own_server.dsn) as conn:
             with pytest.raises(psycopg.errors.IndexCorrupted, match=message) as error:
-                check(conn, "items_code")
+                check(conn, f"{table}_code")
             assert error.value.diag.message_hint == "Rebuild the index with REINDEX."
             # a position out of range is found by the table, in words of its own
             with contextlib.suppress(psycopg.errors.IndexCorrupted, psycopg.errors.InternalError_):
-                by_index(conn, "<=>", operand("<=>", np.ones(DIM, np.float32)))
+                by_index(conn, "<=>", operand("<=>", np.ones(DIM, np.float32)), table=table)
             assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
@@ -600,7 +608,7 @@ def test_fewer_keys_than_filter_columns_are_damage(
         create(conn, random_vectors(rng, 1000, DIM), nulls=0)
         conn.execute("CREATE INDEX items_code ON items USING bq (code, id, other)")
     for nkeys in (0, 1, 3):
-        damage(own_server, "items_code", *Places(DIM, 1).meta("nkeys"), bytes([nkeys, 0, 0, 0]))
+        damage(own_server, ("items_code", *Places(DIM, 1).meta("nkeys"), bytes([nkeys, 0, 0, 0])))
         with connect(own_server.dsn) as conn:
             conn.execute("SET enable_seqscan = off; SET enable_sort = off")
             q = operand("<=>", np.ones(DIM, np.float32))
@@ -620,16 +628,13 @@ def test_pages_that_do_not_exist_are_damage(
     """Block numbers out of range, in lists and blocks: scans, inserts and vacuum name REINDEX."""
     vectors = random_vectors(rng, 1000, DIM)
     q = operand("<=>", vectors[0])
-    with connect(own_server.dsn) as conn:
-        create(conn, vectors, nulls=0)
-        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 1)")
-    actions: dict[str, Callable[[Conn], object]] = {
-        "scan": lambda conn: by_index(conn, "<=>", q),
-        "insert": lambda conn: insert(conn, vectors[:40]),
-        "vacuum": lambda conn: conn.execute("VACUUM (INDEX_CLEANUP ON) items"),
+    actions: dict[str, Callable[[Conn, str], object]] = {
+        "scan": lambda conn, table: by_index(conn, "<=>", q, table=table),
+        "insert": lambda conn, table: insert(conn, vectors[:40], table=table),
+        "vacuum": lambda conn, table: conn.execute(f"VACUUM (INDEX_CLEANUP ON) {table}"),
     }
     at = Places(DIM, 1)
-    cases = [
+    places = [
         (at.entry("head"), "scan"),
         (at.entry("nblocks"), "scan"),
         (at.entry("free"), "insert"),
@@ -637,17 +642,29 @@ def test_pages_that_do_not_exist_are_damage(
         (at.meta("nblocks"), "vacuum"),
         (at.meta("free_head"), "insert"),
     ]
-    for number in (b"\xfe\xff\xff\x7f", b"\xf0\xff\xff\xff", b"\x00\x10\x00\x00"):
-        for (blkno, offset), action in cases:
-            with connect(own_server.dsn) as conn:
-                conn.execute("REINDEX INDEX items_code")
-            damage(own_server, "items_code", blkno, offset, number)
-            with connect(own_server.dsn) as conn:
-                for act in (actions[action], lambda conn: check(conn, "items_code")):
-                    with pytest.raises(psycopg.errors.IndexCorrupted) as error:
-                        act(conn)
-                    hint = error.value.diag.message_hint
-                    assert hint == "Rebuild the index with REINDEX.", (blkno, offset, action)
+    numbers = (b"\xfe\xff\xff\x7f", b"\xf0\xff\xff\xff", b"\x00\x10\x00\x00")
+    cases = [(*place, number) for place in places for number in numbers]
+    tables = [f"case_{n}" for n in range(len(cases))]
+    with connect(own_server.dsn) as conn:
+        create(conn, vectors, nulls=0)
+        for table in tables:
+            conn.execute(f"CREATE TABLE {table} AS TABLE items")
+            conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+            conn.execute(f"CREATE INDEX {table}_code ON {table} USING bq (code) WITH (lists = 1)")
+    damage(
+        own_server,
+        *(
+            (f"{table}_code", *place, number)
+            for table, (place, _, number) in zip(tables, cases, strict=True)
+        ),
+    )
+    for table, (place, action, _) in zip(tables, cases, strict=True):
+        with connect(own_server.dsn) as conn:
+            for act in (actions[action], lambda conn, table: check(conn, f"{table}_code")):
+                with pytest.raises(psycopg.errors.IndexCorrupted) as error:
+                    act(conn, table)
+                hint = error.value.diag.message_hint
+                assert hint == "Rebuild the index with REINDEX.", (place, action)
 
 
 @each_column
@@ -671,7 +688,7 @@ def test_check_finds_what_is_missing(
         create(conn, random_vectors(rng, 64, DIM), nulls=0, column=column)
         conn.execute(f"CREATE INDEX {column.index} ON items USING bq ({column.key})")
     for where, data, message in cases:
-        damage(own_server, column.index, *where, data)
+        damage(own_server, (column.index, *where, data))
         with connect(own_server.dsn) as conn:
             conn.execute("SELECT bq_index_check(%s)", (column.index,))
             with pytest.raises(psycopg.errors.IndexCorrupted, match=message):
@@ -691,7 +708,7 @@ def test_check_finds_zero_vectors(own_server: pybq.Server, rng: np.random.Genera
         check(conn, column.index)
     page, tids = Places(DIM, 1).header("tid")
     # the row was at (0,4), and is now at (0,11)
-    damage(own_server, column.index, page, tids + 3 * 6, b"\0\0\0\0\x0b\0")
+    damage(own_server, (column.index, page, tids + 3 * 6, b"\0\0\0\0\x0b\0"))
     with connect(own_server.dsn) as conn:
         with pytest.raises(psycopg.errors.IndexCorrupted, match="zero vector, is in slot 3"):
             check(conn, column.index)

@@ -490,14 +490,14 @@ def test_circles_end(own_server: pybq.Server, rng: np.random.Generator) -> None:
         create(conn, random_vectors(rng, 3000, DIM), nulls=0)
         conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 1)")
     at = Places(DIM, 1)
-    damage(own_server, "items_code", *at.header("next"), at.first_block.to_bytes(4, "little"))
+    damage(own_server, ("items_code", *at.header("next"), at.first_block.to_bytes(4, "little")))
     q = operand("<=>", np.ones(DIM, np.float32))
     with connect(own_server.dsn) as conn:
         conn.execute("SET statement_timeout = '20s'")
         by_index(conn, "<=>", q, limit=10)
         with pytest.raises(psycopg.errors.IndexCorrupted, match="twice"):
             check(conn, "items_code")
-    damage(own_server, "items_code", *at.entry("nblocks"), b"\xff\xff\xff\x7f")
+    damage(own_server, ("items_code", *at.entry("nblocks"), b"\xff\xff\xff\x7f"))
     with connect(own_server.dsn) as conn:
         conn.execute("SET statement_timeout = '20s'")
         with pytest.raises(psycopg.errors.IndexCorrupted, match="list 0 has 2147483647 blocks"):
