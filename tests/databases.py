@@ -8,6 +8,7 @@ differs is made anew.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,8 +19,9 @@ from shared import Conn
 
 import pybq
 
-TEMPLATE = "bq_test_template"
-DATABASE = "bq_test"
+# of each process, where several test one server
+DATABASE = "bq_test" + os.environ.get("PYTEST_XDIST_WORKER", "")
+TEMPLATE = DATABASE + "_template"
 
 # Of what a test may make or change in a database; columns, constraints and the like follow.
 CATALOGS = """
