@@ -75,7 +75,26 @@ import pybq
 from pybq._copy import encode_rows
 from pybq.psycopg import register_bq
 
-RECALLS = (0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.999)
+RECALLS = (
+    0.8,
+    0.85,
+    0.88,
+    0.9,
+    0.91,
+    0.92,
+    0.93,
+    0.94,
+    0.95,
+    0.96,
+    0.97,
+    0.975,
+    0.98,
+    0.985,
+    0.9875,
+    0.99,
+    0.995,
+    0.999,
+)
 PROMISED = (0.9, 0.95, 0.98, 0.99)
 LIMITS = (1, 100, 1000)
 FILTERS = ("hundredth", "tenth", "tenant", "opposed")
