@@ -101,3 +101,15 @@ def moments_merge(
     other: NDArray[np.float64],
 ) -> int:
     """Add the moments of other rows to `values`, in place; the new count."""
+
+SEARCH_NEIGHBOURS: int
+WINDOW_MIN_ROWS: int
+
+def window_rows(dim: int) -> int:
+    """Rows of a window."""
+
+def window_start(row: int, dim: int) -> int:
+    """First row of the window that a row of a stream lies in, or of the next one."""
+
+def search_window(x: NDArray[np.float32], searches: NDArray[np.int64]) -> None:
+    """Search a window of finite rows, which are scaled in place; adds to BqSearches of bqsearch.h."""

@@ -62,6 +62,21 @@ cdef extern from "bqmoments.h" nogil:
     void bq_moments_merge(int64_t *count, double *values, int dim,
                           int64_t other_count, const double *other)
 
+cdef extern from "bqsearch.h" nogil:
+    int BQ_SEARCH_NEIGHBOURS
+    int BQ_SEARCH_ORDERS
+    int BQ_SEARCH_TRANSFORM
+    int BQ_WINDOW_MIN_ROWS
+
+    ctypedef struct BqSearches:
+        int64_t count
+
+    int bq_window_rows(int dim)
+    int64_t bq_window_start(int64_t row, int dim)
+    size_t bq_search_room(size_t n, int dim)
+    void bq_search_window(float *x, size_t n, int dim, const BqRotation *rotation, void *room,
+                          BqSearches *searches)
+
 cdef extern from "bqrows.h" nogil:
     ctypedef enum BqCodeDistance:
         BQ_HAMMING
@@ -90,6 +105,8 @@ cdef extern from "bqrows.h" nogil:
 MAX_DIM = BQ_MAX_DIM
 MAX_TRANSFORM = BQ_MAX_TRANSFORM
 HEADER_NBYTES = BQ_HEADER_NBYTES
+SEARCH_NEIGHBOURS = BQ_SEARCH_NEIGHBOURS
+WINDOW_MIN_ROWS = BQ_WINDOW_MIN_ROWS
 
 bq_kernel_select("auto")
 
@@ -461,3 +478,32 @@ def moments_merge(int64_t count, double[:, ::1] values, int64_t other_count,
     with nogil:
         bq_moments_merge(&count, &values[0, 0], dim, other_count, &other[0, 0])
     return count
+
+
+def window_rows(dim):
+    _check_dim(dim)
+    return bq_window_rows(dim)
+
+
+def window_start(int64_t row, dim):
+    _check_dim(dim)
+    return bq_window_start(row, dim)
+
+
+def search_window(float[:, ::1] x, int64_t[::1] searches):
+    cdef size_t n = x.shape[0]
+    cdef int dim = x.shape[1]
+    cdef Rotation rotation
+    cdef void *room
+
+    _check_dim(x.shape[1])
+    _check_shape(searches.shape[0], 1 + 3 * BQ_SEARCH_ORDERS, "sums of searches")
+    if n < <size_t> BQ_WINDOW_MIN_ROWS:
+        raise ValueError(f"expected a window of at least {BQ_WINDOW_MIN_ROWS} rows, got {n}")
+    rotation = Rotation(dim, BQ_SEARCH_TRANSFORM)
+    room = malloc(bq_search_room(n, dim))
+    if room == NULL:
+        raise MemoryError
+    with nogil:
+        bq_search_window(&x[0, 0], n, dim, &rotation.rotation, room, <BqSearches *> &searches[0])
+    free(room)

@@ -380,7 +380,7 @@ def advise(
         with _connect(dsn) as conn:
             opened = _open(conn, table, schema, vectors)
             statistics = _stored_statistics(opened)
-            decision = choose(statistics)
+            decision = choose(statistics, metric=opened.metric)
             decided = dataclasses.asdict(opened.status())
     if picture is not None:
         from pybq.picture import draw_advice
@@ -814,7 +814,7 @@ def _advise_file(source: Source, metric: Metric) -> tuple[Statistics, Decision]:
         start += len(batch.vectors)
     vectors = np.concatenate(parts)
     measured = probe(vectors, metric=metric) if len(vectors) > 1 else None
-    return statistics, choose(statistics, measured)
+    return statistics, choose(statistics, measured, metric=metric)
 
 
 def _wrong_row(source: Source, start: int, step: int, part: np.ndarray[Any, Any]) -> CommandError:

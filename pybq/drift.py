@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pybq.statistics import Statistics
-from pybq.strategy import MIN_ROWS, choose
+from pybq.strategy import MIN_ROWS, Metric, Probe, choose, searched, searched_since
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,9 @@ class Drift:
     text: str
 
 
-def compare(transform: int, then: Statistics | None, now: Statistics) -> Drift | None:
+def compare(
+    transform: int, then: Statistics | None, now: Statistics, metric: Metric = "cosine"
+) -> Drift | None:
     """Compare current statistics with those that a transform was decided from.
 
     Parameters
@@ -55,6 +57,8 @@ def compare(transform: int, then: Statistics | None, now: Statistics) -> Drift |
         What it was decided from; None if it was given.
     now : Statistics
         Of all rows.
+    metric : {"cosine", "l2", "inner_product"}
+        What is searched by.
 
     Returns
     -------
@@ -80,7 +84,7 @@ def compare(transform: int, then: Statistics | None, now: Statistics) -> Drift |
     >>> drift.better, drift.spread_shift > 0.5
     (True, True)
     """
-    decision = choose(now)
+    decision = choose(now, metric=metric)
     if now.count < MIN_ROWS or math.isnan(decision.f_axis):
         return None
     rotated = transform != 0
@@ -89,8 +93,13 @@ def compare(transform: int, then: Statistics | None, now: Statistics) -> Drift |
     if then is None:
         better, mean_shift, spread_shift, moved = differs, None, None, ""
     else:
-        overruled = choose(then).rotate != rotated
+        overruled = choose(then, metric=metric).rotate != rotated
         better = differs and not overruled
+        found = _weigh(then, now, metric)
+        if found is not None and (found.decisive or better):
+            better = found.decisive and (found.recall_rotate > found.recall_axis) != rotated
+            if better:
+                decision = choose(now, found, metric=metric)
         mean_shift, spread_shift = _shifts(then, now)
         moved = (
             f"since the decision, means have moved by {mean_shift:.2f} and spreads by "
@@ -110,6 +119,22 @@ def compare(transform: int, then: Statistics | None, now: Statistics) -> Drift |
         spread_shift,
         better,
         text,
+    )
+
+
+def _weigh(then: Statistics, now: Statistics, metric: Metric) -> Probe | None:
+    """What searches find in all rows: those of the decision and those since, by their numbers."""
+    before, since = searched(then, metric), searched_since(now, then, metric)
+    if before is None or since is None:
+        return None
+    share = then.count / now.count
+    return Probe(
+        share * before.recall_axis + (1 - share) * since.recall_axis,
+        share * before.recall_rotate + (1 - share) * since.recall_rotate,
+        math.hypot(share * before.error, (1 - share) * since.error),
+        rows=since.rows,
+        queries=since.queries,
+        k=since.k,
     )
 
 

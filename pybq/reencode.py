@@ -191,7 +191,7 @@ async def _decide(db: Database, layout: Layout, measure: bool) -> tuple[Statisti
         _, vectors = await sample_rows(db, layout, PROBE_ROWS + PROBE_QUERIES)
         if len(vectors) >= MIN_ROWS:
             measured = await db.compute(lambda: probe(vectors, metric=layout.metric))
-    return statistics, await db.compute(choose, statistics, measured)
+    return statistics, await db.compute(lambda: choose(statistics, measured, metric=layout.metric))
 
 
 async def _check_dependents(db: Database, layout: Layout, state: _State) -> None:

@@ -21,17 +21,37 @@ _MEAN, _M2, _CODE_MEAN, _CODE_M2, _COMOMENT, _POSITIVE = range(6)
 _CHUNK_ROWS = 256
 _CHUNK_NBYTES = 256 << 10  # of float32
 
+# The struct BqSearches of extension/core/bqsearch.h, as one array: how many, then two values each,
+# by distance and by inner product.
+_SEARCHES = 7
+_FOUND_AXES, _FOUND_ROTATED, _SQUARES = slice(1, 3), slice(3, 5), slice(5, 7)
+
 Row = tuple[
-    int, list[float], list[float], list[float], list[float], list[float], list[int]
+    int,
+    list[float],
+    list[float],
+    list[float],
+    list[float],
+    list[float],
+    list[int],
+    int,
+    list[int],
+    list[int],
+    list[int],
 ]  # fields of the SQL type bq_statistics, in its order
 
 
 class Statistics:
     """Count, means, variances and signs of the coordinates of vectors and of their codes.
 
+    And what searches find: of a stream of vectors some runs of 512 are searched with some of
+    their own, by codes on the original axes and rotated. That shows how coordinates depend on
+    each other, which single ones cannot; only the sums are kept.
+
     Statistics of parts are merged into those of the whole, in any order, so they can be
     collected by many processes, or in SQL by the aggregate `bq_statistics`. They are what
-    `pybq.choose` decides from.
+    `pybq.choose` decides from. What is known of coordinates is the same however the vectors were
+    divided, up to rounding; of searches there are more the more parts there were.
 
     "Code" means the decoded code on the original axes: ``f = q.decode(q.encode(x))`` with
     ``q = Quantizer(dim, transform=0)``, whatever transform a table uses.
@@ -43,10 +63,13 @@ class Statistics:
     normalize : bool
         Scale each vector to norm 1 first (zero vectors stay), which is what matters for cosine
         distance. Not needed where vectors have norm 1 already.
+    search : bool
+        Whether to search. Without, updates take less time; what others found is merged all the
+        same.
 
     Attributes
     ----------
-    dim, normalize
+    dim, normalize, search
         As given.
 
     Notes
@@ -76,12 +99,16 @@ class Statistics:
     (1000, True)
     """
 
-    def __init__(self, dim: int, normalize: bool = False) -> None:
+    def __init__(self, dim: int, normalize: bool = False, search: bool = True) -> None:
         self.dim = operator.index(dim)
         _core.nbytes(self.dim)  # checks dim
         self.normalize = normalize
+        self.search = search
         self._count = 0
         self._values = np.zeros((6, self.dim))
+        self._searches = np.zeros(_SEARCHES, np.int64)
+        self._row = 0  # of the stream that `update` sees
+        self._window: list[NDArray[np.float32]] = []  # rows of the one that is not full
 
     def __repr__(self) -> str:
         return (
@@ -116,6 +143,7 @@ class Statistics:
         chunk_rows = max(1, min(_CHUNK_ROWS, _CHUNK_NBYTES // (4 * self.dim)))
         count = 0
         values = np.zeros_like(self._values)
+        searches, window = self._searches.copy(), self._window.copy()
         for start in range(0, len(rows), chunk_rows):
             # What is too large for float32 becomes infinite, and is reported as not finite.
             with np.errstate(over="ignore"):
@@ -125,6 +153,10 @@ class Statistics:
             chunk_values = np.zeros_like(values)
             chunk_count = _core.moments_add(0, chunk_values, chunk, start)
             count = _core.moments_merge(count, values, chunk_count, chunk_values)
+            if self.search:
+                self._collect(self._row + start, chunk, window, searches)
+        self._searches, self._window = searches, window
+        self._row += len(rows)
         self._count = _core.moments_merge(self._count, self._values, count, values)
 
     def merge(self, other: Statistics) -> None:
@@ -145,13 +177,46 @@ class Statistics:
         self._count = _core.moments_merge(
             self._count, self._values, other._count, other._values.copy()
         )
+        self._searches = self._searches + other._searched()
+
+    @staticmethod
+    def _collect(
+        row: int,
+        chunk: NDArray[np.float32],
+        window: list[NDArray[np.float32]],
+        searches: NDArray[np.int64],
+    ) -> None:
+        """Take what belongs to windows out of a chunk that begins at a row of the stream."""
+        end = row + len(chunk)
+        dim = chunk.shape[1]
+        first = _core.window_start(row, dim)
+        while first < end:
+            last = first + _core.window_rows(dim)
+            window.append(chunk[max(first - row, 0) : last - row].copy())
+            if last > end:
+                return
+            _core.search_window(np.concatenate(window), searches)
+            window.clear()
+            first = _core.window_start(last, dim)
+
+    def _searched(self) -> NDArray[np.int64]:
+        """Sums of all searches, also in a window that is not full if it has rows enough."""
+        searches = self._searches.copy()
+        if sum(map(len, self._window)) >= _core.WINDOW_MIN_ROWS:
+            _core.search_window(np.concatenate(self._window), searches)
+        return searches
 
     # -- the database row ---------------------------------------------------------------
 
     def to_row(self) -> Row:
         """The fields of the SQL type `bq_statistics`, in its order, as plain Python values."""
         mean, m2, code_mean, code_m2, comoment, _ = self._values.tolist()
-        return self._count, mean, m2, code_mean, code_m2, comoment, self.positive.tolist()
+        searches = self._searched()
+        return (
+            *(self._count, mean, m2, code_mean, code_m2, comoment, self.positive.tolist()),
+            int(searches[0]),
+            *(searches[part].tolist() for part in (_FOUND_AXES, _FOUND_ROTATED, _SQUARES)),
+        )
 
     @classmethod
     def from_row(cls, row: Sequence[Any], normalize: bool = False) -> Statistics:
@@ -159,9 +224,9 @@ class Statistics:
 
         Parameters
         ----------
-        row : sequence of 7
+        row : sequence of 11
             Fields of the SQL type `bq_statistics`: count, mean, m2, code_mean, code_m2,
-            comoment, positive.
+            comoment, positive, searches, found_axes, found_rotated, squares.
         normalize : bool
             Whether they are statistics of vectors scaled to norm 1.
 
@@ -170,10 +235,10 @@ class Statistics:
         ValueError
             If the fields do not belong together, or cannot be statistics of any vectors.
         """
-        if len(row) != 7:
-            raise ValueError(f"expected the 7 fields of bq_statistics, got {len(row)}")
+        if len(row) != 11:
+            raise ValueError(f"expected the 11 fields of bq_statistics, got {len(row)}")
         count = operator.index(row[0])
-        arrays = [np.asarray(field, np.float64) for field in row[1:]]
+        arrays = [np.asarray(field, np.float64) for field in row[1:7]]
         shapes = {array.shape for array in arrays}
         if len(shapes) != 1 or arrays[0].ndim != 1:
             raise ValueError(f"expected 6 arrays of shape (dim,), got {sorted(shapes)}")
@@ -186,8 +251,18 @@ class Statistics:
             raise ValueError(f"expected 0 <= positive <= count, got count {count}")
         if (values[_M2] < 0).any() or (values[_CODE_M2] < 0).any():
             raise ValueError("expected m2 and code_m2 of at least 0")
+        sums = [np.asarray(field) for field in row[8:]]
+        if any(part.shape != (2,) or part.dtype.kind not in "iu" for part in sums):
+            raise ValueError("expected 2 integers each of found_axes, found_rotated and squares")
+        searches = np.concatenate([[operator.index(row[7])], *sums])
+        wanted = searches[0] * _core.SEARCH_NEIGHBOURS
+        if not 0 <= searches[0] <= count or (searches < 0).any() or (searches[1:5] > wanted).any():
+            raise ValueError(f"expected 0 <= searches <= count, got {searches[0]} and {count}")
+        if (searches[_SQUARES] > wanted * _core.SEARCH_NEIGHBOURS).any():
+            raise ValueError("expected squares of at most 100 a search")
         statistics._count = count
         statistics._values = values
+        statistics._searches = searches.astype(np.int64)
         return statistics
 
     # -- what was collected -------------------------------------------------------------
@@ -227,6 +302,26 @@ class Statistics:
         """Number of vectors with x_j > 0, shape (dim,)."""
         positive: NDArray[np.int64] = self._values[_POSITIVE].astype(np.int64)
         return positive
+
+    @property
+    def searches(self) -> int:
+        """Number of vectors searched with, for 10 neighbours each."""
+        return int(self._searched()[0])
+
+    @property
+    def found_axes(self) -> NDArray[np.int64]:
+        """Neighbours found by codes on the axes: by distance, by inner product; shape (2,)."""
+        return self._searched()[_FOUND_AXES]
+
+    @property
+    def found_rotated(self) -> NDArray[np.int64]:
+        """The same of codes after rotation, shape (2,)."""
+        return self._searched()[_FOUND_ROTATED]
+
+    @property
+    def squares(self) -> NDArray[np.int64]:
+        """Sum over searches of (found rotated - found on the axes)^2, shape (2,)."""
+        return self._searched()[_SQUARES]
 
     # -- what follows from it -----------------------------------------------------------
 

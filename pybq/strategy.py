@@ -139,7 +139,12 @@ class Decision:
     probe: Probe | None = None
 
 
-def choose(statistics: Statistics, probe: Probe | None = None, transform: int = 1) -> Decision:
+def choose(
+    statistics: Statistics,
+    probe: Probe | None = None,
+    transform: int = 1,
+    metric: Metric = "cosine",
+) -> Decision:
     """Decide between the original axes and rotation.
 
     Parameters
@@ -152,6 +157,8 @@ def choose(statistics: Statistics, probe: Probe | None = None, transform: int = 
         otherwise the statistics do.
     transform : int
         Number of the rotation, 1 to 65,535, to use if one is wanted.
+    metric : {"cosine", "l2", "inner_product"}
+        What is searched by.
 
     Returns
     -------
@@ -164,13 +171,16 @@ def choose(statistics: Statistics, probe: Probe | None = None, transform: int = 
 
     Notes
     -----
-    The rule from statistics alone, with lead = f_axis - f_rotate: keep the axes
+    If searches among the vectors (`searched`) found more one way, by more than the standard error
+    of the difference, that way is chosen: they see how coordinates depend on each other. What the
+    error leaves open is chosen from single coordinates, with lead = f_axis - f_rotate: keep the
+    axes
 
     - if means put them ahead, f_gaussian - f_rotate > 0.003, lead > 0, and coordinates are
       near enough to Gaussian to believe it, abs(f_axis - f_gaussian) <= 0.02; or
     - if their shape does, lead > 0.02, f_axis - f_gaussian > 0.02, and more than means do.
 
-    In all other cases rotate. What was tried, and where the rule fails: benchmarks/choice.py.
+    and in all other cases rotate. What was tried, and where the rule fails: benchmarks/choice.py.
 
     Examples
     --------
@@ -185,11 +195,13 @@ def choose(statistics: Statistics, probe: Probe | None = None, transform: int = 
     >>> print(decision.reason)
     rotate: predicted fidelity 0.964 rotated, 0.924 on the original axes. The coordinates vary
     very differently (CV 0.54), so one threshold does not fit them all; rotation evens them out.
+    In windows of at most 2,000 rows, recall@10 was 0.708 rotated and 0.608 on the original axes.
     >>> flat = Statistics(128)
     >>> flat.update(np.tanh(2 * vectors))
     >>> choose(flat).rotate
     False
     """
+    _check_metric(metric)
     if not 1 <= transform <= _core.MAX_TRANSFORM:
         raise ValueError(f"expected transform between 1 and {_core.MAX_TRANSFORM}, got {transform}")
     f_axis, f_gaussian, f_rotate = fidelities(statistics)
@@ -197,21 +209,31 @@ def choose(statistics: Statistics, probe: Probe | None = None, transform: int = 
         rotate, reason = True, _reason_unknown(statistics)
     else:
         rotate, reason = _rule(f_axis, f_gaussian, f_rotate, statistics)
-    if probe is not None:
-        measured = (
-            f"On a sample of {probe.rows:,} rows, recall@{probe.k} was "
-            f"{probe.recall_rotate:.3f} rotated and {probe.recall_axis:.3f} on the original axes"
+    measured = []
+    for evidence, where in (
+        (searched(statistics, metric), "In windows of at most"),
+        (probe, "On a sample of"),
+    ):
+        if evidence is None:
+            continue
+        found = (
+            f"{where} {evidence.rows:,} rows, recall@{evidence.k} was "
+            f"{evidence.recall_rotate:.3f} rotated and {evidence.recall_axis:.3f} on the original "
+            "axes."
         )
-        better = probe.recall_rotate > probe.recall_axis
-        if probe.decisive and better != rotate:
-            rotate = better
-            reason = (
-                f"{'rotate' if rotate else 'original axes'}: measured. {measured}, although "
-                f"fidelities of {f_rotate:.3f} and {f_axis:.3f} were predicted from the "
-                "coordinates one by one."
-            )
+        difference = evidence.recall_rotate - evidence.recall_axis
+        clear = evidence.decisive if evidence is probe else abs(difference) > evidence.error
+        if clear and (difference > 0) != rotate:
+            rotate = difference > 0
+            reason = f"{'rotate' if rotate else 'original axes'}: measured. {found}"
+            if not math.isnan(f_axis):
+                reason += (
+                    f" From the coordinates one by one fidelities of {f_rotate:.3f} and "
+                    f"{f_axis:.3f} were predicted."
+                )
         else:
-            reason += f" {measured}."
+            measured.append(found)
+    reason = " ".join([reason, *measured])
     return Decision(
         rotate=rotate,
         transform=transform if rotate else 0,
@@ -224,6 +246,67 @@ def choose(statistics: Statistics, probe: Probe | None = None, transform: int = 
         reason=reason,
         probe=probe,
     )
+
+
+def searched(statistics: Statistics, metric: Metric = "cosine") -> Probe | None:
+    """What searches among the vectors found while the statistics were collected.
+
+    Parameters
+    ----------
+    statistics : Statistics
+    metric : {"cosine", "l2", "inner_product"}
+        What is searched by.
+
+    Returns
+    -------
+    Probe or None
+        None if the statistics are of too few vectors for a search.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pybq.statistics import Statistics
+    >>> statistics = Statistics(64)
+    >>> vectors = np.random.default_rng(7).standard_normal((1000, 64))
+    >>> statistics.update(vectors * np.linspace(0.1, 3, 64))
+    >>> found = searched(statistics)
+    >>> found.queries, found.recall_rotate > found.recall_axis + 0.05
+    (64, True)
+    """
+    _check_metric(metric)
+    order = 1 if metric == "inner_product" else 0
+    found = statistics.found_axes[order], statistics.found_rotated[order]
+    return _as_probe(statistics, statistics.searches, *found, statistics.squares[order])
+
+
+def searched_since(
+    now: Statistics, then: Statistics, metric: Metric = "cosine"
+) -> Probe | None:
+    """What searches found in the vectors that were added to `then`; None if there were none."""
+    _check_metric(metric)
+    order = 1 if metric == "inner_product" else 0
+    sums = [
+        part(now) - part(then)
+        for part in (
+            lambda s: s.searches,
+            lambda s: s.found_axes[order],
+            lambda s: s.found_rotated[order],
+            lambda s: s.squares[order],
+        )
+    ]
+    return _as_probe(now, *sums) if min(sums) >= 0 else None
+
+
+def _as_probe(
+    statistics: Statistics, n: int, found_axes: int, found_rotated: int, squares: int
+) -> Probe | None:
+    if n == 0:
+        return None
+    k = _core.SEARCH_NEIGHBOURS
+    axis, rotate = int(found_axes) / (n * k), int(found_rotated) / (n * k)
+    error = math.sqrt(max(int(squares) / (n * k**2) - (rotate - axis) ** 2, 0) / n)
+    rows = min(statistics.count, _core.window_rows(statistics.dim))
+    return Probe(axis, rotate, error, rows=rows, queries=n, k=k)
 
 
 def fidelities(statistics: Statistics) -> tuple[float, float, float]:
@@ -321,8 +404,7 @@ def probe(
     >>> found.recall_rotate > found.recall_axis + 0.05, found.decisive
     (True, True)
     """
-    if metric not in ("cosine", "l2", "inner_product"):
-        raise ValueError(f'expected metric "cosine", "l2" or "inner_product", got {metric!r}')
+    _check_metric(metric)
     if k < 1:
         raise ValueError(f"expected k of at least 1, got {k}")
     rng = np.random.default_rng(seed)
@@ -357,6 +439,11 @@ def probe(
         queries=len(asked),
         k=k,
     )
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in ("cosine", "l2", "inner_product"):
+        raise ValueError(f'expected metric "cosine", "l2" or "inner_product", got {metric!r}')
 
 
 # -- fidelity -----------------------------------------------------------------------------

@@ -8,9 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pybq
+from pybq import _core
 from pybq.statistics import Statistics
 
 FIELDS = ["mean", "m2", "code_mean", "code_m2", "comoment", "positive"]
+
+
+NO_SEARCHES = (0, [0, 0], [0, 0], [0, 0])
 
 
 def expected(x):
@@ -103,7 +107,7 @@ def test_merging_many_parts_of_large_mean_and_tiny_spread(rng):
     for part in x:
         mean = part.mean(axis=0)
         m2 = ((part - mean) ** 2).sum(axis=0)
-        merged.merge(Statistics.from_row((1000, mean, m2, mean, m2, m2, [1000, 1000])))
+        merged.merge(Statistics.from_row((1000, mean, m2, mean, m2, m2, [1000, 1000], *NO_SEARCHES)))
     deviations = (x - 1e6).reshape(-1, 2)
     exact = ((deviations - deviations.mean(axis=0)) ** 2).sum(axis=0)
     assert merged.count == 1_000_000
@@ -219,20 +223,26 @@ def test_wrong_arguments():
 def test_row_round_trips(rng):
     found = collected(rng.standard_normal((100, 6)).astype(np.float32))
     row = found.to_row()
-    assert [type(field) for field in row] == [int] + [list] * 6
+    assert [type(field) for field in row] == [int] + [list] * 6 + [int] + [list] * 3
     assert all(type(value) is float for field in row[1:6] for value in field)
-    assert all(type(value) is int for value in row[6])
+    assert all(type(value) is int for field in (row[6], *row[8:]) for value in field)
+    assert row[7] > 0
     assert Statistics.from_row(row).to_row() == row
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda row: row[:6], "7 fields"),
+        (lambda row: row[:10], "11 fields"),
         (lambda row: (row[0], row[1][:-1], *row[2:]), "6 arrays"),
         (lambda row: (row[0], [np.nan] * 6, *row[2:]), "finite"),
         (lambda row: (-1, *row[1:]), "count -1"),
-        (lambda row: (*row[:6], [101] * 6), "positive <= count"),
+        (lambda row: (*row[:6], [101] * 6, *row[7:]), "positive <= count"),
+        (lambda row: (*row[:7], 101, *row[8:]), "searches <= count"),
+        (lambda row: (*row[:8], [10 * row[7] + 1, 0], *row[9:]), "searches <= count"),
+        (lambda row: (*row[:9], [-1, 0], row[10]), "searches <= count"),
+        (lambda row: (*row[:10], [100 * row[7] + 1, 0]), "squares of at most 100"),
+        (lambda row: (*row[:10], [0]), "2 integers each"),
         (lambda row: (*row[:2], [-1.0] * 6, *row[3:]), "m2"),
     ],
 )
@@ -257,3 +267,113 @@ def test_descriptors():
     assert always.sign_entropy == 0
     quarter = collected(np.array([[1.0], [-1.0], [-1.0], [-1.0]], np.float32))
     assert quarter.sign_entropy == pytest.approx(0.8113, abs=1e-4)
+
+
+# -- searches ---------------------------------------------------------------------------
+
+
+def found_by(x, codes, query, k, order):
+    """Of the k nearest rows to row `query`, those among the k best by code."""
+    others = np.arange(len(x)) != query
+    products = x @ x[query]
+    estimates = codes @ x[query]
+    if order == 0:
+        squares = (x**2).sum(axis=1) / 2
+        products, estimates = products - squares, estimates - squares
+    reach = np.sort(products[others])[-k]
+    best = np.flatnonzero(others)[np.argsort(-estimates[others], kind="stable")[:k]]
+    return int((products[best] >= reach).sum())
+
+
+def reference_searches(window):
+    """The sums of one window, comparing every code."""
+    x = window.astype(np.float64)
+    n = min(64, len(x) // 8)
+    asked = [len(x) * i // n for i in range(n)]
+    sums = []
+    for quantizer in (pybq.Quantizer(x.shape[1]), pybq.Quantizer(x.shape[1], 1)):
+        codes = quantizer.decode(quantizer.encode(window)).astype(np.float64)
+        sums.append(np.array([[found_by(x, codes, q, 10, o) for q in asked] for o in (0, 1)]))
+    axes, rotated = sums
+    return n, axes.sum(1), rotated.sum(1), ((rotated - axes) ** 2).sum(1)
+
+
+@pytest.mark.parametrize("n", [100, 777, 2048])
+@pytest.mark.parametrize("dim", [7, 32, 100])
+@pytest.mark.parametrize("lengths", [0, 0.3])
+def test_searches_equal_reference(rng, n, dim, lengths):
+    """But for ties, and for what is far and looks near: few of hundreds of neighbours."""
+    x = rng.standard_normal((n, dim)) * np.linspace(0.3, 2, dim)
+    x *= np.exp(lengths * rng.standard_normal((n, 1))) / np.linalg.norm(x, axis=1, keepdims=True)
+    found = collected(x.astype(np.float32))
+    searches, axes, rotated, squares = reference_searches(x.astype(np.float32))
+    assert found.searches == searches
+    tolerance = 2 + searches // 8
+    np.testing.assert_allclose(found.found_axes, axes, atol=tolerance)
+    np.testing.assert_allclose(found.found_rotated, rotated, atol=tolerance)
+    np.testing.assert_allclose(found.squares, squares, atol=4 * tolerance)
+    assert (found.found_axes > 0).all()
+
+
+def test_searches_are_the_same_however_rows_come(rng):
+    """One stream, in updates of any size; a window is searched when its last row has come."""
+    x = rng.standard_normal((70_000, 8)).astype(np.float32)
+    whole = collected(x)
+    assert whole.searches == 128  # rows 0 to 2,047 and 65,536 to 67,583
+    parts = Statistics(8)
+    for part in np.split(x, [1, 100, 2047, 2048, 5000, 65_535, 66_000]):
+        parts.update(part)
+    assert parts.to_row()[7:] == whole.to_row()[7:]
+    assert collected(x[:2048]).searches == collected(x[:60_000]).searches == 64
+
+
+def test_few_rows_are_not_searched(rng):
+    x = rng.standard_normal((100, 8)).astype(np.float32)
+    assert collected(x[:99]).searches == 0
+    assert collected(x).searches == 12
+    assert collected(x, search=False).searches == 0
+
+
+def test_searches_are_merged_by_adding(rng):
+    x = rng.standard_normal((3000, 16)).astype(np.float32)
+    left, right = collected(x[:1200]), collected(x[1200:])
+    sums = [np.add(a, b).tolist() for a, b in zip(left.to_row()[7:], right.to_row()[7:])]
+    left.merge(right)
+    assert [left.to_row()[7], *left.to_row()[8:]] == sums
+    assert left.searches == 128
+
+
+def test_searches_of_parts_tell_what_those_of_the_whole_do(rng):
+    """Other windows, so other sums: equal only up to chance, three standard errors of each."""
+    x = rng.standard_normal((20_000, 32)).astype(np.float32) * np.linspace(0.3, 2, 32)
+    merged = Statistics(32)
+    for part in np.split(x, 8):
+        merged.merge(collected(part))
+    assert merged.searches == 8 * 64
+    share = merged.found_rotated / (10 * merged.searches)
+    whole = collected(x).found_rotated / 640
+    np.testing.assert_allclose(share, whole, atol=3 * np.sqrt(0.25 / 64 / 10))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e20, 1e34])
+def test_searches_do_not_depend_on_scale(rng, scale):
+    x = rng.standard_normal((500, 16)) * np.linspace(0.5, 2, 16)
+    wanted = collected(x.astype(np.float32)).to_row()[7:]
+    found = collected((x * scale).astype(np.float32)).to_row()[7:]
+    np.testing.assert_allclose(found[1], wanted[1], atol=4)
+    np.testing.assert_allclose(found[2], wanted[2], atol=4)
+
+
+def test_zero_vectors_are_not_searched_with():
+    assert collected(np.zeros((500, 16), np.float32)).to_row()[7:] == NO_SEARCHES
+
+
+def test_statistics_are_the_same_on_every_kernel(rng):
+    x = rng.standard_normal((2500, 75)).astype(np.float32)
+    rows = []
+    for kernel in _core.kernels():
+        _core.set_kernel(kernel)
+        rows.append(collected(x).to_row())
+    _core.set_kernel("auto")
+    assert rows[0][7] == 64
+    assert all(row == rows[0] for row in rows)

@@ -8,7 +8,7 @@ from shared import load_lsa
 
 from pybq import Quantizer
 from pybq.statistics import Statistics
-from pybq.strategy import MIN_ROWS, Probe, choose, fidelities, probe
+from pybq.strategy import MIN_ROWS, Probe, choose, fidelities, probe, searched
 
 SEED = 20261121
 ROWS, QUERIES = 2400, 400
@@ -346,3 +346,45 @@ def test_unclear_probe_is_reported_only():
     decision = choose(statistics, unclear)
     assert not decision.rotate
     assert "0.520" in decision.reason
+
+
+def corners(rng, n, dim):
+    """Clusters around corners of a cube: coordinates one by one look like coins."""
+    centres = np.sign(rng.standard_normal((100, dim)))
+    return centres[rng.integers(100, size=n)] + 0.2 * rng.standard_normal((n, dim))
+
+
+def edges(rng, n, dim):
+    """Flat coordinates that depend on each other: each is one of few values, told by its block."""
+    common = np.repeat(rng.uniform(-1, 1, (n, dim // 8)), 8, axis=1)
+    return common + 0.15 * rng.uniform(-1, 1, (n, dim))
+
+
+@pytest.mark.parametrize(("make_rows", "rotate"), [(corners, False), (edges, True)])
+def test_dependence_between_coordinates_is_seen(rng, make_rows, rotate):
+    """Single coordinates speak for the other side: as they do with the same rows shuffled."""
+    x = make_rows(rng, 4000, 64).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    statistics = collected(x)
+    alone = Statistics(64, search=False)
+    alone.update(x)
+    measured = probe(x)
+    assert measured.decisive
+    assert (measured.recall_rotate > measured.recall_axis) == rotate
+    assert choose(alone).rotate != rotate
+    decision = choose(statistics)
+    assert decision.rotate == rotate
+    assert "measured" in decision.reason
+
+
+def test_searches_are_by_the_metric(rng):
+    """Norms that vary along a large offset: by inner product the axes find more, as a probe says."""
+    x = rng.standard_normal((4000, 256)) + np.where(np.arange(256) < 3, 20, 0)
+    statistics = collected(x.astype(np.float32))
+    product, distance = (searched(statistics, metric) for metric in ("inner_product", "l2"))
+    assert product != distance
+    for metric in ("inner_product", "l2"):
+        found, measured = searched(statistics, metric), probe(x, metric=metric)
+        assert found.recall_axis - found.recall_rotate == pytest.approx(
+            measured.recall_axis - measured.recall_rotate, abs=4 * found.error + 0.02
+        )
