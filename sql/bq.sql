@@ -171,10 +171,14 @@ CREATE TYPE bq_statistics AS (
 	code_mean float8[],
 	code_m2 float8[],
 	comoment float8[],
-	positive bigint[]
+	positive bigint[],
+	searches bigint,
+	found_axes bigint[],
+	found_rotated bigint[],
+	squares bigint[]
 );
 COMMENT ON TYPE bq_statistics IS
-	'per-coordinate statistics of vectors x and of f, what their codes on the original axes stand for';
+	'per-coordinate statistics of vectors x and of f, what their codes on the original axes stand for; and what searches among some of the vectors find';
 COMMENT ON COLUMN bq_statistics.count IS 'number of vectors';
 COMMENT ON COLUMN bq_statistics.mean IS 'mean of x';
 COMMENT ON COLUMN bq_statistics.m2 IS 'sum of (x - mean)^2';
@@ -182,6 +186,11 @@ COMMENT ON COLUMN bq_statistics.code_mean IS 'mean of f';
 COMMENT ON COLUMN bq_statistics.code_m2 IS 'sum of (f - code_mean)^2';
 COMMENT ON COLUMN bq_statistics.comoment IS 'sum of (x - mean)(f - code_mean)';
 COMMENT ON COLUMN bq_statistics.positive IS 'number of vectors with x > 0';
+COMMENT ON COLUMN bq_statistics.searches IS
+	'number of vectors that others were searched with, for the 10 nearest; the rest are sums over these, by distance and by inner product';
+COMMENT ON COLUMN bq_statistics.found_axes IS 'of the nearest, those found by codes on the original axes';
+COMMENT ON COLUMN bq_statistics.found_rotated IS 'of the nearest, those found by codes after rotation';
+COMMENT ON COLUMN bq_statistics.squares IS 'sum of (found rotated - found on the axes)^2';
 
 CREATE FUNCTION bq_merge(bq_statistics, bq_statistics) RETURNS bq_statistics
 	AS 'MODULE_PATHNAME' LANGUAGE C IMMUTABLE PARALLEL SAFE;

@@ -1,6 +1,7 @@
 /*
- * bqstatistics.c: per-coordinate statistics of vectors (core/bqmoments.h) as the
- * aggregate bq_statistics(real[]), the composite type of that name, and bq_merge().
+ * bqstatistics.c: statistics of vectors, per coordinate (core/bqmoments.h) and of what
+ * searches find (core/bqsearch.h), as the aggregate bq_statistics(real[]), the composite type
+ * of that name, and bq_merge().
  */
 #include "postgres.h"
 
@@ -8,44 +9,102 @@
 
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
-#include "core/bqmoments.h"
 #include "funcapi.h"
 #include "libpq/pqformat.h"
+#include "type/bqstatistics.h"
 #include "type/bqvec.h"
+#include "utils/memutils.h"
 #include "utils/typcache.h"
 
-typedef struct BqStatistics
-{
-	int			dim;
-	int64		count;
-	double	   *values;			/* BQ_MOMENTS rows of dim */
-	uint8	   *planes;			/* scratch of accumulating: the code of a row, */
-	float4	   *decoded;		/* what it stands for, */
-	float4	   *scaled;			/* and the row with norm 1 */
-} BqStatistics;
-
-#define VALUES_NBYTES(dim) (sizeof(double) * BQ_MOMENTS * (size_t) (dim))
-
-/* Columns of the composite type: count, then one array for each row of values. */
-#define N_COLUMNS (1 + BQ_MOMENTS)
-static const int column_moment[N_COLUMNS] = {
+/*
+ * Columns of the composite type: count, one array for each row of values, number of searches,
+ * one array of the orders for each of their sums.
+ */
+#define N_MOMENT_COLUMNS (1 + BQ_MOMENTS)
+#define N_COLUMNS (N_MOMENT_COLUMNS + 4)
+static const int column_moment[N_MOMENT_COLUMNS] = {
 	-1, BQ_MOMENT_MEAN, BQ_MOMENT_M2, BQ_MOMENT_CODE_MEAN, BQ_MOMENT_CODE_M2,
 	BQ_MOMENT_COMOMENT, BQ_MOMENT_POSITIVE
 };
 
 /* Statistics of no rows, in the current memory context. */
-static BqStatistics *
-new_statistics(int dim)
+BqStatistics *
+bq_new_statistics(int dim)
 {
-	BqStatistics *statistics = palloc(sizeof(BqStatistics));
+	BqStatistics *statistics = palloc0(sizeof(BqStatistics));
 
 	statistics->dim = dim;
-	statistics->count = 0;
 	statistics->values = palloc0(VALUES_NBYTES(dim));
 	statistics->planes = palloc(bq_planes_nbytes(dim));
 	statistics->decoded = palloc(sizeof(float4) * dim);
 	statistics->scaled = palloc(sizeof(float4) * dim);
 	return statistics;
+}
+
+/* Search the window as far as it has come, if it has rows enough; adds to `searches`. */
+static void
+search_window(BqStatistics *statistics, float *rows, BqSearches *searches)
+{
+	const BqRotation *rotation = bq_get_rotation(statistics->dim, BQ_SEARCH_TRANSFORM);
+	void	   *room;
+
+	if (statistics->nwindow < BQ_WINDOW_MIN_ROWS)
+		return;
+	room = palloc(bq_search_room(statistics->nwindow, statistics->dim));
+	bq_search_window(rows, statistics->nwindow, statistics->dim, rotation, room, searches);
+	pfree(room);
+}
+
+/* Take a row into its window, if it belongs to one; the memory is that of the state. */
+static void
+add_to_window(BqStatistics *statistics, const float4 *x)
+{
+	int			dim = statistics->dim;
+	int64		row = statistics->row++;
+
+	if (row < bq_window_start(row, dim))
+		return;
+	if (statistics->nwindow == statistics->window_capacity)
+	{
+		MemoryContext context = GetMemoryChunkContext(statistics);
+		int			capacity = Min(Max(16, 2 * statistics->window_capacity),
+								   bq_window_rows(dim));
+
+		if (statistics->window == NULL)
+			statistics->window = MemoryContextAlloc(context, sizeof(float) * dim * capacity);
+		else
+			statistics->window = repalloc(statistics->window, sizeof(float) * dim * capacity);
+		statistics->window_capacity = capacity;
+	}
+	memcpy(statistics->window + (size_t) statistics->nwindow * dim, x, sizeof(float) * dim);
+	if (++statistics->nwindow == bq_window_rows(dim))
+	{
+		search_window(statistics, statistics->window, &statistics->searches);
+		pfree(statistics->window);
+		statistics->window = NULL;
+		statistics->nwindow = statistics->window_capacity = 0;
+	}
+}
+
+/*
+ * Sums of all searches, also in a window that is not full.  The state stays as it is: more rows
+ * may come, as in window functions.
+ */
+static BqSearches
+finish_searches(BqStatistics *statistics)
+{
+	BqSearches	searches = statistics->searches;
+
+	if (statistics->nwindow >= BQ_WINDOW_MIN_ROWS)
+	{
+		size_t		nbytes = sizeof(float) * statistics->dim * statistics->nwindow;
+		float	   *copy = palloc(nbytes);
+
+		memcpy(copy, statistics->window, nbytes);
+		search_window(statistics, copy, &searches);
+		pfree(copy);
+	}
+	return searches;
 }
 
 static void
@@ -91,7 +150,7 @@ accumulate(FunctionCallInfo fcinfo, bool normalize)
 	if (state == NULL)
 	{
 		context = MemoryContextSwitchTo(context);
-		state = new_statistics(dim);
+		state = bq_new_statistics(dim);
 		MemoryContextSwitchTo(context);
 	}
 	check_same_dim(state->dim, dim);
@@ -106,6 +165,7 @@ accumulate(FunctionCallInfo fcinfo, bool normalize)
 	}
 	bq_decode(state->planes, dim, norm, NULL, state->decoded);
 	bq_moments_add(&state->count, state->values, dim, x, state->decoded);
+	add_to_window(state, x);
 
 	PG_FREE_IF_COPY(array, 1);
 	PG_RETURN_POINTER(state);
@@ -137,6 +197,7 @@ bq_statistics_combine(PG_FUNCTION_ARGS)
 	MemoryContext context = aggregate_context(fcinfo);
 	BqStatistics *state = PG_ARGISNULL(0) ? NULL : (BqStatistics *) PG_GETARG_POINTER(0);
 	BqStatistics *other = PG_ARGISNULL(1) ? NULL : (BqStatistics *) PG_GETARG_POINTER(1);
+	BqSearches	searches;
 
 	if (other == NULL)
 	{
@@ -148,11 +209,13 @@ bq_statistics_combine(PG_FUNCTION_ARGS)
 	{
 		/* the other one is gone after this call */
 		context = MemoryContextSwitchTo(context);
-		state = new_statistics(other->dim);
+		state = bq_new_statistics(other->dim);
 		MemoryContextSwitchTo(context);
 	}
 	check_same_dim(state->dim, other->dim);
 	bq_moments_merge(&state->count, state->values, state->dim, other->count, other->values);
+	searches = finish_searches(other);
+	bq_searches_merge(&state->searches, &searches);
 	PG_RETURN_POINTER(state);
 }
 
@@ -163,13 +226,16 @@ Datum
 bq_statistics_serialize(PG_FUNCTION_ARGS)
 {
 	BqStatistics *state;
+	BqSearches	searches;
 	StringInfoData buf;
 
 	(void) aggregate_context(fcinfo);
 	state = (BqStatistics *) PG_GETARG_POINTER(0);
+	searches = finish_searches(state);
 	pq_begintypsend(&buf);
 	pq_sendint32(&buf, (uint32) state->dim);
 	pq_sendint64(&buf, (uint64) state->count);
+	pq_sendbytes(&buf, (const char *) &searches, sizeof(searches));
 	pq_sendbytes(&buf, (const char *) state->values, (int) VALUES_NBYTES(state->dim));
 	PG_RETURN_BYTEA_P(pq_endtypsend(&buf));
 }
@@ -189,17 +255,31 @@ bq_statistics_deserialize(PG_FUNCTION_ARGS)
 	buf.len = VARSIZE_ANY_EXHDR(serialized);
 	buf.maxlen = 0;
 	buf.cursor = 0;
-	state = new_statistics((int) pq_getmsgint(&buf, 4));
+	state = bq_new_statistics((int) pq_getmsgint(&buf, 4));
 	state->count = pq_getmsgint64(&buf);
+	pq_copymsgbytes(&buf, (char *) &state->searches, sizeof(state->searches));
 	pq_copymsgbytes(&buf, (char *) state->values, (int) VALUES_NBYTES(state->dim));
 	pq_getmsgend(&buf);
 	PG_RETURN_POINTER(state);
 }
 
-/* Statistics as a row of the composite type that the running function returns. */
+/* One sum of searches, by order. */
 static Datum
-form_statistics(FunctionCallInfo fcinfo, const BqStatistics *statistics)
+form_sums(const int64 *sums)
 {
+	Datum		elements[BQ_SEARCH_ORDERS];
+
+	for (int i = 0; i < BQ_SEARCH_ORDERS; i++)
+		elements[i] = Int64GetDatum(sums[i]);
+	return PointerGetDatum(construct_array(elements, BQ_SEARCH_ORDERS, INT8OID, 8,
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+/* Statistics as a row of the composite type that the running function returns. */
+Datum
+bq_form_statistics(FunctionCallInfo fcinfo, BqStatistics *statistics)
+{
+	BqSearches	searches = finish_searches(statistics);
 	int			dim = statistics->dim;
 	Datum	   *elements = palloc(sizeof(Datum) * dim);
 	Datum		columns[N_COLUMNS];
@@ -212,7 +292,7 @@ form_statistics(FunctionCallInfo fcinfo, const BqStatistics *statistics)
 			 CppAsString2(BQ_EXTENSION_VERSION));
 
 	columns[0] = Int64GetDatum(statistics->count);
-	for (int column = 1; column < N_COLUMNS; column++)
+	for (int column = 1; column < N_MOMENT_COLUMNS; column++)
 	{
 		const double *values = statistics->values + (size_t) column_moment[column] * dim;
 		bool		counts = column_moment[column] == BQ_MOMENT_POSITIVE;
@@ -223,6 +303,10 @@ form_statistics(FunctionCallInfo fcinfo, const BqStatistics *statistics)
 														  counts ? INT8OID : FLOAT8OID,
 														  8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	}
+	columns[N_MOMENT_COLUMNS] = Int64GetDatum(searches.count);
+	columns[N_MOMENT_COLUMNS + 1] = form_sums(searches.found_axes);
+	columns[N_MOMENT_COLUMNS + 2] = form_sums(searches.found_rotated);
+	columns[N_MOMENT_COLUMNS + 3] = form_sums(searches.squares);
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc), columns, nulls));
 }
 
@@ -235,7 +319,7 @@ bq_statistics_final(PG_FUNCTION_ARGS)
 	(void) aggregate_context(fcinfo);
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
-	return form_statistics(fcinfo, (BqStatistics *) PG_GETARG_POINTER(0));
+	return bq_form_statistics(fcinfo, (BqStatistics *) PG_GETARG_POINTER(0));
 }
 
 /* Counts are kept in float8, which holds each one up to here. */
@@ -285,6 +369,44 @@ check_values(const double *values, int dim, int moment, int64 count)
 							(long long) count)));
 }
 
+/* The most that a sum over so many searches can be. */
+#define MOST_FOUND(searches) ((searches) * BQ_SEARCH_NEIGHBOURS)
+#define MOST_SQUARES(searches) (MOST_FOUND(searches) * BQ_SEARCH_NEIGHBOURS)
+
+/* Read one sum of searches; nobody finds more than there is. */
+static void
+read_sums(Datum column, int64 *sums, int64 most)
+{
+	ArrayType  *array = DatumGetArrayTypeP(column);
+
+	if (array_contains_nulls(array))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("arrays of bq_statistics must not contain nulls")));
+	if (ARR_NDIM(array) != 1 || ARR_DIMS(array)[0] != BQ_SEARCH_ORDERS)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("sums of searches in bq_statistics must have %d elements",
+						BQ_SEARCH_ORDERS)));
+	memcpy(sums, ARR_DATA_PTR(array), sizeof(int64) * BQ_SEARCH_ORDERS);
+	for (int i = 0; i < BQ_SEARCH_ORDERS; i++)
+		if (sums[i] < 0 || sums[i] > most)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_EXCEPTION),
+					 errmsg("%lld in bq_statistics cannot be of searches that find at most %lld",
+							(long long) sums[i], (long long) most)));
+}
+
+/* Searches that somebody may have made up: what is added to them must stay in range. */
+#define MAX_SEARCHES (INT64CONST(1) << 48)
+
+static void
+limit_sums(int64 *sums, int64 most)
+{
+	for (int i = 0; i < BQ_SEARCH_ORDERS; i++)
+		sums[i] = Min(sums[i], most);
+}
+
 /*
  * What was checked on its way in may be made up all the same, and then its sums may be out of
  * range: they stop there.  An error would be met by whoever adds the next honest rows.
@@ -303,6 +425,10 @@ limit_values(BqStatistics *statistics)
 		for (int j = 0; j < statistics->dim; j++)
 			values[j] = Max(least, Min(most, values[j]));
 	}
+	statistics->searches.count = Min(statistics->searches.count, MAX_SEARCHES);
+	limit_sums(statistics->searches.found_axes, MOST_FOUND(statistics->searches.count));
+	limit_sums(statistics->searches.found_rotated, MOST_FOUND(statistics->searches.count));
+	limit_sums(statistics->searches.squares, MOST_SQUARES(statistics->searches.count));
 }
 
 /* A row of the composite type, from outside: nothing about it is taken for granted. */
@@ -310,6 +436,7 @@ static BqStatistics
 read_statistics(HeapTupleHeader row)
 {
 	BqStatistics statistics = {0};
+	BqSearches *searches = &statistics.searches;
 	TupleDesc	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(row),
 												 HeapTupleHeaderGetTypMod(row));
 	HeapTupleData tuple;
@@ -338,7 +465,7 @@ read_statistics(HeapTupleHeader row)
 				 errmsg("count of bq_statistics must be between 0 and %lld, not %lld",
 						(long long) MAX_COUNT, (long long) statistics.count)));
 
-	for (int column = 1; column < N_COLUMNS; column++)
+	for (int column = 1; column < N_MOMENT_COLUMNS; column++)
 	{
 		ArrayType  *array = DatumGetArrayTypeP(columns[column]);
 		int			dim = ARR_NDIM(array) == 1 ? ARR_DIMS(array)[0] : 0;
@@ -364,6 +491,18 @@ read_statistics(HeapTupleHeader row)
 			memcpy(values, ARR_DATA_PTR(array), sizeof(double) * dim);
 		check_values(values, dim, column_moment[column], statistics.count);
 	}
+
+	searches->count = DatumGetInt64(columns[N_MOMENT_COLUMNS]);
+	if (searches->count < 0 || searches->count > Min(statistics.count, MAX_SEARCHES))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_EXCEPTION),
+				 errmsg("searches of bq_statistics must be between 0 and %lld, not %lld",
+						(long long) Min(statistics.count, MAX_SEARCHES),
+						(long long) searches->count)));
+	read_sums(columns[N_MOMENT_COLUMNS + 1], searches->found_axes, MOST_FOUND(searches->count));
+	read_sums(columns[N_MOMENT_COLUMNS + 2], searches->found_rotated,
+			  MOST_FOUND(searches->count));
+	read_sums(columns[N_MOMENT_COLUMNS + 3], searches->squares, MOST_SQUARES(searches->count));
 	return statistics;
 }
 
@@ -381,12 +520,13 @@ bq_merge(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
 	{
 		a = read_statistics(PG_GETARG_HEAPTUPLEHEADER(PG_ARGISNULL(0) ? 1 : 0));
-		return form_statistics(fcinfo, &a);
+		return bq_form_statistics(fcinfo, &a);
 	}
 	a = read_statistics(PG_GETARG_HEAPTUPLEHEADER(0));
 	b = read_statistics(PG_GETARG_HEAPTUPLEHEADER(1));
 	check_same_dim(a.dim, b.dim);
 	bq_moments_merge(&a.count, a.values, a.dim, b.count, b.values);
+	bq_searches_merge(&a.searches, &b.searches);
 	limit_values(&a);
-	return form_statistics(fcinfo, &a);
+	return bq_form_statistics(fcinfo, &a);
 }

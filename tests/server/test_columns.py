@@ -140,7 +140,7 @@ def test_made_up_statistics_stop_nobody(conn: Conn, writer: str, rng: np.random.
         SELECT bq_add_statistics('items', 'code', ROW(%s, array_fill(%s::float8, ARRAY[40]),
             array_fill(%s::float8, ARRAY[40]), array_fill(-%s::float8, ARRAY[40]),
             array_fill(%s::float8, ARRAY[40]), array_fill(-%s::float8, ARRAY[40]),
-            array_fill(%s::bigint, ARRAY[40]))::bq_statistics)"""
+            array_fill(%s::bigint, ARRAY[40]), 0, '{0,0}', '{0,0}', '{0,0}')::bq_statistics)"""
     for count, mean, square in ((2**62, 0, 0), (5, 1e308, 0), (5, 0, 1e308)):
         with pytest.raises(psycopg.errors.DataException, match="bq_statistics"), conn.transaction():
             conn.execute(forged, [count, mean, square, mean, square, square, count])

@@ -32,7 +32,7 @@ CREATE FUNCTION close(a bq_statistics, b bq_statistics) RETURNS boolean LANGUAGE
 		close(a.m2, b.m2) AND close(a.code_mean, b.code_mean) AND close(a.code_m2, b.code_m2) AND
 		close(a.comoment, b.comoment)
 $$;
-SELECT close(s, ROW(e.count, e.mean, e.m2, e.code_mean, e.code_m2, e.comoment, e.positive)::bq_statistics)
+SELECT close(s, ROW(e.count, e.mean, e.m2, e.code_mean, e.code_m2, e.comoment, e.positive, 0, '{0,0}', '{0,0}', '{0,0}')::bq_statistics)
 	AS as_expected
 FROM (SELECT bq_statistics(x) AS s FROM vectors) AS a, expected AS e;
 
@@ -51,20 +51,25 @@ RESET parallel_tuple_cost;
 RESET min_parallel_table_scan_size;
 RESET max_parallel_workers_per_gather;
 
+-- Searches: of a row in so many, and the state goes on after it was read
+SELECT (s).searches, (s).found_axes[1] BETWEEN 1 AND 640 AS axes, (s).found_rotated[1] BETWEEN 1 AND 640 AS rotated,
+	(s).squares[1] BETWEEN 1 AND 64000 AS squares FROM alone;
+SELECT id, (bq_statistics(x) OVER (ORDER BY id)).searches FROM vectors WHERE id <= 2100 ORDER BY id % 700, id DESC LIMIT 4;
+
 -- bq_merge: parts give the whole, in any order; null adds nothing
 SELECT close(bq_merge(a.s, b.s), alone.s) AS parts, close(bq_merge(b.s, a.s), alone.s) AS other_order,
 	bq_merge(alone.s, NULL) = alone.s AS left_only, bq_merge(NULL, alone.s) = alone.s AS right_only
 FROM (SELECT bq_statistics(x) AS s FROM vectors WHERE id % 3 = 0) AS a,
 	(SELECT bq_statistics(x) AS s FROM vectors WHERE id % 3 <> 0) AS b, alone;
 SELECT bq_merge(NULL, NULL) IS NULL AS nothing;
-SELECT bq_merge(s, ROW(0, '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}'))
+SELECT bq_merge(s, ROW(0, '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}', '{0,0,0,0,0}', 0, '{0,0}', '{0,0}', '{0,0}'))
 	= s AS empty_adds_nothing FROM alone;
 -- What is out of range for vectors, however many, is refused; what was made up and passed stays in range
 CREATE TEMP TABLE forged AS SELECT ROW(9007199254740992, '{3e38}', '{1e92}', '{-3e38}', '{1e92}', '{-1e92}',
-	'{9007199254740992}')::bq_statistics AS s;
+	'{9007199254740992}', 0, '{0,0}', '{0,0}', '{0,0}')::bq_statistics AS s;
 SELECT bq_merge(s, s), bq_merge(bq_merge(s, s), bq_statistics('{-1}'::real[])) FROM forged GROUP BY s;
-SELECT (bq_merge(bq_merge(ROW(n, '{3e38}', '{0}', '{3e38}', '{0}', '{0}', ARRAY[n])::bq_statistics,
-	ROW(n, '{-3e38}', '{0}', '{-3e38}', '{0}', '{0}', '{0}')::bq_statistics), NULL)).count FROM (VALUES (4503599627370496)) AS v(n);
+SELECT (bq_merge(bq_merge(ROW(n, '{3e38}', '{0}', '{3e38}', '{0}', '{0}', ARRAY[n], 0, '{0,0}', '{0,0}', '{0,0}')::bq_statistics,
+	ROW(n, '{-3e38}', '{0}', '{-3e38}', '{0}', '{0}', '{0}', 0, '{0,0}', '{0,0}', '{0,0}')::bq_statistics), NULL)).count FROM (VALUES (4503599627370496)) AS v(n);
 -- through text, as in a dump
 SELECT s::text::bq_statistics = s AS kept FROM alone;
 
@@ -93,20 +98,27 @@ SELECT statement, fails('SELECT ' || statement) FROM (VALUES
 	('bq_statistics(''{1,NULL}''::real[])'),
 	('bq_statistics(''{}''::real[])'),
 	('bq_merge((SELECT s FROM alone), (SELECT bq_statistics(''{1,2}''::real[])))'),
-	('bq_merge(ROW(1, NULL, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(NULL, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(-1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0,1}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{NULL}'', ''{0}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(1, ''{nan}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(1, ''{0}'', ''{-1}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{2}''), NULL)'),
-	('bq_merge(ROW(9007199254740993, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(4611686018427387904, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(1, ''{1e308}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{1e308}'', ''{0}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{-1e308}'', ''{0}''), NULL)'),
-	('bq_merge(ROW(1, ''{}'', ''{}'', ''{}'', ''{}'', ''{}'', ''{}''), NULL)'),
-	('bq_merge(ROW(1, ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}''), NULL)')) AS s(statement);
+	('bq_merge(ROW(1, NULL, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(NULL, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(-1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0,1}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{NULL}'', ''{0}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(1, ''{nan}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(1, ''{0}'', ''{-1}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{2}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(9007199254740993, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(4611686018427387904, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(1, ''{1e308}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{1e308}'', ''{0}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(1, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{-1e308}'', ''{0}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(1, ''{}'', ''{}'', ''{}'', ''{}'', ''{}'', ''{}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(1, ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}'', ''{{0}}'', 0, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(9, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 10, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(9, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', -1, ''{0,0}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(9, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 2, ''{0,21}'', ''{0,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(9, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 2, ''{0,0}'', ''{-1,0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(9, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 2, ''{0,0}'', ''{0,0}'', ''{201,0}''), NULL)'),
+	('bq_merge(ROW(9, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 2, ''{0,0}'', ''{0}'', ''{0,0}''), NULL)'),
+	('bq_merge(ROW(9, ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', ''{0}'', 2, ''{0,NULL}'', ''{0,0}'', ''{0,0}''), NULL)')) AS s(statement);
 DROP FUNCTION close(bq_statistics, bq_statistics), close(float8[], float8[]);
 DROP TABLE vectors, expected, alone, scaled;
