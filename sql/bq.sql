@@ -680,7 +680,12 @@ CREATE FUNCTION bq_index_info(index regclass,
 	OUT unused_bytes bigint, OUT total_bytes bigint, OUT build_rows bigint, OUT choice text, OUT hint text)
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
 COMMENT ON FUNCTION bq_index_info(regclass) IS
-	'what a bq index consists of; free_blocks: of no list, or of one before it was split; min_rows, median_rows, max_rows: per list; choice: of an index on vectors, why its transform; hint: when VACUUM or REINDEX would help';
+	'what a bq index consists of; free_blocks: of no list, or of one before it was split; min_rows, median_rows, max_rows: per list; choice: of an index on vectors, why its transform; hint: when VACUUM or REINDEX would help, also because the other choice would now be better for the rows';
+
+CREATE FUNCTION bq_index_statistics(index regclass) RETURNS bq_statistics
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION bq_index_statistics(regclass) IS
+	'statistics of the rows that a bq index on vectors chose its transform by, when it was built; null if it had too few, or was told';
 
 CREATE FUNCTION bq_recall(index regclass, sample integer DEFAULT 100, k integer DEFAULT 10)
 	RETURNS float8

@@ -381,19 +381,6 @@ count_workers(Relation heap, Relation index, IndexInfo *info)
 #endif
 }
 
-/* Of an index on vectors: that of its option, or what suits the rows. */
-static BqChoice
-choose_transform(BuildState *state)
-{
-	BqOptions  *options = (BqOptions *) state->index->rd_options;
-	BqChoice	choice = {0};
-
-	if (options == NULL || options->transform < 0)
-		return bq_choose_transform(state->heap, state->index, state->info, state->layout.dim);
-	choice.transform = options->transform;
-	return choice;
-}
-
 IndexBuildResult *
 bqbuild(Relation heap, Relation index, IndexInfo *info)
 {
@@ -433,7 +420,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	state->row_context = AllocSetContextCreate(context, "bq row", ALLOCSET_DEFAULT_SIZES);
 	if (bq_get_source(index) != NULL)
 	{
-		state->choice = choose_transform(state);
+		state->choice = bq_choose_transform(heap, index, info, dim);
 		state->layout.transform = state->choice.transform;
 		state->form = bq_begin_forming(index, dim, state->choice.transform);
 	}
@@ -452,6 +439,11 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	state->layout.transform = transform;
 
 	UnlockReleaseBuffer(bq_new_page(index, MAIN_FORKNUM, BQ_METAPAGE_BLKNO, BQ_PAGE_META));
+	if (state->choice.statistics != NULL)
+	{
+		state->layout.data_start += bq_count_statistics_pages(dim);
+		bq_write_statistics(index, state->choice.statistics);
+	}
 	bq_create_lists(index, MAIN_FORKNUM, &state->layout);
 	if (state->sampled)
 		nblocks = write_lists_twice(state);
@@ -461,9 +453,12 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_EXCLUSIVE);
 	bq_fill_metapage(BufferGetPage(buffer), &state->layout, nblocks, state->ntuples);
 	meta = BqPageGetMeta(BufferGetPage(buffer));
-	meta->choice_rows = state->choice.nrows;
-	meta->recall_axes = state->choice.recall_axes;
-	meta->recall_rotated = state->choice.recall_rotated;
+	meta->choice = state->choice.reason;
+	if (state->choice.statistics != NULL)
+	{
+		meta->sample_rows = (uint32) state->choice.statistics->count;
+		meta->searches = state->choice.statistics->searches;
+	}
 	MarkBufferDirty(buffer);
 	UnlockReleaseBuffer(buffer);
 	if (RelationNeedsWAL(index))

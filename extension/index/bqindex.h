@@ -4,7 +4,7 @@
  * An index is an inverted file over packed codes.  Its pages, in order:
  *
  *	metapage			block 0
- *	statistics pages	up to data_start; none so far
+ *	statistics pages	up to data_start; of an index on vectors, see bqsample.c
  *	data pages			two interleaved arrays, see below
  *
  * A *block* is 32 codes of one list.  Block number b owns entry b of the array of
@@ -38,6 +38,7 @@
 #include "bq.h"
 #include "core/bqencode.h"
 #include "core/bqlut.h"
+#include "core/bqsearch.h"
 
 #define BQ_MAGIC 0x62716978		/* "bqix" */
 #define BQ_VERSION 3			/* raised by every change of the format below */
@@ -136,6 +137,15 @@ typedef struct BqReach
 /* Deviations with which every code is read to its end. */
 #define BQ_NO_STOP 1000
 
+/* Why an index on vectors has its transform. */
+typedef enum BqChoiceReason
+{
+	BQ_CHOICE_FEW_ROWS,			/* to measure: a rotation cannot go far wrong */
+	BQ_CHOICE_MEASURED,
+	BQ_CHOICE_OPTION,			/* WITH (transform = N) */
+	BQ_CHOICE_COLUMN			/* bq_columns */
+} BqChoiceReason;
+
 /* A header that was never written has epoch 0, and so belongs to no list. */
 #define BQ_FIRST_GENERATION 1
 
@@ -170,12 +180,12 @@ typedef struct BqMetaPageData
 	 */
 	float		margins[BQ_MARGINS];
 
-	/* Of an index on vectors: what its transform was chosen by, see bqchoice.c, ... */
-	uint32		choice_rows;	/* rows of the sample, 0: nothing was measured */
-	float		recall_axes;	/* recall@10 of codes inside the sample */
-	float		recall_rotated;
-
 	BqModel		model;
+
+	/* Of an index on vectors: what its transform was chosen by when it was built */
+	uint32		choice;			/* BqChoiceReason */
+	uint32		sample_rows;	/* rows of the sample, 0: there are no statistics pages */
+	BqSearches	searches;		/* what was found in it */
 } BqMetaPageData;
 
 typedef BqMetaPageData *BqMetaPage;

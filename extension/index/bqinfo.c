@@ -16,6 +16,7 @@
 #include "type/bqvec.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 
 /* A number of lists this many times too small or too large is worth a REINDEX. */
@@ -90,19 +91,6 @@ advise(Relation index, const BqLayout *layout, double build_rows, int64 nrows, i
 	return NULL;
 }
 
-/* Why an index on vectors has its transform, in words; NULL: it is on codes. */
-static const char *
-tell_choice(Relation index, const BqMetaPageData *meta)
-{
-	if (bq_get_source(index) == NULL)
-		return NULL;
-	if (meta->choice_rows == 0)
-		return meta->transform == 0 ? "axes: not measured" : "rotation: not measured";
-	return psprintf("%s: of the ten nearest among %u rows, codes on the axes find %.3f, rotated %.3f",
-					meta->transform == 0 ? "axes" : "rotation", meta->choice_rows,
-					meta->recall_axes, meta->recall_rotated);
-}
-
 PG_FUNCTION_INFO_V1(bq_index_info);
 Datum
 bq_index_info(PG_FUNCTION_ARGS)
@@ -124,6 +112,8 @@ bq_index_info(PG_FUNCTION_ARGS)
 	uint32		half = layout.nlists / 2;
 	const char *choice;
 	const char *hint;
+	const char *drift;
+	BqCaller	caller;
 	TupleDesc	desc;
 	Datum		values[20];
 	bool		nulls[20] = {false};
@@ -139,6 +129,11 @@ bq_index_info(PG_FUNCTION_ARGS)
 	nunused = Max((int64) layout.nblocks - nblocks - ndirectory, 0);
 	hint = advise(index, &layout, meta.build_rows, nrows, nslots,
 				  (BlockNumber) (nunused * layout.nrows / BQ_ROWS_PER_PAGE), npages);
+	caller = bq_become_owner(heap);
+	drift = bq_tell_drift(heap, index, &meta);
+	bq_become_caller(&caller);
+	if (drift != NULL)
+		hint = hint == NULL ? drift : psprintf("%s; %s", hint, drift);
 
 	values[i++] = Int32GetDatum(BQ_VERSION);
 	values[i++] = Int32GetDatum(layout.dim);
@@ -161,7 +156,7 @@ bq_index_info(PG_FUNCTION_ARGS)
 								(npages > end ? (int64) (npages - end) * BLCKSZ : 0));
 	values[i++] = Int64GetDatum((int64) npages * BLCKSZ);
 	values[i++] = Int64GetDatum((int64) meta.build_rows);
-	choice = tell_choice(index, &meta);
+	choice = bq_tell_choice(index, &meta);
 	values[i] = choice != NULL ? CStringGetTextDatum(choice) : (Datum) 0;
 	nulls[i++] = choice == NULL;
 	values[i] = hint != NULL ? CStringGetTextDatum(hint) : (Datum) 0;
@@ -171,6 +166,29 @@ bq_index_info(PG_FUNCTION_ARGS)
 	relation_close(index, AccessShareLock);
 	table_close(heap, AccessShareLock);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+PG_FUNCTION_INFO_V1(bq_index_statistics);
+
+/* SQL: bq_index_statistics(index): of the sample that its transform was chosen by, or null. */
+Datum
+bq_index_statistics(PG_FUNCTION_ARGS)
+{
+	Relation	heap;
+	Relation	index = bq_open_index(PG_GETARG_OID(0), AccessShareLock, ACL_SELECT, &heap);
+	BqStatistics *statistics;
+
+	if (check_enable_rls(RelationGetRelid(heap), InvalidOid, true) == RLS_ENABLED)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("statistics of index \"%s\" are of rows that row security hides",
+						RelationGetRelationName(index))));
+	statistics = bq_read_statistics(index);
+	relation_close(index, AccessShareLock);
+	table_close(heap, AccessShareLock);
+	if (statistics == NULL)
+		PG_RETURN_NULL();
+	return bq_form_statistics(fcinfo, statistics);
 }
 
 /*

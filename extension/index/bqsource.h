@@ -3,6 +3,7 @@
 #define BQSOURCE_H
 
 #include "index/bqindex.h"
+#include "type/bqstatistics.h"
 
 /* Support function of operator classes on vectors: returns a BqSource. */
 #define BQ_SOURCE_PROC 1
@@ -50,16 +51,23 @@ extern BqFetch *bq_begin_fetching(Relation heap, Relation index, Snapshot snapsh
 extern bool bq_fetch_value(BqFetch *fetch, ItemPointer tid, Datum *value);
 extern void bq_end_fetching(BqFetch *fetch);
 
+/* bqsample.c */
+extern BqStatistics *bq_sample_rows(Relation heap, Relation index, struct IndexInfo *info, int dim);
+extern BlockNumber bq_count_statistics_pages(int dim);
+extern void bq_write_statistics(Relation index, const BqStatistics *statistics);
+extern BqStatistics *bq_read_statistics(Relation index);
+
 /* bqchoice.c */
 typedef struct BqChoice
 {
+	BqChoiceReason reason;
 	int			transform;
-	uint32		nrows;			/* of the sample; 0: nothing was measured */
-	float		recall_axes;	/* recall@10 of codes inside the sample, on the axes ... */
-	float		recall_rotated;	/* ... and rotated */
+	BqStatistics *statistics;	/* of the sample; NULL: there is none */
 } BqChoice;
 
 extern int	bq_transform_without_rows(Relation index);
 extern BqChoice bq_choose_transform(Relation heap, Relation index, struct IndexInfo *info, int dim);
+extern const char *bq_tell_choice(Relation index, const BqMetaPageData *meta);
+extern const char *bq_tell_drift(Relation heap, Relation index, const BqMetaPageData *meta);
 
 #endif							/* BQSOURCE_H */

@@ -41,6 +41,19 @@ bq_new_statistics(int dim)
 	return statistics;
 }
 
+/* Add a row to what is known of coordinates. */
+void
+bq_add_row(BqStatistics *statistics, const float4 *x)
+{
+	float4		norm;
+
+	bq_check_status(bq_encode(x, statistics->dim, BQ_CUT_RMS, NULL, NULL, statistics->planes,
+							  &norm));
+	bq_decode(statistics->planes, statistics->dim, norm, NULL, statistics->decoded);
+	bq_moments_add(&statistics->count, statistics->values, statistics->dim, x,
+				   statistics->decoded);
+}
+
 /* Search the window as far as it has come, if it has rows enough; adds to `searches`. */
 static void
 search_window(BqStatistics *statistics, float *rows, BqSearches *searches)
@@ -154,17 +167,15 @@ accumulate(FunctionCallInfo fcinfo, bool normalize)
 		MemoryContextSwitchTo(context);
 	}
 	check_same_dim(state->dim, dim);
-	bq_check_status(bq_encode(x, dim, BQ_CUT_RMS, NULL, NULL, state->planes, &norm));
-	if (normalize && norm > 0)
+	if (normalize)
 	{
+		bq_check_status(bq_encode(x, dim, BQ_CUT_RMS, NULL, NULL, state->planes, &norm));
 		/* in float4, as pybq does; a zero vector stays */
 		for (int j = 0; j < dim; j++)
-			state->scaled[j] = x[j] / norm;
+			state->scaled[j] = norm > 0 ? x[j] / norm : 0;
 		x = state->scaled;
-		bq_check_status(bq_encode(x, dim, BQ_CUT_RMS, NULL, NULL, state->planes, &norm));
 	}
-	bq_decode(state->planes, dim, norm, NULL, state->decoded);
-	bq_moments_add(&state->count, state->values, dim, x, state->decoded);
+	bq_add_row(state, x);
 	add_to_window(state, x);
 
 	PG_FREE_IF_COPY(array, 1);
@@ -429,6 +440,38 @@ limit_values(BqStatistics *statistics)
 	limit_sums(statistics->searches.found_axes, MOST_FOUND(statistics->searches.count));
 	limit_sums(statistics->searches.found_rotated, MOST_FOUND(statistics->searches.count));
 	limit_sums(statistics->searches.squares, MOST_SQUARES(statistics->searches.count));
+}
+
+static bool
+are_possible_sums(const int64 *sums, int64 most)
+{
+	for (int i = 0; i < BQ_SEARCH_ORDERS; i++)
+		if (sums[i] < 0 || sums[i] > most)
+			return false;
+	return true;
+}
+
+/* Can there be vectors of these statistics? */
+bool
+bq_statistics_are_possible(const BqStatistics *statistics)
+{
+	const BqSearches *searches = &statistics->searches;
+
+	for (int moment = 0; moment < BQ_MOMENTS; moment++)
+	{
+		const double *values = statistics->values + (size_t) moment * statistics->dim;
+		double		least;
+		double		most;
+
+		value_range(moment, statistics->count, &least, &most);
+		for (int j = 0; j < statistics->dim; j++)
+			if (!(values[j] >= least && values[j] <= most))
+				return false;
+	}
+	return searches->count >= 0 && searches->count <= statistics->count &&
+		are_possible_sums(searches->found_axes, MOST_FOUND(searches->count)) &&
+		are_possible_sums(searches->found_rotated, MOST_FOUND(searches->count)) &&
+		are_possible_sums(searches->squares, MOST_SQUARES(searches->count));
 }
 
 /* A row of the composite type, from outside: nothing about it is taken for granted. */

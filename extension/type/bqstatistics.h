@@ -26,6 +26,8 @@ typedef struct BqStatistics
 #define VALUES_NBYTES(dim) (sizeof(double) * BQ_MOMENTS * (size_t) (dim))
 
 extern BqStatistics *bq_new_statistics(int dim);
+extern void bq_add_row(BqStatistics *statistics, const float4 *x);
+extern bool bq_statistics_are_possible(const BqStatistics *statistics);
 extern Datum bq_form_statistics(FunctionCallInfo fcinfo, BqStatistics *statistics);
 
 #endif							/* BQSTATISTICS_H */
