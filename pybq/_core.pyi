@@ -112,4 +112,4 @@ def window_start(row: int, dim: int) -> int:
     """First row of the window that a row of a stream lies in, or of the next one."""
 
 def search_window(x: NDArray[np.float32], searches: NDArray[np.int64]) -> None:
-    """Search a window of finite rows, which are scaled in place; adds to BqSearches of bqsearch.h."""
+    """Search a window of finite rows, scaling them in place; adds to BqSearches of bqsearch.h."""

@@ -201,7 +201,7 @@ class Statistics:
 
     def _searched(self) -> NDArray[np.int64]:
         """Sums of all searches, also in a window that is not full if it has rows enough."""
-        searches = self._searches.copy()
+        searches: NDArray[np.int64] = self._searches.copy()
         if sum(map(len, self._window)) >= _core.WINDOW_MIN_ROWS:
             _core.search_window(np.concatenate(self._window), searches)
         return searches
@@ -311,17 +311,17 @@ class Statistics:
     @property
     def found_axes(self) -> NDArray[np.int64]:
         """Neighbours found by codes on the axes: by distance, by inner product; shape (2,)."""
-        return self._searched()[_FOUND_AXES]
+        return self._sums(_FOUND_AXES)
 
     @property
     def found_rotated(self) -> NDArray[np.int64]:
         """The same of codes after rotation, shape (2,)."""
-        return self._searched()[_FOUND_ROTATED]
+        return self._sums(_FOUND_ROTATED)
 
     @property
     def squares(self) -> NDArray[np.int64]:
         """Sum over searches of (found rotated - found on the axes)^2, shape (2,)."""
-        return self._searched()[_SQUARES]
+        return self._sums(_SQUARES)
 
     # -- what follows from it -----------------------------------------------------------
 
@@ -363,6 +363,10 @@ class Statistics:
         view: NDArray[np.float64] = self._values[row]
         view.flags.writeable = False
         return view
+
+    def _sums(self, part: slice) -> NDArray[np.int64]:
+        sums: NDArray[np.int64] = self._searched()[part]
+        return sums
 
     def _average(self, row: int) -> NDArray[np.float64]:
         average: NDArray[np.float64] = self._values[row] / max(self._count, 1)

@@ -202,7 +202,7 @@ async def _read_codes(db: Database, layout: Layout) -> tuple[Any, ...]:
     if row is None:
         raise _gone(layout)
     transform, decided, f_axis, f_rotate, reason, decided_count, decided_at, following = row[:8]
-    now, then = _make_statistics(layout, row[8:15]), _make_statistics(layout, row[15:])
+    now, then = _make_statistics(layout, row[8:19]), _make_statistics(layout, row[19:])
     drift = None
     if decided:
         drift = await db.compute(compare, transform, then if then.count else None, now)

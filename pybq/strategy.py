@@ -279,21 +279,17 @@ def searched(statistics: Statistics, metric: Metric = "cosine") -> Probe | None:
     return _as_probe(statistics, statistics.searches, *found, statistics.squares[order])
 
 
-def searched_since(
-    now: Statistics, then: Statistics, metric: Metric = "cosine"
-) -> Probe | None:
+def searched_since(now: Statistics, then: Statistics, metric: Metric = "cosine") -> Probe | None:
     """What searches found in the vectors that were added to `then`; None if there were none."""
     _check_metric(metric)
     order = 1 if metric == "inner_product" else 0
-    sums = [
-        part(now) - part(then)
-        for part in (
-            lambda s: s.searches,
-            lambda s: s.found_axes[order],
-            lambda s: s.found_rotated[order],
-            lambda s: s.squares[order],
-        )
-    ]
+    sums = (
+        now.searches - then.searches,
+        now.found_axes[order] - then.found_axes[order],
+        now.found_rotated[order] - then.found_rotated[order],
+        now.squares[order] - then.squares[order],
+    )
+    # statistics may have been made up, or then may not be part of now
     return _as_probe(now, *sums) if min(sums) >= 0 else None
 
 

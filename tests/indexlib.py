@@ -402,7 +402,13 @@ class Places:
         "free_head": 36,
         "nfree": 40,
     }
-    META_FIELDS |= {"capacity": 44, "segment": 48, "nprobes": 184, "product_nprobes": 216, "choice": 284}
+    META_FIELDS |= {
+        "capacity": 44,
+        "segment": 48,
+        "nprobes": 184,
+        "product_nprobes": 216,
+        "choice": 284,
+    }
 
     def __init__(self, dim: int, lists: int) -> None:
         self.nrows = (dim + 1) // 2

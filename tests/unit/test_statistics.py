@@ -107,7 +107,9 @@ def test_merging_many_parts_of_large_mean_and_tiny_spread(rng):
     for part in x:
         mean = part.mean(axis=0)
         m2 = ((part - mean) ** 2).sum(axis=0)
-        merged.merge(Statistics.from_row((1000, mean, m2, mean, m2, m2, [1000, 1000], *NO_SEARCHES)))
+        merged.merge(
+            Statistics.from_row((1000, mean, m2, mean, m2, m2, [1000, 1000], *NO_SEARCHES))
+        )
     deviations = (x - 1e6).reshape(-1, 2)
     exact = ((deviations - deviations.mean(axis=0)) ** 2).sum(axis=0)
     assert merged.count == 1_000_000
@@ -337,7 +339,9 @@ def test_few_rows_are_not_searched(rng):
 def test_searches_are_merged_by_adding(rng):
     x = rng.standard_normal((3000, 16)).astype(np.float32)
     left, right = collected(x[:1200]), collected(x[1200:])
-    sums = [np.add(a, b).tolist() for a, b in zip(left.to_row()[7:], right.to_row()[7:])]
+    sums = [
+        np.add(a, b).tolist() for a, b in zip(left.to_row()[7:], right.to_row()[7:], strict=True)
+    ]
     left.merge(right)
     assert [left.to_row()[7], *left.to_row()[8:]] == sums
     assert left.searches == 128

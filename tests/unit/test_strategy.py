@@ -378,7 +378,7 @@ def test_dependence_between_coordinates_is_seen(rng, make_rows, rotate):
 
 
 def test_searches_are_by_the_metric(rng):
-    """Norms that vary along a large offset: by inner product the axes find more, as a probe says."""
+    """Norms that vary along a large offset: each metric finds what a probe says."""
     x = rng.standard_normal((4000, 256)) + np.where(np.arange(256) < 3, 20, 0)
     statistics = collected(x.astype(np.float32))
     product, distance = (searched(statistics, metric) for metric in ("inner_product", "l2"))
