@@ -9,12 +9,15 @@ Families of pictures are added where scikit-image is installed. Each line is one
 
     CV H          CV(sigma) and mean sign entropy
     F pred, meas  fidelity: from diagonal statistics, and the mean correlation within a query
+    windows       what searches found while the statistics were collected: rotated less axes, and
+                  the standard error of that
     recall@10     from codes alone, and the standard error of the difference
     cost          recall lost by the choice against the better of the two
 
 The last table compares the rule of pybq.strategy with simpler ones.
 
-Found with it (4,000 rows, 500 queries, seeds 0 and 3, cosine, l2 and inner product):
+RESULTS
+Of coordinates alone (before there were searches):
 
 - A margin of 0.02 in favour of the axes costs up to 0.08 recall on Gaussian data that is only a
   little uneven (log-normal 0.15) or correlated in blocks. Where the formula sees a tie, rotation
@@ -24,11 +27,11 @@ Found with it (4,000 rows, 500 queries, seeds 0 and 3, cosine, l2 and inner prod
 - A common offset makes the axes better, by up to 0.09 on independent coordinates; the mean term of
   pybq.strategy predicts it. In real data of large mean (pixels, HOG) correlation outweighs it: the
   rule believes the mean only where coordinates look Gaussian otherwise.
-- The rule fails where the nearest neighbours differ from each other in another way than rows in
+- It fails where the nearest neighbours differ from each other in another way than rows in
   general do: tight clusters around corners of a cube or around sparse centres (0.02 to 0.09),
-  latent factors with an offset of several sigma (up to 0.05). `pybq.strategy.probe` sees these.
+  latent factors with an offset of several sigma (up to 0.05). Searches and `probe` see these.
 - The formula is for vectors of one norm. Inner product of vectors whose norms vary along a large
-  offset is not that ("3 offsets of 20": 0.39 lost); the probe sees it.
+  offset is not that ("3 offsets of 20": 0.39 lost); searches see it.
 - Data of four directions or fewer lose 0.01 to 0.02 by rotation, by a Haar-random one as well
   (low rank 4; two blocks of 0.5 x 32).
 """
@@ -47,7 +50,7 @@ from numpy.typing import NDArray
 
 import pybq
 from pybq.statistics import Statistics
-from pybq.strategy import Decision, choose, probe
+from pybq.strategy import Decision, choose, probe, searched
 
 Array = NDArray[np.float64]
 Family = Callable[[np.random.Generator, int, int], Array]
@@ -242,6 +245,9 @@ def picture_families() -> None:
     FAMILIES["HOG of patches, 324"] = lambda rng, n, dim: np.stack(
         [hog(patch, 9, (8, 8), (2, 2)) for patch in patches(rng, n, 32)]
     )
+    FAMILIES["HOG of patches, 900"] = lambda rng, n, dim: np.stack(
+        [hog(patch, 9, (8, 8), (2, 2)) for patch in patches(rng, n, 48)]
+    )
     FAMILIES["pixels of patches, 256"] = lambda rng, n, dim: np.stack(
         [patch.ravel() for patch in patches(rng, n, 16)]
     )
@@ -313,9 +319,11 @@ def main() -> None:
 
     print(
         f"{'set':25} {'dim':>4}  CV   H   | F axis pred meas | F rot  pred meas |"
-        " recall@10 axis  rot   +-  | choice cost"
+        " windows  +-  | recall@10 axis  rot   +-  | choice cost"
     )
-    losses: dict[str, list[float]] = {name: [] for name in ("with a probe", *RULES)}
+    losses: dict[str, list[float]] = {
+        name: [] for name in ("with a probe", "coordinates alone", *RULES)
+    }
     for name, make in FAMILIES.items():
         if args.only not in name:
             continue
@@ -331,19 +339,26 @@ def main() -> None:
 
             statistics = Statistics(base.shape[1], normalize=args.metric == "cosine")
             statistics.update(base)
-            d = choose(statistics)
+            d = choose(statistics, metric=args.metric)
+            alone = Statistics(base.shape[1], args.metric == "cosine", search=False)
+            alone.update(base)
+            found = searched(statistics, args.metric)
+            assert found is not None
             f_axis, axis = measure(base, queries, args.metric, 0)
             f_rotate, rotated = measure(base, queries, args.metric, 1)
             error = (rotated - axis).std() / math.sqrt(len(axis))
             best = max(axis.mean(), rotated.mean())
             for rule, rotates in RULES.items():
                 losses[rule].append(best - (rotated if rotates(d) else axis).mean())
-            probed = choose(statistics, probe(base, metric=args.metric))
+            rotates_alone = choose(alone).rotate
+            losses["coordinates alone"].append(best - (rotated if rotates_alone else axis).mean())
+            probed = choose(statistics, probe(base, metric=args.metric), metric=args.metric)
             losses["with a probe"].append(best - (rotated if probed.rotate else axis).mean())
             cost = losses["pybq.strategy"][-1]
             print(
                 f"{name:25} {base.shape[1]:4} {d.cv_sigma:4.2f} {d.sign_entropy:4.2f} |"
                 f"        {d.f_axis:.3f} {f_axis:.3f}|        {d.f_rotate:.3f} {f_rotate:.3f}|"
+                f"  {found.recall_rotate - found.recall_axis:+.3f} {found.error:.3f}|"
                 f"           {axis.mean():.3f} {rotated.mean():.3f} {error:.3f}|"
                 f" {'rotate' if d.rotate else 'axis  '} {cost:.3f}"
                 f"{' *' if cost > 0.01 + 2 * error else ''}",

@@ -96,10 +96,14 @@ def compare(
         overruled = choose(then, metric=metric).rotate != rotated
         better = differs and not overruled
         found = _weigh(then, now, metric)
-        if found is not None and (found.decisive or better):
-            better = found.decisive and (found.recall_rotate > found.recall_axis) != rotated
-            if better:
+        if found is not None:
+            gain = found.recall_rotate - found.recall_axis
+            against = (gain > 0) != rotated
+            if found.decisive:
+                better = against
                 decision = choose(now, found, metric=metric)
+            elif abs(gain) > found.error and not against:
+                better = False
         mean_shift, spread_shift = _shifts(then, now)
         moved = (
             f"since the decision, means have moved by {mean_shift:.2f} and spreads by "

@@ -525,7 +525,19 @@ def test_tables_of_pgvector_alone_are_told_of_and_measured(
     assert (codes["live_rows"], codes["metric"], graph["method"]) == (ROWS, "l2", "hnsw")
     output = run("status", "notes")[1]
     assert "index codes: bq, l2" in output and f"{ROWS} rows in 1 list" in output
+    assert codes["choice"].startswith("rotation: of the ten nearest among ")
+    assert codes["choice"] in output
     assert "codes" in run("recall", "notes", "--sample", 3)[1]
+    advice = ask("advise", "notes")
+    assert (advice["dim"], advice["count"], advice["rotate"]) == (DIM, ROWS, True)
+    assert advice["table"]["reason"] == codes["choice"]
+    assert f"The index codes was built on {codes['choice']}." in run("advise", "notes")[1]
+    conn.execute("ALTER INDEX codes SET (transform = 0)")
+    conn.execute("REINDEX INDEX codes")
+    conn.commit()
+    assert ask("advise", "notes", expected=1)["error"] == (
+        "no index of bq on notes has statistics of its rows"
+    )
 
 
 def test_a_column_named_distance_does_not_hide_the_distance(

@@ -34,9 +34,6 @@ import pybq
 from pybq.statistics import Statistics
 from pybq.strategy import searched
 
-Conn = psycopg.Connection[Any]
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
-
 each_column = pytest.mark.parametrize("column", VECTOR_COLUMNS, ids=lambda column: column.opclass)
 each_metric = pytest.mark.parametrize("column", VECTOR_COLUMNS[:3], ids=lambda c: c.opclass)
 
