@@ -9,13 +9,13 @@
 #define K BQ_SEARCH_NEIGHBOURS
 
 /* Of a window: rows, searches, and rows that each compares by code, the truly nearest. */
-#define WINDOW_ROWS 2048
+#define WINDOW_ROWS 1024
 #define WINDOW_NBYTES (8 << 20)
 #define WINDOW_SEARCHES 64
 #define WINDOW_CANDIDATES 96
 
 /* Rows from the start of a window to that of the next. */
-#define WINDOW_DISTANCE 65536
+#define WINDOW_DISTANCE 32768
 
 int
 bq_window_rows(int dim)

@@ -38,7 +38,7 @@ typedef struct BqSearches
 /* A window that ends early, with its stream, is searched if it has so many rows. */
 #define BQ_WINDOW_MIN_ROWS 100
 
-/* Rows of a window: 2,048, or as many as have 8 MB. */
+/* Rows of a window: 1,024, or as many as have 8 MB. */
 extern int	bq_window_rows(int dim);
 
 /* First row of the window that row number `row` of a stream lies in, or of the next one. */
