@@ -407,10 +407,12 @@ class Places:
         "segment": 48,
         "nprobes": 184,
         "product_nprobes": 216,
-        "choice": 284,
+        "choice": 316,
     }
 
-    def __init__(self, dim: int, lists: int) -> None:
+    def __init__(self, dim: int, lists: int, statistics: bool = False) -> None:
+        """With the `statistics` of a sample, as an index on vectors may have them."""
+        self.data_start = 1 + (-(-6 * 8 * dim // 8160) if statistics else 0)
         self.nrows = (dim + 1) // 2
         self.capacity = -(-(lists + lists // 4) // 32) * 32
         self.entry_rows = -(-self.capacity // 170) * 510
@@ -419,7 +421,7 @@ class Places:
 
     def row(self, row: int) -> tuple[int, int]:
         c = row // 510
-        page = 1 + c + 1 + ((c + 1) * 510 - 1) // (20 * self.nrows)
+        page = self.data_start + c + 1 + ((c + 1) * 510 - 1) // (20 * self.nrows)
         return page, 24 + row % 510 * 16
 
     def meta(self, field: str) -> tuple[int, int]:
@@ -434,7 +436,7 @@ class Places:
 
     def header(self, field: str) -> tuple[int, int]:
         m, place = divmod(self.first_block, 20)
-        page = 1 + m + m * 20 * self.nrows // 510
+        page = self.data_start + m + m * 20 * self.nrows // 510
         return page, 24 + place * 408 + self.HEADER[field]
 
     def code(self) -> tuple[int, int]:

@@ -672,7 +672,7 @@ def test_check_finds_what_is_missing(
     own_server: pybq.Server, rng: np.random.Generator, column: Column
 ) -> None:
     """A row that vanished from the index, or differs, is found by comparison with the table."""
-    place = Places(DIM, 1)
+    place = Places(DIM, 1, statistics=column != CODES)
     page, tids = place.header("tid")
     inverses = tids + 32 * 6
     norms = inverses + 32 * 2
@@ -706,7 +706,7 @@ def test_check_finds_zero_vectors(own_server: pybq.Server, rng: np.random.Genera
         conn.execute(f"CREATE INDEX {column.index} ON items USING bq ({column.key})")
         conn.execute("UPDATE items SET embedding = %s WHERE id = 3", (str([0] * DIM),))
         check(conn, column.index)
-    page, tids = Places(DIM, 1).header("tid")
+    page, tids = Places(DIM, 1, statistics=True).header("tid")
     # the row was at (0,4), and is now at (0,11)
     damage(own_server, (column.index, page, tids + 3 * 6, b"\0\0\0\0\x0b\0"))
     with connect(own_server.dsn) as conn:
