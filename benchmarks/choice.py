@@ -16,8 +16,9 @@ Families of pictures are added where scikit-image is installed. Each line is one
 
 The last table compares the rule of pybq.strategy with simpler ones.
 
-Recall lost on these sets by what is chosen from the statistics of 4,000 rows (of all families, 64 to
-1,024 dimensions for cosine, 64 and 256 for l2, each set in three orders; standard error of each .01):
+Recall lost on these sets by what is chosen from the statistics of 4,000 rows (all families, 64 to
+1,024 dimensions for cosine, 64 and 256 for l2, each set in three orders; standard error of each
+.01):
 
     cosine, 405 choices    lost > .01  > .02  > .03   sum   worst
     coordinates alone              39     18     12   1.25   .100
@@ -29,10 +30,10 @@ Recall lost on these sets by what is chosen from the statistics of 4,000 rows (o
 - Image gradients (HOG) and corners of 256 dimensions are chosen right now. What is left is chance, as 64
   searches have a standard error of .02, and neighbours that are much nearer in 4,000 rows than in the
   1,024 of a window: corners of 64 dimensions.
-- Windows of 512 rows cost less and mislead for clusters of a hundredth of the rows (corners, by .1);
-  2,048 rows are a third slower for all of `Statistics.update`, and lose as much.
-- Correlations of estimate and truth among the nearest rows of a sample, in place of what is found, did
-  no better than found rows with as many pairs, and are harder to explain.
+- Windows of 512 rows cost less and mislead for clusters of a hundredth of the rows (corners, by
+  .1); with 2,048 rows `Statistics.update` takes a third longer, and as much is lost.
+- Correlations of estimate and truth among the nearest rows of a sample, in place of what is found,
+  did no better than found rows with as many pairs, and are harder to explain.
 - Half a standard error as the threshold loses .60 (cosine); none .72, one .79.
 
 Of coordinates alone (before there were searches):

@@ -37,6 +37,7 @@ from pybq.schema import TableOptions, name_table
 from pybq.search import RERANK
 from pybq.sources import Source, load_numpy, open_source
 from pybq.statistics import Statistics
+from pybq.status import Status
 from pybq.strategy import Decision, choose, probe
 from pybq.table import Metric, Table
 from pybq.vectors import Comparison, compare_indexes, find_column, find_indexes
@@ -379,9 +380,10 @@ def advise(
         assert table is not None
         with _connect(dsn) as conn:
             opened = _open(conn, table, schema, vectors)
-            statistics = _stored_statistics(opened)
+            now = opened.status()
+            statistics = _index_statistics(conn, now) or _stored_statistics(opened)
             decision = choose(statistics, metric=opened.metric)
-            decided = dataclasses.asdict(opened.status())
+            decided = dataclasses.asdict(now)
     if picture is not None:
         from pybq.picture import draw_advice
 
@@ -786,6 +788,17 @@ def _open_for(
         options["columns"] = {column: source.column_types[column] for column in wanted}
         options["id_type"] = source.id_type
     return Table(conn, name, source.dim, metric, schema=schema, column=vectors, **options)
+
+
+def _index_statistics(conn: psycopg.Connection[Any], status: Status) -> Statistics | None:
+    """What an index on vectors chose its transform by, of a table without codes."""
+    for index in status.indexes if not status.codes else []:
+        if index.method == "bq" and index.transform is not None:
+            query = "SELECT (bq_index_statistics(%s::oid::regclass)).*"
+            row = conn.execute(query, [index.oid]).fetchone()
+            if row is not None and row[0] is not None:
+                return Statistics.from_row(row, status.metric == "cosine")
+    return None
 
 
 def _stored_statistics(table: Table) -> Statistics:

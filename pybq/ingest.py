@@ -23,6 +23,7 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import Format
 from psycopg.types.json import Json, Jsonb
 
+from pybq import _core
 from pybq._copy import HEADER, TRAILER, encode_rows, to_half
 from pybq.arrays import by_place, fill_mask
 from pybq.database import Database
@@ -266,7 +267,7 @@ def _choose(
     rows = sample()
     statistics.update(rows)
     measured = probe(rows, metric=layout.metric) if len(rows) >= MIN_ROWS else None
-    return choose(statistics, measured), statistics
+    return choose(statistics, measured, metric=layout.metric), statistics
 
 
 def finite(value: float) -> float | None:
@@ -339,7 +340,10 @@ class ChunkEncoder:
         COPY order: the columns of `values`, the vector if it is kept, the code if there is one.
         """
         stored, exact = stored_vectors(vectors, self.store, start, ids)
-        statistics = Statistics(vectors.shape[1], self.normalize)
+        # one chunk in so many rows: each would begin with a window of its own
+        window = _core.window_start(start, vectors.shape[1])
+        search = start <= window < start + len(vectors)
+        statistics = Statistics(vectors.shape[1], self.normalize, search)
         made = [] if self.store is None else [(self.store, stored)]
         if self.quantizer is not None:
             try:

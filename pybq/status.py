@@ -205,7 +205,9 @@ async def _read_codes(db: Database, layout: Layout) -> tuple[Any, ...]:
     now, then = _make_statistics(layout, row[8:19]), _make_statistics(layout, row[19:])
     drift = None
     if decided:
-        drift = await db.compute(compare, transform, then if then.count else None, now)
+        drift = await db.compute(
+            compare, transform, then if then.count else None, now, layout.metric
+        )
     known = transform if decided else None
     calibrations = await read_calibrations(db, layout, transform)
     return (
