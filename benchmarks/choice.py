@@ -27,9 +27,9 @@ Recall lost on these sets by what is chosen from the statistics of 4,000 rows (a
     coordinates alone              30     15     12    .97   .086
     with searches                  21      8      7    .57   .052
 
-- Image gradients (HOG) and corners of 256 dimensions are chosen right now. What is left is chance, as 64
-  searches have a standard error of .02, and neighbours that are much nearer in 4,000 rows than in the
-  1,024 of a window: corners of 64 dimensions.
+- Image gradients (HOG) and corners of 256 dimensions are chosen right now. What is left is chance,
+  as 64 searches have a standard error of .02, and neighbours that are much nearer in 4,000 rows
+  than in the 1,024 of a window: corners of 64 dimensions.
 - Windows of 512 rows cost less and mislead for clusters of a hundredth of the rows (corners, by
   .1); with 2,048 rows `Statistics.update` takes a third longer, and as much is lost.
 - Correlations of estimate and truth among the nearest rows of a sample, in place of what is found,
