@@ -81,22 +81,22 @@ check_pages(BqCheck *state)
 
 /* Statistics, of which there are some on all their pages or none at all. */
 static void
-check_statistics(CheckState *state)
+check_statistics(BqCheck *state)
 {
 	BqMetaPageData meta = bq_read_metapage(state->index);
 	BlockNumber npages = meta.sample_rows > 0 ? bq_count_statistics_pages(state->layout.dim) : 0;
 	BqStatistics *statistics;
 
 	if (meta.choice > BQ_CHOICE_COLUMN)
-		damaged(state, "metapage has transform %d for reason %u", meta.transform, meta.choice);
+		bq_damaged(state, "metapage has transform %d for reason %u", meta.transform, meta.choice);
 	if (meta.data_start != BQ_METAPAGE_BLKNO + 1 + npages)
-		damaged(state, "data begin on page %u after %u pages of statistics", meta.data_start,
+		bq_damaged(state, "data begin on page %u after %u pages of statistics", meta.data_start,
 				npages);
 	if (npages == 0)
 		return;
 	statistics = bq_read_statistics(state->index);
 	if (!bq_statistics_are_possible(statistics))
-		damaged(state, "no %u rows have the statistics of its sample", meta.sample_rows);
+		bq_damaged(state, "no %u rows have the statistics of its sample", meta.sample_rows);
 }
 
 static void
