@@ -835,7 +835,7 @@ def test_damaged_statistics_are_found(own_server: pybq.Server, rng: np.random.Ge
         with connect(own_server.dsn) as conn:
             conn.execute("REINDEX INDEX items_embedding")
             check(conn, "items_embedding")
-        damage(own_server, "items_embedding", blkno, offset, data)
+        damage(own_server, ("items_embedding", blkno, offset, data))
         with connect(own_server.dsn) as conn:
             with pytest.raises(psycopg.errors.IndexCorrupted, match=message):
                 check(conn, "items_embedding")
