@@ -123,6 +123,7 @@ bq_wanted_reach(Relation index, const BqLayout *layout, int strategy)
 	{
 		reach.nprobes = layout->nlists;
 		reach.slack = full_slack(layout);
+		reach.deviations = BQ_NO_STOP;
 	}
 	/* settings beat options */
 	if (options != NULL && options->probes > 0 && bq_recall_wanted == 0)

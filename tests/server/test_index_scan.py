@@ -581,6 +581,34 @@ def test_each_query_reads_the_lists_that_it_needs(conn: Conn, rng: np.random.Gen
     assert 8 < np.mean(counts) < 18, np.mean(counts)
 
 
+def test_a_recall_of_one_reads_blocks_to_their_end(conn: Conn, rng: np.random.Generator) -> None:
+    """Also where the lists are fewer: of those, all rows."""
+    if conn.info.server_version < 180000:
+        pytest.skip("hooks of EXPLAIN came with PostgreSQL 18")
+    centres = rng.standard_normal((30, 768))
+    vectors = np.repeat(centres, 100, axis=0) + 0.3 * rng.standard_normal((3000, 768))
+    vectors = vectors.astype(np.float32)
+    create(conn, vectors, nulls=0)
+    conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 30)")
+    conn.execute("SET enable_seqscan = off; SET enable_sort = off; SET bq.probes = 25")
+
+    def codes_compared(recall: float) -> int:
+        conn.execute(f"SET bq.recall = {recall}")
+        (plan,) = (
+            conn.execute(
+                "EXPLAIN (ANALYZE, FORMAT JSON) SELECT id FROM items ORDER BY code <#> %s LIMIT 1",
+                (operand("<#>", vectors[7]),),
+            ).fetchone()
+            or ()
+        )
+        scan = plan[0]["Plan"]["Plans"][0]
+        assert scan["Lists Read"] == 25
+        return int(scan["Codes Compared"])
+
+    assert codes_compared(0.8) < 1500
+    assert codes_compared(1) > 2000
+
+
 # -- interrupts and memory -------------------------------------------------------------------
 
 
