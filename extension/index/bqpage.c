@@ -63,19 +63,27 @@ bq_check_page(Relation index, Buffer buffer, BqPageKind kind)
 #endif
 
 /*
+ * What this backend knows of the length of the index is nearly always enough.  That is a
+ * field of the storage manager which others use in recovery only, as files grow: as a lower
+ * bound it holds, and asking the file system would be a call for each page.
+ */
+static bool
+page_exists(Relation index, BlockNumber blkno)
+{
+	BlockNumber known = RelationGetSmgr(index)->smgr_cached_nblocks[MAIN_FORKNUM];
+
+	return (known != InvalidBlockNumber && blkno < known) ||
+		blkno < RelationGetNumberOfBlocks(index);
+}
+
+/*
  * A damaged list may lead anywhere: say so before the storage manager does, and before
- * InvalidBlockNumber makes a new page.  What this backend knows of the length of the
- * index is nearly always enough.  That is a field of the storage manager which others
- * use in recovery only, as files grow: as a lower bound it holds, and asking the file
- * system would be a call for each page.
+ * InvalidBlockNumber makes a new page.
  */
 static void
 check_exists(Relation index, BlockNumber blkno)
 {
-	BlockNumber known = RelationGetSmgr(index)->smgr_cached_nblocks[MAIN_FORKNUM];
-
-	if ((known == InvalidBlockNumber || blkno >= known) &&
-		blkno >= RelationGetNumberOfBlocks(index))
+	if (!page_exists(index, blkno))
 		bq_report_damage(index, blkno, "page does not exist");
 }
 
@@ -150,8 +158,12 @@ bq_prefetch(Relation index, BlockNumber blkno, size_t offset)
 		return false;
 	if (buffer == InvalidBuffer || (cache->nlost > 0 && was_lost(cache, blkno, buffer)))
 	{
-		PrefetchBufferResult result = PrefetchBuffer(index, MAIN_FORKNUM, blkno);
+		PrefetchBufferResult result;
 
+		/* a guess may lead beyond the end, where the next file of the index is not there yet */
+		if (!page_exists(index, blkno))
+			return false;
+		result = PrefetchBuffer(index, MAIN_FORKNUM, blkno);
 		if (result.recent_buffer > 0)
 			cache->recent[blkno] = result.recent_buffer;
 		return result.initiated_io;

@@ -667,6 +667,30 @@ def test_pages_that_do_not_exist_are_damage(
                 assert hint == "Rebuild the index with REINDEX.", (place, action)
 
 
+def test_nothing_is_asked_for_beyond_the_end(
+    own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """Where a list goes on is a guess; it may lead to a file (of 1 GB) that there is not yet."""
+    file_pages = 131_072
+    at = Places(DIM, 1)
+    block = next(b for b in range(1_000_000, 9_000_000) if at.row(b * at.nrows)[0] > 131_000)
+    with connect(own_server.dsn) as conn:
+        create(conn, random_vectors(rng, 1000, DIM), nulls=0)
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 1)")
+    damage(
+        own_server,
+        ("items_code", file_pages - 2, 0, bytes(8192)),
+        ("items_code", *at.meta("nblocks"), (block + 2000).to_bytes(4, "little")),
+        ("items_code", *at.entry("nblocks"), (2000).to_bytes(4, "little")),
+        ("items_code", *at.entry("head"), block.to_bytes(4, "little")),
+    )
+    with (
+        connect(own_server.dsn) as conn,
+        pytest.raises(psycopg.errors.IndexCorrupted, match="page is empty"),
+    ):
+        by_index(conn, "<=>", operand("<=>", np.ones(DIM, np.float32)))
+
+
 @each_column
 def test_check_finds_what_is_missing(
     own_server: pybq.Server, rng: np.random.Generator, column: Column
