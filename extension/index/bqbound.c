@@ -151,7 +151,7 @@ bq_bound_of_key(const BqScan *so, double key)
 	int			dim = so->layout.dim;
 	double		bound;
 
-	if (so->source == NULL || fabs(key) >= FLT_MAX)
+	if (so->source == NULL || isinf(key))
 		return key;
 	switch (so->strategy)
 	{

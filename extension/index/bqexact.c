@@ -1,6 +1,7 @@
 /* bqexact.c: the exact distance of a candidate. */
 #include "postgres.h"
 
+#include <float.h>
 #include <math.h>
 
 #include "access/htup_details.h"
@@ -84,7 +85,8 @@ has_distance(const BqScan *so, const ScanKeyData *key, const BqCandidate *candid
 
 /*
  * Distance of the row that a candidate stands for; false if the snapshot sees none there.
- * Where the operator's says nothing, the estimate stands.
+ * Where the operator's says nothing, the estimate stands.  That also keeps rows apart whose
+ * products are beyond floats, all at -infinity: of those, the estimates would err.
  */
 static bool
 row_distance(IndexScanDesc scan, BqCandidate *candidate, double *distance)
@@ -105,6 +107,8 @@ row_distance(IndexScanDesc scan, BqCandidate *candidate, double *distance)
 		/* of infinite ones: the difference of vectors beyond floats */
 		if (isnan(*distance))
 			*distance = candidate->key;
+		else if (isinf(*distance) && *distance < 0)
+			*distance = Min(candidate->key, -FLT_MAX);
 	}
 	MemoryContextSwitchTo(old_context);
 	MemoryContextReset(so->row_context);

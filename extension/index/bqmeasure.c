@@ -156,7 +156,7 @@ bq_clear_model(BqLayout *layout)
 
 typedef struct Neighbour
 {
-	float		key;			/* grows with the distance */
+	double		key;			/* grows with the distance; norms may be beyond floats */
 	uint32		list;
 	size_t		row;
 } Neighbour;
@@ -191,7 +191,7 @@ pack_tile(const uint8 *codes, size_t ncodes, int dim, uint8 *blocks)
 }
 
 static inline void
-add_neighbour(Neighbour *nearest, float key, uint32 list, size_t row)
+add_neighbour(Neighbour *nearest, double key, uint32 list, size_t row)
 {
 	int			i = CANDIDATES - 1;
 
@@ -205,8 +205,8 @@ add_neighbour(Neighbour *nearest, float key, uint32 list, size_t row)
 }
 
 /* The key of a row by the estimate of its cosine with the query. */
-static inline float
-estimate_key(int metric, float cosine, float norm, float length)
+static inline double
+estimate_key(int metric, double cosine, double norm, double length)
 {
 	switch (metric)
 	{
@@ -233,7 +233,7 @@ find_neighbours(const Search *s, int metric)
 
 	for (size_t i = 0; i < (size_t) s->nqueries * CANDIDATES; i++)
 	{
-		found[i].key = FLT_MAX;
+		found[i].key = DBL_MAX;
 		found[i].row = SIZE_MAX;
 		found[i].list = 0;
 	}
@@ -305,7 +305,7 @@ fetch_query(Vectors *v, ItemPointer tid, Datum *operand, float *q, float *length
 	return true;
 }
 
-/* The exact key of a row; false if it cannot be seen. */
+/* The exact key of a row; false if it cannot be seen, or is beyond floats. */
 static bool
 fetch_key(Vectors *v, ItemPointer tid, Datum operand, float length, double *key, bool *toasted)
 {
@@ -321,7 +321,7 @@ fetch_key(Vectors *v, ItemPointer tid, Datum operand, float length, double *key,
 			*key -= 1;
 		else if (v->form->metric == BQ_STRATEGY_L2)
 			*key = *key * *key - (double) length * length;
-		found = !isnan(*key);
+		found = isfinite(*key);
 	}
 	MemoryContextSwitchTo(old_context);
 	MemoryContextReset(v->row_context);
@@ -409,18 +409,19 @@ find_true_ones(Vectors *v, const Search *s, uint32 k, const Neighbour *nearest, 
 		/* a row is lost as soon as the next one is given out, the tenth as the query ends */
 		double		last = exact[Min(Min(i + 1, n - 1), NEIGHBOURS)].key;
 		double		width = s->inverse_unit * s->rows->inverses[neighbour->row];
-		float		slack;
+		double		slack;
 
 		if (v->form->metric == BQ_STRATEGY_IP)
-			width *= s->rows->norms[neighbour->row] * s->lengths[k];
+			width *= (double) s->rows->norms[neighbour->row] * s->lengths[k];
 		else if (v->form->metric == BQ_STRATEGY_L2)
-			width *= 2 * s->rows->norms[neighbour->row] * s->lengths[k];
-		slack = width > 0 ? (float) ((neighbour->key - last) / width) : 0;
-		figures->slacks[figures->nslacks++] = slack;
+			width *= 2.0 * s->rows->norms[neighbour->row] * s->lengths[k];
+		slack = width > 0 ? (neighbour->key - last) / width : 0;
+		slack = Max(-FLT_MAX, Min(FLT_MAX, slack));
+		figures->slacks[figures->nslacks++] = (float) slack;
 		if (i < ntrue)
 		{
 			true_ones[i].neighbour = neighbour;
-			true_ones[i].slack = slack;
+			true_ones[i].slack = (float) slack;
 		}
 	}
 	return ntrue;
@@ -431,7 +432,7 @@ find_true_ones(Vectors *v, const Search *s, uint32 k, const Neighbour *nearest, 
  * rows up to `limit` are wanted.
  */
 static float
-needed_deviations(const Search *s, uint32 k, const Neighbour *neighbour, int metric, float limit,
+needed_deviations(const Search *s, uint32 k, const Neighbour *neighbour, int metric, double limit,
 				  uint8 *block)
 {
 	int			dim = s->dim;
@@ -440,15 +441,15 @@ needed_deviations(const Search *s, uint32 k, const Neighbour *neighbour, int met
 	float		unit = (float) (s->inverse_unit / sqrt(dim)) * s->rows->inverses[neighbour->row];
 	uint32		sum = 0;
 	int			done = 0;
-	float		most = 0;
+	double		most = 0;
 
 	bq_block_put(block, dim, 0, s->rows->planes + neighbour->row * bq_planes_nbytes(dim));
 	for (int i = 0; i < s->nstops; i++)
 	{
 		const BqStop *stop = &s->stops[k][i];
 		uint16		sums[BQ_BLOCK];
-		float		key;
-		float		above;
+		double		key;
+		double		above;
 
 		bq_kernel->lut_block(s->tables[k].entries + done * BQ_ROW_NBYTES,
 							 block + done * BQ_ROW_NBYTES, stop->nrows - done, sums);
@@ -460,7 +461,7 @@ needed_deviations(const Search *s, uint32 k, const Neighbour *neighbour, int met
 		if (key > above)
 			most = Max(most, (key - limit) / (key - above));
 	}
-	return most;
+	return (float) Min(most, BQ_NO_STOP);
 }
 
 static Figures *
@@ -481,13 +482,13 @@ new_figures(uint32 nqueries, uint32 nlists)
  * BQ_MARGIN_RANKth row.
  */
 static void
-add_figures(Figures *f, const float *scores, uint32 nlists, bool by_margin, float reached,
+add_figures(Figures *f, const float *scores, uint32 nlists, bool by_margin, double reached,
 			const TrueNeighbour *neighbours, int n)
 {
 	if (by_margin && n > 0)
 		f->gap += -neighbours[n - 1].neighbour->key - reached;
 	for (uint32 list = 0; list < nlists && by_margin; list++)
-		f->margins[f->nmargins++] = reached - scores[list];
+		f->margins[f->nmargins++] = (float) (reached - scores[list]);
 	for (int i = 0; i < n; i++)
 	{
 		Finding    *finding = &f->findings[f->n++];
@@ -496,7 +497,7 @@ add_figures(Figures *f, const float *scores, uint32 nlists, bool by_margin, floa
 
 		for (uint32 list = 0; list < nlists && !by_margin; list++)
 			nbetter += scores[list] > score;
-		finding->lists = by_margin ? reached - score : (float) nbetter;
+		finding->lists = by_margin ? (float) (reached - score) : (float) nbetter;
 		finding->slack = neighbours[i].slack;
 		finding->deviations = neighbours[i].deviations;
 	}
@@ -603,8 +604,8 @@ choose_figures(const Figures *f, bool by_margin, double recall, double ns_per_li
 	}
 }
 
-/* All figures of a model, and its margins. */
-static void
+/* All figures of a model, and its margins; false if no neighbour was found. */
+static bool
 fill_model(Figures *f, bool by_margin, bool exact, double rows_per_list, BqLayout *layout,
 		   uint32 *nprobes)
 {
@@ -612,7 +613,7 @@ fill_model(Figures *f, bool by_margin, bool exact, double rows_per_list, BqLayou
 	double		ns_per_list = NS_PER_LIST + rows_per_list * layout->dim * NS_PER_DIM_AND_CODE;
 
 	if (f->n == 0)
-		return;
+		return false;
 	qsort(f->margins, f->nmargins, sizeof(float), compare_floats);
 	qsort(f->slacks, f->nslacks, sizeof(float), compare_floats);
 	for (int i = 0; i < BQ_RECALLS; i++)
@@ -636,6 +637,7 @@ fill_model(Figures *f, bool by_margin, bool exact, double rows_per_list, BqLayou
 
 		layout->margins[i] = f->margins[Min(f->nmargins - 1, (size_t) (probes * f->nqueries))];
 	}
+	return true;
 }
 
 /*
@@ -670,8 +672,11 @@ prepare_queries(Search *s, Vectors *v, uint32 wanted, Datum *operands)
 	pfree(q);
 }
 
-/* Measure for one distance, into `nprobes` and the rest of the layout's model. */
-static void
+/*
+ * Measure for one distance, into `nprobes` and the rest of the layout's model; false if no
+ * neighbour was found.
+ */
+static bool
 measure(const Search *s, Vectors *v, const Datum *operands, int metric, const uint8 *groups,
 		double nrows, BqLayout *layout, uint32 *nprobes)
 {
@@ -707,7 +712,8 @@ measure(const Search *s, Vectors *v, const Datum *operands, int metric, const ui
 													candidates[rank - 1].key, block);
 		add_figures(figures, scores, nlists, by_margin, -candidates[rank - 1].key, found, n);
 	}
-	fill_model(figures, by_margin, v->fetch != NULL, nrows / nlists, layout, nprobes);
+	return fill_model(figures, by_margin, v->fetch != NULL, nrows / nlists, layout,
+					  nprobes);
 }
 
 /*
@@ -729,6 +735,8 @@ bq_measure(Relation heap, Relation index, const BqCentroids *centroids, const Bq
 	uint32		wanted = (uint32) Min(rows->n, QUERIES);
 	Datum	   *operands = (Datum *) palloc(Max(wanted, 1) * sizeof(Datum));
 	uint8	   *groups = layout->nlists > 1 ? bq_pack_directions(centroids) : NULL;
+	const BqModel before = layout->model;
+	bool		found = false;
 	Vectors		v = {0};
 	Search		s = {
 		.rows = rows,
@@ -745,13 +753,14 @@ bq_measure(Relation heap, Relation index, const BqCentroids *centroids, const Bq
 		v.row_context = AllocSetContextCreate(context, "bq row", ALLOCSET_DEFAULT_SIZES);
 	}
 	prepare_queries(&s, &v, wanted, operands);
-	if (s.nqueries > 0)
-		memset(layout->model.deviations, 0, sizeof(layout->model.deviations));
+	memset(layout->model.deviations, 0, sizeof(layout->model.deviations));
 	/* inner products first: what they share with cosines is the cosines' */
 	if (source == NULL)
-		measure(&s, &v, operands, BQ_STRATEGY_IP, groups, nrows, layout,
-				layout->model.product_nprobes);
-	measure(&s, &v, operands, metric, groups, nrows, layout, layout->model.nprobes);
+		found = measure(&s, &v, operands, BQ_STRATEGY_IP, groups, nrows, layout,
+						layout->model.product_nprobes);
+	found |= measure(&s, &v, operands, metric, groups, nrows, layout, layout->model.nprobes);
+	if (!found)
+		layout->model = before;
 	if (v.fetch != NULL)
 		bq_end_fetching(v.fetch);
 	MemoryContextSwitchTo(old_context);

@@ -53,7 +53,7 @@ read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, uint32
 		   const uint16 *sums)
 {
 	float		keys[BQ_BLOCK];
-	double		limit = so->dropped ? so->limit.key : FLT_MAX;
+	double		limit = so->dropped ? so->limit.key : INFINITY;
 	uint32		wanted = rows & bq_find_rows(so, block, sums, so->table.scale, so->table.bias,
 										  bq_bound_of_key(so, limit));
 
@@ -87,7 +87,7 @@ read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, uint32
 			bq_candidate_key(so, keys[c] + bq_bound_width(so, block, c)) < so->floor.key)
 			continue;
 		bq_keep_candidate(so);
-		limit = so->dropped ? so->limit.key : FLT_MAX;
+		limit = so->dropped ? so->limit.key : INFINITY;
 	}
 }
 

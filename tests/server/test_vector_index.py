@@ -177,6 +177,36 @@ def test_norms_of_any_size(
         assert_same_order(found, expected, scale)
 
 
+@pytest.mark.parametrize("column", [IP, L2], ids=lambda column: column.opclass)
+@pytest.mark.parametrize("lists", [1, 8])
+def test_products_beyond_floats(
+    conn: Conn, rng: np.random.Generator, column: Column, lists: int
+) -> None:
+    """Infinitely far, to either side, is a distance: no row is lost, nor what is measured."""
+    # each row to one side, as infinities of both signs would add up to NaN
+    signs = rng.choice([-1, 1], (1000, 1))
+    size = signs * 10.0 ** rng.integers(17, 22, (1000, 1))
+    vectors = (np.abs(rng.standard_normal((1000, 24))) * size).astype(np.float32)
+    create(conn, vectors, column=column)
+    create_index(conn, column, f"lists = {lists}, transform = 1")
+    check(conn, column.index)
+    for scale in (1, 1e17, 1e19, 1e21):
+        query = (np.abs(rng.standard_normal(24)) * scale).astype(np.float32)
+        q = column.operand("", query)
+        expected = by_sort(conn, column.operators[0], q, column=column)
+        found = by_index(conn, column.operators[0], q, column=column)
+        assert_same_order(found, expected, scale)
+    assert np.isinf([distance for _, distance in expected]).any()
+
+
+def test_what_is_measured_is_a_number(conn: Conn, rng: np.random.Generator) -> None:
+    """How far blocks must be read, where some products are infinite and estimates are not."""
+    vectors = rng.standard_normal((1000, 768)) * 4e18
+    create(conn, vectors.astype(np.float32), column=IP)
+    create_index(conn, IP, "lists = 8, transform = 1")
+    check(conn, IP.index)
+
+
 def test_halves_of_any_size(conn: Conn, rng: np.random.Generator) -> None:
     """From the smallest subnormal number to the largest."""
     for metric in METRICS:
