@@ -394,6 +394,7 @@ class Places:
 
     META = 24
     HEADER: ClassVar = {"list": 0, "epoch": 4, "next": 8, "packed": 18, "live": 20, "tid": 24}
+    HEADER |= {"keys": 408, "nulls": 408 + 128}  # of the first filter column
     ENTRY: ClassVar = {"head": 0, "free": 4, "nblocks": 8, "epoch": 12}
     META_FIELDS: ClassVar = {
         "nkeys": 20,
@@ -410,8 +411,13 @@ class Places:
         "choice": 316,
     }
 
-    def __init__(self, dim: int, lists: int, statistics: bool = False) -> None:
-        """With the `statistics` of a sample, as an index on vectors may have them."""
+    def __init__(self, dim: int, lists: int, statistics: bool = False, nkeys: int = 0) -> None:
+        """With the `statistics` of a sample, as an index on vectors may have them.
+
+        With `nkeys` filter columns, whose keys are `keys` and `nulls` of a header.
+        """
+        self.header_nbytes = 408 + 132 * nkeys
+        self.headers = 8160 // self.header_nbytes  # of a page
         self.data_start = 1 + (-(-6 * 8 * dim // 8160) if statistics else 0)
         self.nrows = (dim + 1) // 2
         self.capacity = -(-(lists + lists // 4) // 32) * 32
@@ -421,7 +427,7 @@ class Places:
 
     def row(self, row: int) -> tuple[int, int]:
         c = row // 510
-        page = self.data_start + c + 1 + ((c + 1) * 510 - 1) // (20 * self.nrows)
+        page = self.data_start + c + 1 + ((c + 1) * 510 - 1) // (self.headers * self.nrows)
         return page, 24 + row % 510 * 16
 
     def meta(self, field: str) -> tuple[int, int]:
@@ -435,9 +441,9 @@ class Places:
         return self.row(self.entry_rows)
 
     def header(self, field: str) -> tuple[int, int]:
-        m, place = divmod(self.first_block, 20)
-        page = self.data_start + m + m * 20 * self.nrows // 510
-        return page, 24 + place * 408 + self.HEADER[field]
+        m, place = divmod(self.first_block, self.headers)
+        page = self.data_start + m + m * self.headers * self.nrows // 510
+        return page, 24 + place * self.header_nbytes + self.HEADER[field]
 
     def code(self) -> tuple[int, int]:
         return self.row(self.first_block * self.nrows)

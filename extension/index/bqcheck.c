@@ -25,6 +25,7 @@
 #include "catalog/index.h"
 #include "catalog/pg_am_d.h"
 #include "index/bqcheck.h"
+#include "index/bqkey.h"
 #include "miscadmin.h"
 #include "type/bqvec.h"
 #include "utils/memutils.h"
@@ -269,6 +270,27 @@ form_row(BqCheck *state, Datum value, ItemPointer tid, BqRow *row)
 	return true;
 }
 
+/* Are the keys of the filter columns of a row in the index those of its values? */
+static bool
+has_keys(BqCheck *state, const BqIndexedRow *found, const BqRow *row)
+{
+	const BqLayout *layout = &state->layout;
+	Buffer		buffer = bq_read_page(state->index, bq_header_page(layout, found->block),
+									  BQ_PAGE_HEADERS, BUFFER_LOCK_SHARE);
+	BqBlockData *block = BqPageGetBlock(layout, BufferGetPage(buffer), found->block);
+	bool		same = true;
+
+	for (int i = 0; i < layout->nkeys; i++)
+	{
+		const BqBlockKeys *keys = BqBlockGetKeys(block, i);
+
+		same &= (keys->nulls >> found->slot & 1) == (row->nulls >> i & 1) &&
+			keys->keys[found->slot] == row->keys[i];
+	}
+	UnlockReleaseBuffer(buffer);
+	return same;
+}
+
 /* A row of the table: is it in the index, as it is? */
 static void
 check_heap_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool alive, void *arg)
@@ -299,6 +321,11 @@ check_heap_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, boo
 		if (row.norm != found->norm || row.inverse != found->inverse ||
 			memcmp(row.planes, state->planes, bq_planes_nbytes(state->layout.dim)) != 0)
 			bq_damaged(state, "row (%u,%u) of the table has another code than slot %d of block %u",
+					   ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), found->slot,
+					   found->block);
+		bq_make_keys(index, values, isnull, &row);
+		if (!has_keys(state, found, &row))
+			bq_damaged(state, "row (%u,%u) of the table has other filter keys than slot %d of block %u",
 					   ItemPointerGetBlockNumber(tid), ItemPointerGetOffsetNumber(tid), found->slot,
 					   found->block);
 	}

@@ -721,6 +721,37 @@ def test_check_finds_what_is_missing(
             check(conn, column.index)
 
 
+def test_check_compares_filter_keys(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """A row with the key of another value would not be found by its own."""
+    with connect(own_server.dsn) as conn:
+        create(conn, random_vectors(rng, 64, DIM), nulls=0)
+        conn.execute("ALTER TABLE items ADD label text")
+        conn.execute("UPDATE items SET other = NULL, label = 'even' WHERE id % 2 = 0")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code, other, label, id)")
+        check(conn, "items_code")
+        conn.execute("DELETE FROM items WHERE id % 5 = 0")
+        conn.execute("VACUUM items")
+        insert_rows = "INSERT INTO items SELECT id, code, {}, {} FROM items"
+        conn.execute(insert_rows.format("NULL", "'new'"))
+        conn.execute(insert_rows.format("id", "NULL"))
+        check(conn, "items_code")
+        conn.execute("REINDEX INDEX items_code")
+    place = Places(DIM, 1, nkeys=3)
+    for where, data in (
+        (place.header("keys"), b"\1\2\3\4"),
+        (place.header("nulls"), b"\xff\xff\xff\xff"),
+    ):
+        damage(own_server, ("items_code", *where, data))
+        with connect(own_server.dsn) as conn:
+            conn.execute("SELECT bq_index_check('items_code')")
+            with pytest.raises(
+                psycopg.errors.IndexCorrupted, match="has other filter keys than slot"
+            ):
+                check(conn, "items_code")
+            conn.execute("REINDEX INDEX items_code")
+            check(conn, "items_code")
+
+
 def test_check_finds_zero_vectors(own_server: pybq.Server, rng: np.random.Generator) -> None:
     """They have no cosine: an index for it that has one has kept a vector that is no more."""
     column = vector_column("vector", "cosine")
