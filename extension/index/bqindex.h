@@ -112,7 +112,7 @@ typedef BqPageOpaqueData *BqPageOpaque;
 
 /*
  * How far queries must go, as measured when the index was built or its lists changed: entry
- * i for recalls[i] of bqmeasure.c.
+ * i for bq_recalls[i] of bqmodel.c.
  */
 typedef struct BqModel
 {
@@ -534,12 +534,14 @@ extern void bq_split_lists(IndexVacuumInfo *info, double nrows);
 /* bqcluster.c; what it shares with assigning and writing: bqbuild.h */
 extern void bq_set_to_code(float *direction, const uint8 *planes, int dim);
 
-/* bqmeasure.c */
+/* bqmodel.c */
 extern void bq_clear_model(BqLayout *layout);
-extern void bq_measure(Relation heap, Relation index, const BqCentroids *centroids,
-					   const BqRows *rows, const uint32 *lists, double nrows, BqLayout *layout);
 extern double bq_wanted_recall(Relation index);
 extern BqReach bq_wanted_reach(Relation index, const BqLayout *layout, int strategy);
+
+/* bqmeasure.c */
+extern void bq_measure(Relation heap, Relation index, const BqCentroids *centroids,
+					   const BqRows *rows, const uint32 *lists, double nrows, BqLayout *layout);
 
 /* bqrank.c */
 

@@ -1,0 +1,98 @@
+/*
+ * bqmeasure.h: measuring how far queries must go, shared by the files that do:
+ *
+ *	bqmeasure.c		rows of the table as queries, and their true neighbours
+ *	bqneighbour.c	neighbours by their codes
+ *	bqfigure.c		from what is known of neighbours to the figures of a BqModel
+ *	bqmodel.c		a query's choice from the figures
+ */
+#ifndef BQMEASURE_H
+#define BQMEASURE_H
+
+#include "index/bqscan.h"
+
+/* Neighbours that must be found. */
+#define BQ_NEIGHBOURS 10
+
+/* By their codes; among them are practically all of the true ten, and the BQ_MARGIN_RANKth. */
+#define BQ_NEIGHBOUR_CANDIDATES 100
+
+/* The recalls that BqModel has figures for. */
+extern const double bq_recalls[BQ_RECALLS];
+
+typedef struct BqNeighbour
+{
+	double		key;			/* grows with the distance; norms may be beyond floats */
+	uint32		list;
+	size_t		row;
+} BqNeighbour;
+
+typedef struct BqQueries
+{
+	const BqRows *rows;
+	const uint32 *lists;		/* of each row; NULL: there is but one */
+	int			dim;
+	double		inverse_unit;
+	uint32		nqueries;
+	size_t	   *self;			/* the row that each query is */
+	BqTable    *tables;			/* of queries of length 1 */
+	float	   *lengths;		/* that they had before */
+	BqStop	  (*stops)[BQ_MAX_STOPS];
+	int			nstops;
+} BqQueries;
+
+/* A neighbour of a query, and its slack. */
+typedef struct BqTrueNeighbour
+{
+	const BqNeighbour *neighbour;
+	float		slack;
+	float		deviations;
+} BqTrueNeighbour;
+
+/* What is known of one neighbour. */
+typedef struct BqFinding
+{
+	float		lists;			/* its list comes after so many, or after so large a margin */
+	float		slack;			/* with so much it is found before a query for all is over */
+	float		deviations;		/* with so many its block is read to the end */
+} BqFinding;
+
+typedef struct BqFigures
+{
+	BqFinding  *findings;
+	size_t		n;
+	float	   *margins;		/* up to each list of each query: BqMetaPageData.margins */
+	size_t		nmargins;
+	float	   *slacks;			/* of all candidates that were compared */
+	size_t		nslacks;
+	size_t		ntoasted;		/* of them, with values out of line */
+	uint32		nqueries;
+	double		gap;			/* sum of BqModel.gap */
+} BqFigures;
+
+/* The key of a row by the estimate of its cosine with the query. */
+static inline double
+bq_estimate_key(int metric, double cosine, double norm, double length)
+{
+	switch (metric)
+	{
+		case BQ_STRATEGY_IP:
+			return -cosine * norm * length;
+		case BQ_STRATEGY_L2:
+			return norm * (norm - 2 * cosine * length);
+		default:
+			return -cosine;
+	}
+}
+
+/* bqneighbour.c */
+extern BqNeighbour *bq_find_neighbours(const BqQueries *s, int metric);
+
+/* bqfigure.c */
+extern BqFigures *bq_new_figures(uint32 nqueries, uint32 nlists);
+extern void bq_add_figures(BqFigures *f, const float *scores, uint32 nlists, bool by_margin,
+						   double reached, const BqTrueNeighbour *neighbours, int n);
+extern bool bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list,
+						  BqLayout *layout, uint32 *nprobes);
+
+#endif							/* BQMEASURE_H */
