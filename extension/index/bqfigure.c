@@ -86,7 +86,8 @@ count_up_to(const float *values, size_t n, float limit)
 }
 
 /* Rough costs of what a query does, in ns, for comparing ways to one recall. */
-#define NS_PER_DIM_AND_CODE 0.012
+#define NS_PER_DIM_AND_CODE 0.018
+#define LEFT_BY_STOPS 0.6		/* of that */
 #define NS_PER_LIST 300
 #define NS_PER_ROW 2000
 #define NS_PER_TOASTED_ROW 9000
@@ -153,7 +154,9 @@ bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list, Bq
 			  uint32 *nprobes)
 {
 	float	   *scratch = (float *) palloc((f->n + 1) * sizeof(float));
-	double		ns_per_list = NS_PER_LIST + rows_per_list * layout->dim * NS_PER_DIM_AND_CODE;
+	double		ns_per_list = NS_PER_LIST + rows_per_list * layout->dim * NS_PER_DIM_AND_CODE *
+		(f->stops ? LEFT_BY_STOPS : 1);
+	double		stop_share = f->stops ? STOP_SHARE : 0;
 
 	if (f->n == 0)
 		return false;
@@ -163,12 +166,12 @@ bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list, Bq
 	{
 		/* re-ranking of what codes find is not the index's, and will lose some, too */
 		double		lost = exact ? 1 - bq_recalls[i] : (1 - bq_recalls[i]) / 2;
-		double		recall = 1 - lost * (1 - STOP_SHARE);
+		double		recall = 1 - lost * (1 - stop_share);
 
 		for (size_t k = 0; k < f->n; k++)
 			scratch[k] = f->findings[k].deviations;
 		layout->model.deviations[i] = Max(layout->model.deviations[i],
-										  quantile(scratch, f->n, 1 - lost * STOP_SHARE));
+										  quantile(scratch, f->n, 1 - lost * stop_share));
 		choose_figures(f, by_margin, recall, ns_per_list, scratch, &nprobes[i],
 					   &layout->model.slack[i]);
 		nprobes[i] = Min(nprobes[i], layout->nlists);

@@ -228,6 +228,7 @@ measure(const BqQueries *s, Vectors *v, const Datum *operands, int metric, const
 	/* the row of that rank among all rows; with few there is none */
 	int			rank = (int) Max(1, rint(BQ_MARGIN_RANK * (s->rows->n / nrows)));
 
+	figures->stops = s->nstops > 0;
 	rank = (int) Min((size_t) rank, Max(s->rows->n, 2) - 1);
 	for (uint32 k = 0; k < s->nqueries; k++)
 	{

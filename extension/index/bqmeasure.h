@@ -67,6 +67,7 @@ typedef struct BqFigures
 	size_t		nslacks;
 	size_t		ntoasted;		/* of them, with values out of line */
 	uint32		nqueries;
+	bool		stops;			/* blocks may be left half read (bqstop.c) */
 	double		gap;			/* sum of BqModel.gap */
 } BqFigures;
 
