@@ -408,6 +408,7 @@ class Places:
         "segment": 48,
         "nprobes": 184,
         "product_nprobes": 216,
+        "deviations": 280,
         "choice": 316,
     }
 

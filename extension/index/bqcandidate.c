@@ -299,12 +299,13 @@ bq_end_sorting(BqScan *so)
 /*
  * Given out
  *
- * Codes come in exact order, so what was given lies below the last row.  Estimates of vectors
- * err now and then: in relaxed order a row that turns out nearer than the last one is given
- * late, so it must be told from one that was given.
+ * Codes that are all read to their end come in exact order, so what was given lies below the
+ * last row.  Estimates of vectors err now and then, and so do those of blocks left half read: in
+ * relaxed order a row that turns out nearer than the last one is given late, so it must be told
+ * from one that was given.
  */
 
-/* A row has been given out; to be called in relaxed order of vectors. */
+/* A row has been given out; to be called in relaxed order where estimates err. */
 void
 bq_note_given(BqScan *so, const BqCandidate *candidate)
 {

@@ -272,7 +272,7 @@ next_row(IndexScanDesc scan)
 			so->floor = bq_pop_candidate(so);
 			so->have_floor = true;
 			so->progress = true;
-			if (so->mode == BQ_ITERATIVE_RELAXED && so->source != NULL)
+			if (so->mode == BQ_ITERATIVE_RELAXED && (so->source != NULL || so->nstops > 0))
 				bq_note_given(so, &so->floor);
 			return true;
 		}

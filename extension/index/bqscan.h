@@ -143,7 +143,7 @@ typedef struct BqScan
 
 	bool		have_floor;		/* rows up to this one have been given out */
 	BqCandidate floor;
-	HTAB	   *given;			/* rows of vectors given in relaxed order from these lists, or NULL */
+	HTAB	   *given;			/* rows given in relaxed order from these lists, or NULL */
 	bool		progress;		/* a row was given out since lists were read */
 
 	int64		nreturned;

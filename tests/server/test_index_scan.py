@@ -12,6 +12,7 @@ from indexlib import (
     CODES,
     OPERATORS,
     Column,
+    Places,
     assert_index_equals_sort,
     assert_same_order,
     by_index,
@@ -20,6 +21,7 @@ from indexlib import (
     clustered_vectors,
     connect,
     create,
+    damage,
     info,
     insert,
     operand,
@@ -29,6 +31,7 @@ from indexlib import (
 )
 from shared import Conn
 
+import pybq
 from pybq import Query
 
 COSINE = vector_column("vector", "cosine")
@@ -91,6 +94,25 @@ def test_relaxed_order_is_exact_within_a_segment(items: Conn, q: Query) -> None:
     distances = np.array([d for _, d in by_index(items, "<=>", q, probes=None)])
     falls = int((np.diff(distances) < 0).sum())
     assert 1 <= falls <= 5  # after 1, 3, 7, 15 and 31 lists
+
+
+def test_relaxed_order_gives_rows_of_half_read_blocks(
+    own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """A row of a block that should not have been left half read is given late, as all late rows."""
+    vectors = random_vectors(rng, 3000, 768)
+    with connect(own_server.dsn) as conn:
+        create(conn, vectors, nulls=0)
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 10)")
+    # as if the rows had changed since it was measured: no deviation is to be expected
+    damage(own_server, ("items_code", *Places(768, 10).meta("deviations"), bytes(8 * 4)))
+    with connect(own_server.dsn) as conn:
+        check(conn, "items_code")
+        conn.execute("SET bq.iterative_scan = relaxed_order; SET bq.probes = 9")
+        for operator in ("<=>", "<#>", "<->"):
+            for vector in vectors[:5]:
+                found = by_index(conn, operator, operand(operator, vector), probes=None)
+                assert len({i for i, _ in found}) == len(found) == 3000
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
