@@ -249,6 +249,8 @@ next_row(IndexScanDesc scan)
 	{
 		const BqCandidate *first = bq_first_candidate(so);
 
+		/* many may be passed over before one is given */
+		CHECK_FOR_INTERRUPTS();
 		if (first != NULL && !first->exact)
 		{
 			bq_make_exact(scan);
@@ -276,7 +278,6 @@ next_row(IndexScanDesc scan)
 				bq_note_given(so, &so->floor);
 			return true;
 		}
-		CHECK_FOR_INTERRUPTS();
 		if (so->dropped)
 			read_lists_again(scan);
 		else if (may_go_on(so))
