@@ -325,6 +325,15 @@ bq_note_given(BqScan *so, const BqCandidate *candidate)
 	hash_search(so->given, &key, HASH_ENTER, NULL);
 }
 
+/* Rows of other lists come now. */
+void
+bq_forget_given(BqScan *so)
+{
+	if (so->given != NULL)
+		hash_destroy(so->given);
+	so->given = NULL;
+}
+
 /* Has a row, of which the exact key or nothing but a bound is known, been given out? */
 bool
 bq_was_given(const BqScan *so, const BqCandidate *candidate)

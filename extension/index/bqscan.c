@@ -209,7 +209,7 @@ read_more_lists(IndexScanDesc scan)
 		/* what is left of the lists so far has been given out */
 		bq_end_sorting(so);
 		so->have_floor = false;
-		so->given = NULL;
+		bq_forget_given(so);
 		bq_plan_segment(so, 2 * so->nchosen);
 		bq_clear_candidates(so);
 	}

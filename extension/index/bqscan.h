@@ -189,6 +189,7 @@ extern bool bq_can_keep_more(const BqScan *so);
 extern void bq_begin_sorting(BqScan *so);
 extern void bq_end_sorting(BqScan *so);
 extern void bq_note_given(BqScan *so, const BqCandidate *candidate);
+extern void bq_forget_given(BqScan *so);
 extern bool bq_was_given(const BqScan *so, const BqCandidate *candidate);
 
 /* bqbound.c */

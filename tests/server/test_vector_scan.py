@@ -108,6 +108,18 @@ def test_relaxed_order_gives_every_row_once(items: Conn, column: Any, q: Any) ->
     assert 0 < len(few) < len(everything) / 2
 
 
+def test_relaxed_order_remembers_no_more_than_it_must(items: Conn, column: Any, q: Any) -> None:
+    """Of each round of lists the rows given, so that none comes twice; not of those before."""
+    items.execute("SET bq.iterative_scan = relaxed_order; SET enable_seqscan = off")
+    items.execute("SET enable_sort = off")
+    with items.transaction():
+        query = f"SELECT id FROM items ORDER BY embedding {column.operators[0]} %s"
+        items.execute(cast(Any, f"DECLARE c CURSOR FOR {query}"), (q,))
+        assert len(run(items, "FETCH 2500 FROM c")) == 2500
+        contexts = "SELECT count(*) FROM pg_backend_memory_contexts WHERE name = 'bq rows given'"
+        assert run(items, contexts) == [(1,)]
+
+
 @pytest.mark.parametrize("where", ["other = 7", "id %% 100 = 3", "id < 30", "id = -9", "id = 77"])
 @pytest.mark.parametrize("mode", ["strict_order", "relaxed_order"])
 def test_filters_get_their_rows(items: Conn, column: Any, q: Any, where: str, mode: str) -> None:
