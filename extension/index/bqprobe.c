@@ -406,7 +406,10 @@ bq_read_lists(Relation index, BqScan *so, uint32 from)
 
 	for (uint32 i = from; choose_list(so, i); i++)
 	{
-		for (; asked <= i + ahead && know_list(so, asked); asked++)
+		/* no list that cannot be chosen, unless a filter may call for more */
+		uint32		end = so->filter != NULL ? so->layout.nlists : so->most;
+
+		for (; asked <= i + ahead && asked < end && know_list(so, asked); asked++)
 		{
 			BqChain    *chain = &chains[asked % lengthof(chains)];
 
