@@ -211,13 +211,15 @@ def test_constructor_creates_then_opens(conn: Conn, vectors: np.ndarray, store: 
         ("items", {"columns": {"year": "int", "nope": "int"}}, "has no column 'nope', which was"),
         ("items", {"columns": {"year": "text"}}, "column 'year' of type integer, expected text"),
         ("items", {"transform": 9}, "table 'items' has transform ([01]|None), expected 9"),
-        ("items", {"column": "nope"}, "has columns (code, )?embedding, expected nope"),
+        ("items", {"column": "nope"}, "has columns (code|embedding)(, embedding)?, expected nope"),
         ("items", {"codes": None, "store": None}, "has store halfvec, expected None"),
     ],
 )
 def test_opening_checks_what_is_there(
     conn: Conn, table: pybq.Table, name: str, options: dict[str, Any], message: str
 ) -> None:
+    if "codes" in options and table.store is None:
+        pytest.skip("a server without pgvector stores nothing")
     conn.execute("CREATE TABLE plain (id int)")
     with pytest.raises(TableError, match=message):
         pybq.Table(conn, name, **options)
