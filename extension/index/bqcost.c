@@ -120,6 +120,7 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 	double		code_cost;
 	bool		on_vectors;
 
+	bq_note_planning();
 	*selectivity = 1;
 	*correlation = 0;
 	*pages = 0;

@@ -385,6 +385,7 @@ extern void bq_explain_init(void);
 
 /* bqplan.c */
 extern void bq_plan_init(void);
+extern void bq_note_planning(void);
 
 /* access method callbacks */
 extern IndexBuildResult *bqbuild(Relation heap, Relation index, IndexInfo *info);

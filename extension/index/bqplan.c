@@ -17,9 +17,11 @@
 #include "nodes/plannodes.h"
 #include "optimizer/planner.h"
 #include "utils/lsyscache.h"
+#include "utils/plancache.h"
 #include "utils/syscache.h"
 
 static planner_hook_type previous_planner;
+static bool called;				/* was the hook, or was a plan made without it noticed? */
 
 /* Is this an index of this access method? */
 static bool
@@ -92,8 +94,10 @@ visit(Plan *plan)
 static PlannedStmt *
 plan_query(Query *query, const char *text, int cursor_options, ParamListInfo params)
 {
-	PlannedStmt *result = previous_planner ?
-		previous_planner(query, text, cursor_options, params) :
+	PlannedStmt *result;
+
+	called = true;
+	result = previous_planner ? previous_planner(query, text, cursor_options, params) :
 		standard_planner(query, text, cursor_options, params);
 
 	/* rows that are to be locked are looked at again, out of sight or not */
@@ -110,6 +114,19 @@ plan_query(Query *query, const char *text, int cursor_options, ParamListInfo par
 		}
 	}
 	return result;
+}
+
+/*
+ * Called while a query is planned that may use an index.  In most sessions the first such
+ * query loads this library, when its planner has begun without the hook.  If that is a
+ * prepared statement, its plan would be kept: let it be made anew next time.
+ */
+void
+bq_note_planning(void)
+{
+	if (!called)
+		ResetPlanCache();
+	called = true;
 }
 
 void

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
+import psycopg
 import pytest
 from indexlib import (
     assert_index_equals_sort,
@@ -399,3 +400,20 @@ def test_explain_counts_rows_of_the_table(items: Conn, column: Any, q: Any) -> N
     plan = "\n".join(row[0] for row in run(items, query, (q,)))
     assert "Index Scan using items_embedding" in plan
     assert "Lists" in plan, plan
+
+
+@pytest.mark.parametrize("column", [COSINE], ids=lambda column: column.opclass, indirect=True)
+def test_statement_that_is_planned_first_is_planned_again(items: Conn) -> None:
+    """Its planner began before the library was loaded, which leaves the distance out of plans."""
+    dsn, password = items.info.dsn, items.info.password
+    with psycopg.connect(dsn, password=password, autocommit=True) as session:
+        session.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan")
+        session.execute(
+            "PREPARE nearest(vector) AS SELECT id FROM items ORDER BY embedding <=> $1 LIMIT 5"
+        )
+        q = str(np.arange(1, DIM + 1).tolist())
+        assert len(session.execute(f"EXECUTE nearest('{q}')".encode()).fetchall()) == 5
+        rows = session.execute(f"EXPLAIN (VERBOSE, COSTS OFF) EXECUTE nearest('{q}')".encode())
+        plan = [row[0] for row in rows]
+    scan = next(i for i, line in enumerate(plan) if "Index Scan using items_embedding" in line)
+    assert "<=>" not in plan[scan + 1], plan
