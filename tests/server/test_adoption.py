@@ -208,11 +208,11 @@ def test_each_index_is_measured_by_itself(conn: Conn, items: str, metric: str, m
     settings = "SELECT name, setting FROM pg_settings WHERE name ~ 'cost$|probes|ef_search|enable'"
     conn.execute("SELECT bq_simd()")  # the module brings settings of its own
     before = conn.execute(settings).fetchall()
-    made = pybq.adopt(conn, items, compare=True, k=5, sample=20)
+    made = pybq.adopt(conn, items, compare=True, k=5, sample=100)
     assert made.comparison is not None
     new, old = made.comparison.indexes
     assert (new.method, old.method, old.name) == ("bq", method, "old")
-    assert made.comparison.queries == 20 and made.comparison.exact_milliseconds > 0
+    assert made.comparison.queries == 100 and made.comparison.exact_milliseconds > 0
     assert new.recall is not None and new.recall >= 0.95
     assert old.recall is not None and 0 < old.recall <= 1
     assert new.milliseconds is not None and old.milliseconds is not None
@@ -221,10 +221,10 @@ def test_each_index_is_measured_by_itself(conn: Conn, items: str, metric: str, m
     while time.monotonic() < deadline:
         conn.execute("SELECT pg_stat_clear_snapshot()")
         scans = dict(conn.execute(count))
-        if min(scans.values()) >= 21:
+        if min(scans.values()) >= 101:
             break
         time.sleep(0.1)
-    assert scans == {made.index: 21, "old": 21}  # and one to warm up
+    assert scans == {made.index: 101, "old": 101}  # and one to warm up
     assert conn.execute(settings).fetchall() == before
 
 
