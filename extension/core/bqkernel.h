@@ -91,12 +91,19 @@ typedef struct BqKernel
 } BqKernel;
 
 extern const BqKernel bq_kernel_portable;
+/* NEON has nothing better */
+extern void bq_scale_sums_portable(const uint16_t sums[BQ_BLOCK], float scale, float bias,
+								   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK]);
+extern uint32_t bq_find_sums_portable(const uint16_t sums[BQ_BLOCK], float scale, float bias,
+									  const uint16_t factor[BQ_BLOCK], float limit);
 #ifdef __x86_64__
 #define BQ_HAVE_X86 1
 extern const BqKernel bq_kernel_avx2;
 extern const BqKernel bq_kernel_avx512;
 /* wider registers have no unpacking across their halves: 16 bytes are what both use */
 extern void bq_unstage_sse2(const uint8_t *staged, int nrows, uint8_t *rows);
+/* all others of x86 need AVX2 */
+#define BQ_KERNEL_HAS_AVX2 (bq_kernel != &bq_kernel_portable)
 #endif
 #ifdef __aarch64__
 #define BQ_HAVE_NEON 1

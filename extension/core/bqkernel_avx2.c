@@ -612,18 +612,23 @@ bq_lut_block_avx2(const uint8_t *table, const uint8_t *block, int nrows, uint16_
 	store_sums(whole[1], odd[1], out + 16);
 }
 
+/* Sums c to c + 7 turned into floats. */
+static inline AVX2 __attribute__((always_inline)) __m256
+scale_sums(const uint16_t *sums, float scale, float bias, const uint16_t *factor, int c)
+{
+	__m256		sum = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (sums + c))));
+	__m256		times = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (factor + c))));
+
+	sum = _mm256_sub_ps(_mm256_mul_ps(_mm256_set1_ps(scale), sum), _mm256_set1_ps(bias));
+	return _mm256_mul_ps(sum, times);
+}
+
 static AVX2 void
 bq_scale_sums_avx2(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 				   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK])
 {
 	for (int c = 0; c < BQ_BLOCK; c += 8)
-	{
-		__m256		sum = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (sums + c))));
-		__m256		times = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (factor + c))));
-
-		sum = _mm256_sub_ps(_mm256_mul_ps(_mm256_set1_ps(scale), sum), _mm256_set1_ps(bias));
-		_mm256_storeu_ps(out + c, _mm256_mul_ps(sum, times));
-	}
+		_mm256_storeu_ps(out + c, scale_sums(sums, scale, bias, factor, c));
 }
 
 static AVX2 uint32_t
@@ -633,15 +638,9 @@ bq_find_sums_avx2(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 	uint32_t	found = 0;
 
 	for (int c = 0; c < BQ_BLOCK; c += 8)
-	{
-		__m256		sum = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (sums + c))));
-		__m256		times = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (factor + c))));
-
-		sum = _mm256_sub_ps(_mm256_mul_ps(_mm256_set1_ps(scale), sum), _mm256_set1_ps(bias));
-		found |= (uint32_t) _mm256_movemask_ps(_mm256_cmp_ps(_mm256_mul_ps(sum, times),
+		found |= (uint32_t) _mm256_movemask_ps(_mm256_cmp_ps(scale_sums(sums, scale, bias, factor, c),
 															 _mm256_set1_ps(limit),
 															 _CMP_LE_OQ)) << c;
-	}
 	return found;
 }
 

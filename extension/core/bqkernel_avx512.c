@@ -715,18 +715,23 @@ bq_lut_block_avx512(const uint8_t *table, const uint8_t *block, int nrows, uint1
 	_mm256_storeu_si256((__m256i *) (out + 16), _mm512_cvtepi32_epi16(high[0]));
 }
 
+/* Sums c to c + 15 turned into floats. */
+static inline AVX512 __attribute__((always_inline)) __m512
+scale_sums(const uint16_t *sums, float scale, float bias, const uint16_t *factor, int c)
+{
+	__m512		sum = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (sums + c))));
+	__m512		times = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (factor + c))));
+
+	sum = _mm512_sub_ps(_mm512_mul_ps(_mm512_set1_ps(scale), sum), _mm512_set1_ps(bias));
+	return _mm512_mul_ps(sum, times);
+}
+
 static AVX512 void
 bq_scale_sums_avx512(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 					 const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK])
 {
 	for (int c = 0; c < BQ_BLOCK; c += 16)
-	{
-		__m512		sum = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (sums + c))));
-		__m512		times = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (factor + c))));
-
-		sum = _mm512_sub_ps(_mm512_mul_ps(_mm512_set1_ps(scale), sum), _mm512_set1_ps(bias));
-		_mm512_storeu_ps(out + c, _mm512_mul_ps(sum, times));
-	}
+		_mm512_storeu_ps(out + c, scale_sums(sums, scale, bias, factor, c));
 }
 
 static AVX512 uint32_t
@@ -736,14 +741,8 @@ bq_find_sums_avx512(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 	uint32_t	found = 0;
 
 	for (int c = 0; c < BQ_BLOCK; c += 16)
-	{
-		__m512		sum = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (sums + c))));
-		__m512		times = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (factor + c))));
-
-		sum = _mm512_sub_ps(_mm512_mul_ps(_mm512_set1_ps(scale), sum), _mm512_set1_ps(bias));
-		found |= (uint32_t) _mm512_cmp_ps_mask(_mm512_mul_ps(sum, times), _mm512_set1_ps(limit),
-											   _CMP_LE_OQ) << c;
-	}
+		found |= (uint32_t) _mm512_cmp_ps_mask(scale_sums(sums, scale, bias, factor, c),
+											   _mm512_set1_ps(limit), _CMP_LE_OQ) << c;
 	return found;
 }
 

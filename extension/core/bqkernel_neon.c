@@ -563,25 +563,6 @@ bq_lut_block_neon(const uint8_t *table, const uint8_t *block, int nrows, uint16_
 		vst1q_u16(out + 8 * k, sum[k]);
 }
 
-static void
-bq_scale_sums_neon(const uint16_t sums[BQ_BLOCK], float scale, float bias,
-				   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK])
-{
-	for (int c = 0; c < BQ_BLOCK; c++)
-		out[c] = (scale * sums[c] - bias) * factor[c];
-}
-
-static uint32_t
-bq_find_sums_neon(const uint16_t sums[BQ_BLOCK], float scale, float bias,
-					 const uint16_t factor[BQ_BLOCK], float limit)
-{
-	uint32_t	found = 0;
-
-	for (int c = 0; c < BQ_BLOCK; c++)
-		found |= (uint32_t) ((scale * sums[c] - bias) * factor[c] <= limit) << c;
-	return found;
-}
-
 /* Transpose 16 x 16 bytes, as the kernels of x86 do. */
 static inline void
 transpose(uint8x16_t v[16])
@@ -649,8 +630,8 @@ const BqKernel bq_kernel_neon = {
 	.hadamard = bq_hadamard_neon,
 	.mix = bq_mix_neon,
 	.lut_block = bq_lut_block_neon,
-	.scale_sums = bq_scale_sums_neon,
-	.find_sums = bq_find_sums_neon,
+	.scale_sums = bq_scale_sums_portable,
+	.find_sums = bq_find_sums_portable,
 	.unstage = bq_unstage_neon,
 };
 

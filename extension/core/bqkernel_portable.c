@@ -233,12 +233,23 @@ bq_lut_block_portable(const uint8_t *table, const uint8_t *block, int nrows, uin
 	}
 }
 
-static void
+void
 bq_scale_sums_portable(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 					   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK])
 {
 	for (int c = 0; c < BQ_BLOCK; c++)
 		out[c] = (scale * sums[c] - bias) * factor[c];
+}
+
+uint32_t
+bq_find_sums_portable(const uint16_t sums[BQ_BLOCK], float scale, float bias,
+					  const uint16_t factor[BQ_BLOCK], float limit)
+{
+	uint32_t	found = 0;
+
+	for (int c = 0; c < BQ_BLOCK; c++)
+		found |= (uint32_t) ((scale * sums[c] - bias) * factor[c] <= limit) << c;
+	return found;
 }
 
 static inline uint8_t
@@ -254,17 +265,6 @@ bq_unstage_portable(const uint8_t *staged, int nrows, uint8_t *rows)
 		for (int b = 0; b < 16; b++)
 			rows[16 * j + b] = (uint8_t) (nibble_of(staged, b * nrows + j) |
 										  nibble_of(staged, (b + 16) * nrows + j) << 4);
-}
-
-static uint32_t
-bq_find_sums_portable(const uint16_t sums[BQ_BLOCK], float scale, float bias,
-						 const uint16_t factor[BQ_BLOCK], float limit)
-{
-	uint32_t	found = 0;
-
-	for (int c = 0; c < BQ_BLOCK; c++)
-		found |= (uint32_t) ((scale * sums[c] - bias) * factor[c] <= limit) << c;
-	return found;
 }
 
 const BqKernel bq_kernel_portable = {

@@ -63,7 +63,7 @@ bq_moments_add(int64_t *count, double *values, int dim, const float *x, const fl
 {
 	*count += 1;
 #ifdef BQ_HAVE_X86
-	if (bq_kernel != &bq_kernel_portable)
+	if (BQ_KERNEL_HAS_AVX2)
 	{
 		add_avx2(1.0 / (double) *count, values, dim, x, f);
 		return;

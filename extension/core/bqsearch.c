@@ -161,7 +161,7 @@ static void
 multiply_rows(const float *q, const float *x, size_t n, int dim, float *products)
 {
 #ifdef BQ_HAVE_X86
-	if (bq_kernel != &bq_kernel_portable)
+	if (BQ_KERNEL_HAS_AVX2)
 	{
 		multiply_rows_avx2(q, x, n, dim, products);
 		return;
