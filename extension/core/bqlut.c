@@ -215,16 +215,23 @@ dither(int j)
 	return ((float) (hash >> 22) + 0.5f) / 1024;
 }
 
-float
-bq_lut_bias(const float *q, int dim, int nrows, float scale)
+/* The bias of rows whose largest shares add up to `total`, and what was added to them. */
+static inline float
+make_bias(double total, double step, float added, int nrows)
 {
-	int			n = 2 * nrows < dim ? 2 * nrows : dim;
-	double		total = BQ_STRONG * bq_kernel->sum_absolute(q, n);
+	return (float) fmin(total + step * (added - 0.5 * nrows), FLT_MAX);
+}
+
+float
+bq_lut_bias(const float *q, int dim, int first, int end, float scale)
+{
+	int			last = 2 * end < dim ? 2 * end : dim;
 	float		added = 0;
 
-	for (int j = 0; j < nrows; j++)
+	for (int j = first; j < end; j++)
 		added += dither(j);
-	return (float) fmin(total + scale * (added - 0.5 * nrows), FLT_MAX);
+	return make_bias(BQ_STRONG * bq_kernel->sum_absolute(q + 2 * first, last - 2 * first), scale,
+					 added, end - first);
 }
 
 /*
@@ -274,7 +281,7 @@ bq_lut_query(const float *q, int dim, uint8_t *table, float *scale, float *bias)
 		memcpy(table + 16 * j, words, 16);
 		added += added_here;
 	}
-	*bias = (float) fmin(total + step * (added - 0.5 * nrows), FLT_MAX);
+	*bias = make_bias(total, step, added, nrows);
 }
 
 /* Eight entries of at most 6 in a word: they add up without a carry. */

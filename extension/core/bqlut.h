@@ -71,10 +71,10 @@ extern void bq_stage_get(const uint8_t *run, int half, int first, int end, int d
 extern void bq_lut_query(const float *q, int dim, uint8_t *table, float *scale, float *bias);
 
 /*
- * The bias of the first rows only: a sum s of their entries stands for the inner product of
- * the first 2 * nrows dimensions, bias - scale * s.
+ * The bias of rows `first` to `end` - 1 alone: a sum s of their entries stands for the inner
+ * product of their dimensions, bias - scale * s.
  */
-extern float bq_lut_bias(const float *q, int dim, int nrows, float scale);
+extern float bq_lut_bias(const float *q, int dim, int first, int end, float scale);
 
 /* Table of a code: the sum of entries is the Hamming distance, exactly. */
 extern void bq_lut_hamming(const uint8_t *planes, int dim, uint8_t *table);

@@ -40,6 +40,7 @@ bq_make_stops(const float *q, int dim, const BqTable *table, BqStop *stops)
 	int			nrows = bq_block_nrows(dim);
 	double		total = bq_kernel->sum_squares(q, dim);
 	double		sum = 0;
+	double		bias = 0;
 	int			done = 0;
 	int			n = 0;
 
@@ -50,14 +51,15 @@ bq_make_stops(const float *q, int dim, const BqTable *table, BqStop *stops)
 	{
 		double		share;
 
-		sum += bq_kernel->sum_squares(q + done, 2 * row - done);
-		done = 2 * row;
+		sum += bq_kernel->sum_squares(q + 2 * done, 2 * (row - done));
+		bias += bq_lut_bias(q, dim, done, row, table->scale);
+		done = row;
 		share = Min(sum / total, 1);
 		if (share < LEAST_SHARE)
 			continue;
 		stops[n].nrows = row;
 		stops[n].scale = (float) (table->scale / share);
-		stops[n].bias = (float) (bq_lut_bias(q, dim, row, table->scale) / share);
+		stops[n].bias = (float) (bias / share);
 		stops[n].deviation = (float) sqrt((1 - share) / share * total);
 		n++;
 	}
