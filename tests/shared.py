@@ -24,3 +24,13 @@ def load_lsa() -> tuple[Vectors, Vectors]:
             for part in ("base", "queries")
         )
     return base, queries
+
+
+def exact_distances(metric: str, vectors: NDArray[Any], query: NDArray[Any]) -> NDArray[Any]:
+    """Of each row from the query, shape (n,), in double precision."""
+    x, q = vectors.astype(np.float64), query.astype(np.float64)
+    if metric == "l2":
+        return np.asarray(np.linalg.norm(x - q, axis=1))
+    if metric == "inner_product":
+        return -(x @ q)
+    return np.asarray(1 - (x @ q) / np.linalg.norm(x, axis=1) / np.linalg.norm(q))

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.pq import TransactionStatus
-from shared import Conn, needs_pgvector
+from shared import Conn, exact_distances, needs_pgvector
 
 import pybq
 from pybq import TableError
@@ -44,15 +44,6 @@ def table(
     table = pybq.Table.create(conn, "items", DIM, store=store, codes=codes, columns=columns)
     table.ingest(range(N), vectors, {"title": [f"title {i}" for i in range(N)]})
     return table
-
-
-def exact_distances(metric: str, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-    x, q = vectors.astype(np.float64), query.astype(np.float64)
-    if metric == "l2":
-        return np.linalg.norm(x - q, axis=1)
-    if metric == "inner_product":
-        return -(x @ q)
-    return 1 - (x @ q) / np.linalg.norm(x, axis=1) / np.linalg.norm(q)
 
 
 # -- searching ------------------------------------------------------------------------

@@ -85,12 +85,10 @@ def assert_promise(
     return found
 
 
-def create_index(conn: Conn, column: Column, lists: int) -> None:
+def create_index(conn: Conn, column: Column, lists: int, transform: int = -1) -> None:
+    options = f"lists = {lists}, transform = {transform}"
     conn.execute(
-        cast(
-            Any,
-            f"CREATE INDEX items_embedding ON items USING bq ({column.key}) WITH (lists = {lists})",
-        )
+        cast(Any, f"CREATE INDEX items_embedding ON items USING bq ({column.key}) WITH ({options})")
     )
 
 
@@ -237,10 +235,7 @@ def test_half_read_blocks_lose_no_more_than_promised(
 ) -> None:
     base, queries = wide
     create(conn, base, column=column)
-    options = f"lists = 12, transform = {transform}"
-    conn.execute(
-        cast(Any, f"CREATE INDEX items_embedding ON items USING bq ({column.key}) WITH ({options})")
-    )
+    create_index(conn, column, 12, transform)
     assert_promise(conn, column, base, queries)
 
 

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.pq import TransactionStatus
+from shared import Conn, exact_distances
 
 import pybq
 from pybq import RowError, TableError
@@ -23,8 +24,6 @@ pytestmark = pytest.mark.usefixtures("vector")
 N, DIM = 3000, 32
 METRICS = ("cosine", "l2", "inner_product")
 SUFFIXES = {"cosine": "cosine", "l2": "l2", "inner_product": "ip"}
-
-Conn = psycopg.Connection[Any]
 
 
 @pytest.fixture
@@ -52,15 +51,6 @@ def bystander(conn: Conn) -> Iterator[str]:
     yield name
     conn.execute("RESET ROLE")
     conn.execute(f"DROP OWNED BY {name}; DROP ROLE {name}".encode())
-
-
-def exact(metric: str, vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-    x, q = vectors.astype(np.float64), query.astype(np.float64)
-    if metric == "l2":
-        return np.linalg.norm(x - q, axis=1)
-    if metric == "inner_product":
-        return -(x @ q)
-    return 1 - (x @ q) / np.linalg.norm(x, axis=1) / np.linalg.norm(q)
 
 
 def fill(conn: Conn, table: str, column: str, vectors: np.ndarray, key: str = "id") -> None:
@@ -116,7 +106,7 @@ def test_a_table_is_keys_vectors_and_an_index(
     found = table.search(queries, k=10, recall=1)
     tolerance = 1e-5 if store == "vector" else 1e-2
     for hits, same, query in zip(found, before, queries, strict=True):
-        nearest = np.sort(exact(metric, vectors, query))[:10]
+        nearest = np.sort(exact_distances(metric, vectors, query))[:10]
         for each in (hits, same):
             np.testing.assert_allclose([hit.distance for hit in each], nearest, tolerance)
 
@@ -167,7 +157,7 @@ def test_recall_reaches_the_index(
     for recall in (0.3, 1):
         near = 0
         for query, hits in zip(queries, table.search(queries, recall=recall), strict=True):
-            reach = np.sort(exact("cosine", vectors, query))[9] + 1e-3
+            reach = np.sort(exact_distances("cosine", vectors, query))[9] + 1e-3
             near += sum(hit.distance <= reach for hit in hits)
         found[recall] = near / (10 * len(queries))
     assert shown == ["0.3", "1"]
@@ -187,7 +177,7 @@ def test_filters_go_into_the_index(conn: Conn, vectors: np.ndarray, queries: np.
     cheap = np.flatnonzero(np.arange(N) % 100 == 7)
     for query in queries[:5]:
         hits = table.search(query, k=30, where="price = 7")
-        nearest = np.sort(exact("cosine", vectors[cheap], query))
+        nearest = np.sort(exact_distances("cosine", vectors[cheap], query))
         np.testing.assert_allclose([hit.distance for hit in hits], nearest, atol=2e-3)
     for bad in (["nope"], ["embedding"]):
         with pytest.raises(ValueError, match="no column .* in table 'items' to filter by"):
@@ -304,7 +294,7 @@ def test_any_table_opens_by_what_the_catalog_says(
     assert table.metric == "l2"
     conn.execute("SET ivfflat.probes = 100")
     hits = table.search(queries[0], k=3, columns=["note"])
-    nearest = np.argsort(exact("l2", vectors, queries[0]))
+    nearest = np.argsort(exact_distances("l2", vectors, queries[0]))
     assert hits[0].id == nearest[0] and hits[0]["note"] is None
     assert table.ingest([N], queries[:1], {"note": ["new"]}) == 1
     assert (table.search(queries[0])[0].id, table.delete([N, N + 1])) == (N, 1)
