@@ -50,7 +50,7 @@ keys_up_to(const float *keys, double limit)
  */
 void
 bq_bound_keys(const BqScan *so, const BqBlockData *block, const uint16 *sums, float scale,
-		   float bias, float *keys)
+			  float bias, float *keys)
 {
 	float		unit = so->key_unit;
 
@@ -82,8 +82,8 @@ bq_bound_keys(const BqScan *so, const BqBlockData *block, const uint16 *sums, fl
 
 /* Rows whose bounds are not above a limit (bits), by sums that stand for bias - scale * sum. */
 uint32
-bq_find_rows(const BqScan *so, const BqBlockData *block, const uint16 *sums, float scale, float bias,
-		  double limit)
+bq_find_rows(const BqScan *so, const BqBlockData *block, const uint16 *sums, float scale,
+			 float bias, double limit)
 {
 	float		keys[BQ_BLOCK];
 

@@ -150,7 +150,7 @@ compare_rows(IndexScanDesc scan)
 	so->batch = BQ_LATER_BATCH;
 
 	qsort(batch, n, sizeof(BqCandidate), compare_positions);
-	for (int i = 0; i < n && so->io_concurrency > 0; i++)
+	for (int i = 0; i < n && so->heap_io_concurrency > 0; i++)
 		prefetch_row(scan->heapRelation, &batch[i]);
 	for (int i = 0; i < n; i++)
 	{
@@ -187,7 +187,7 @@ bq_prefetch_rows(IndexScanDesc scan)
 {
 	BqScan	   *so = (BqScan *) scan->opaque;
 
-	if (so->source != NULL || so->io_concurrency == 0 || scan->heapRelation == NULL)
+	if (so->source != NULL || so->heap_io_concurrency == 0)
 		return;
 	for (int i = 0; i < PREFETCH_ROWS && i < so->ncandidates; i++)
 		prefetch_row(scan->heapRelation, &so->candidates[i]);

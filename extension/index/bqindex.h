@@ -208,7 +208,7 @@ extern Buffer bq_read_page(Relation index, BlockNumber blkno, BqPageKind kind, i
 extern BqLayout bq_get_layout(Relation index);
 extern BqLayout bq_read_layout(Relation index);
 extern BqMetaPageData bq_read_metapage(Relation index);
-extern bool bq_prefetch(Relation index, BlockNumber blkno, size_t offset);
+extern bool bq_prefetch(Relation index, BlockNumber blkno, size_t offset, bool from_disk);
 extern Buffer bq_new_page(Relation index, ForkNumber fork, BlockNumber blkno,
 						  BqPageKind kind);
 extern BqPageKind bq_page_kind(const BqLayout *layout, BlockNumber blkno);

@@ -141,10 +141,10 @@ prefetch_lines(const char *start)
 /*
  * Ask for a page soon to be read from `offset` on.  If we think to know where it is, the CPU:
  * reading then runs at the speed of memory instead of waiting at the start of each page of
- * memory.  Else the system; true if that has to read it from disk.
+ * memory.  Else the system, if it may read from disk; true if it has to.
  */
 bool
-bq_prefetch(Relation index, BlockNumber blkno, size_t offset)
+bq_prefetch(Relation index, BlockNumber blkno, size_t offset, bool from_disk)
 {
 	BqCache    *cache = (BqCache *) index->rd_amcache;
 	Buffer		buffer;
@@ -161,7 +161,7 @@ bq_prefetch(Relation index, BlockNumber blkno, size_t offset)
 		PrefetchBufferResult result;
 
 		/* a guess may lead beyond the end, where the next file of the index is not there yet */
-		if (!page_exists(index, blkno))
+		if (!from_disk || !page_exists(index, blkno))
 			return false;
 		result = PrefetchBuffer(index, MAIN_FORKNUM, blkno);
 		if (result.recent_buffer > 0)

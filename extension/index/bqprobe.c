@@ -19,12 +19,10 @@
 
 /*
  * Beyond the first rows, a scan in strict order goes on to further lists while it has
- * not seen so many rows for each that it gave: those it did not see are passed over.
+ * not seen so many rows for each that it gave: those it did not see are passed over.  By
+ * cosine, beyond BQ_NEIGHBOURS rows, also while a further list is near (BqModel.gap).
  */
 #define SEEN_PER_ROW 8
-
-/* By cosine, and from so many rows on, also while a further list is that near. */
-#define MARGIN_ROWS 10
 
 /* How fast the number of lists grows with that of the rows that lie between those wanted. */
 #define FILTER_POWER 0.35
@@ -182,8 +180,10 @@ read_list(Relation index, BqScan *so, uint8 segment, const BqChain *chain, bool 
  * blocks lie in a row if the build wrote them.  True if the disk was asked.
  */
 static bool
-ask_for_list(Relation index, const BqLayout *layout, const BqChain *chain)
+ask_for_list(Relation index, const BqScan *so, const BqChain *chain)
 {
+	const BqLayout *layout = &so->layout;
+	bool		from_disk = so->io_concurrency > 0;
 	uint64		row = bq_first_row(layout, chain->head);
 	uint64		end = row + (uint64) chain->nblocks * layout->nrows;
 	bool		cold;
@@ -192,11 +192,12 @@ ask_for_list(Relation index, const BqLayout *layout, const BqChain *chain)
 		return false;
 	cold = bq_prefetch(index, bq_header_page(layout, chain->head),
 					   SizeOfPageHeaderData + chain->head % layout->headers_per_page *
-					   layout->header_nbytes);
+					   layout->header_nbytes, from_disk);
 	for (int i = 0; row < end && i < (cold ? MAX_COLD_PAGES : PREFETCH_PAGES); i++)
 	{
 		cold |= bq_prefetch(index, bq_code_page(layout, row),
-							SizeOfPageHeaderData + row % BQ_ROWS_PER_PAGE * BQ_ROW_NBYTES);
+							SizeOfPageHeaderData + row % BQ_ROWS_PER_PAGE * BQ_ROW_NBYTES,
+							from_disk);
 		row += BQ_ROWS_PER_PAGE - row % BQ_ROWS_PER_PAGE;
 	}
 	return cold;
@@ -415,8 +416,8 @@ bq_read_lists(Relation index, BqScan *so, uint32 from)
 
 			*chain = bq_read_chain(index, &so->layout, ranked_list(so->order[asked]));
 			/* the disk takes its time, but can do several things at once */
-			if (ask_for_list(index, &so->layout, chain))
-				ahead = Max(1, Min(so->io_concurrency, MAX_AHEAD));
+			if (ask_for_list(index, so, chain))
+				ahead = Min(so->io_concurrency, MAX_AHEAD);
 		}
 		read_list(index, so, so->segment_of[i], &chains[i % lengthof(chains)], i >= so->ncounted);
 		/* blocks can be left half read as soon as there is a limit */
@@ -453,7 +454,7 @@ bq_look_again(Relation index, BqScan *so)
 bool
 bq_wants_more_lists(BqScan *so, const BqCandidate *candidate)
 {
-	if (so->strategy == BQ_STRATEGY_COSINE && so->nreturned >= MARGIN_ROWS && so->row_margin > 0)
+	if (so->strategy == BQ_STRATEGY_COSINE && so->nreturned >= BQ_NEIGHBOURS && so->row_margin > 0)
 	{
 		double		cosine = so->source != NULL ? (1 - candidate->key) * so->length : -candidate->key;
 

@@ -377,7 +377,7 @@ bq_score_lists(Relation index, const BqLayout *layout, const BqTable *table, flo
 				CHECK_FOR_INTERRUPTS();
 				held.buffer = bq_read_page(index, blkno, BQ_PAGE_CODES, BUFFER_LOCK_SHARE);
 				held.blkno = blkno;
-				bq_prefetch(index, blkno + 1, 0);
+				bq_prefetch(index, blkno + 1, 0, false);
 			}
 			add_rows(&group, table, BqPageGetRow(BufferGetPage(held.buffer), row + j), j, n);
 			j += n;

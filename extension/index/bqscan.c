@@ -145,6 +145,8 @@ start_query(IndexScanDesc scan)
 	so->npassed = 0;
 	so->first_look = true;
 	so->io_concurrency = get_tablespace_io_concurrency(index->rd_rel->reltablespace);
+	so->heap_io_concurrency = scan->heapRelation == NULL ? 0 :
+		get_tablespace_io_concurrency(scan->heapRelation->rd_rel->reltablespace);
 
 	if (key->sk_flags & SK_ISNULL)
 	{
@@ -258,7 +260,7 @@ next_row(IndexScanDesc scan)
 		}
 		if (first != NULL && so->dropped && bq_before(&so->limit, first))
 			first = NULL;
-		if (so->first_look && (first == NULL || so->nreturned >= BQ_SURE_ROWS))
+		if (so->first_look && (first == NULL || so->nreturned >= BQ_NEIGHBOURS))
 		{
 			bq_look_again(scan->indexRelation, so);
 			continue;

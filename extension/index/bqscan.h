@@ -16,6 +16,12 @@
 #include "utils/hsearch.h"
 #include "utils/tuplesort.h"
 
+/*
+ * Nearest rows that a BqModel is about: so many are looked for when it is measured, and beyond
+ * them a scan takes more care.
+ */
+#define BQ_NEIGHBOURS 10
+
 /* Rows kept as candidates at first: LIMIT 40 (k = 10, rerank = 4) and a good margin. */
 #define BQ_FIRST_KEEP BQ_MARGIN_RANK
 
@@ -72,9 +78,6 @@ typedef struct BqPassedBlock
 	uint8		segment;
 } BqPassedBlock;
 
-/* So many rows are found at the first look; for more, blocks passed over are looked at again. */
-#define BQ_SURE_ROWS 10
-
 typedef struct BqScan
 {
 	MemoryContext scan_context; /* lives as long as the scan */
@@ -126,7 +129,8 @@ typedef struct BqScan
 	uint32		npassed;
 	uint32		passed_capacity;
 
-	int			io_concurrency; /* of the tablespace; 0: ask for nothing ahead */
+	int			io_concurrency; /* of the index's tablespace; 0: ask no disk for lists ahead */
+	int			heap_io_concurrency;	/* of the table's: nor for rows */
 
 	/* candidates: a heap once lists have been read */
 	BqCandidate *candidates;
