@@ -11,7 +11,10 @@
 
 #include "index/bqscan.h"
 
-/* Neighbours by their codes; among them are practically all of the true ten, and the BQ_MARGIN_RANKth. */
+/*
+ * Neighbours by their codes; among them are practically all of the true ten, and the
+ * BQ_MARGIN_RANKth.
+ */
 #define BQ_NEIGHBOUR_CANDIDATES 100
 
 /* The recalls that BqModel has figures for. */
