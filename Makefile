@@ -103,7 +103,7 @@ format: .venv/tested ## Python by ruff
 
 clean: ## remove what was built, .venv included
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f pybq/*.so pybq/_core.c pybq/_copy.c
+	rm -f pybq/*/*.so
 
 # -- set-up, each step once ---------------------------------------------------------------
 
@@ -125,7 +125,7 @@ clean: ## remove what was built, .venv included
 	@$(PIP) 'pybq[test]'
 	@touch $@
 
-.venv/built: pybq/_core.pyx pybq/_copy.pyx $(CORE) | .venv/installed
+.venv/built: $(wildcard pybq/*/*.pyx) $(CORE) | .venv/installed
 	@if [ -n "$$(find $^ -newer .venv/installed)" ]; then \
 		$(PY) setup.py --quiet build_ext --inplace; \
 	fi

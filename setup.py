@@ -37,15 +37,15 @@ setup(
     ext_modules=cythonize(
         [
             Extension(
-                "pybq._core",
-                ["pybq/_core.pyx", *sorted(glob("extension/core/*.c"))],
+                "pybq._codes.core",
+                ["pybq/_codes/core.pyx", *sorted(glob("extension/core/*.c"))],
                 include_dirs=["extension/core"],
                 depends=sorted(glob("extension/core/*.h")),
                 extra_compile_args=FLAGS,
             ),
             Extension(
-                "pybq._copy",
-                ["pybq/_copy.pyx", "extension/core/bqcpu.c"],
+                "pybq._loading.copy",
+                ["pybq/_loading/copy.pyx", "extension/core/bqcpu.c"],
                 include_dirs=["extension/core"],
                 depends=["extension/core/bqcpu.h"],
                 extra_compile_args=FLAGS,

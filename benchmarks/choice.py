@@ -14,7 +14,7 @@ Families of pictures are added where scikit-image is installed. Each line is one
     recall@10     from codes alone, and the standard error of the difference
     cost          recall lost by the choice against the better of the two
 
-The last table compares the rule of pybq.strategy with simpler ones.
+The last table compares the rule of pybq.choose with simpler ones.
 
 Recall lost on these sets by what is chosen from the statistics of 4,000 rows (all families, 64 to
 1,024 dimensions for cosine, 64 and 256 for l2, each set in three orders; standard error of each
@@ -47,7 +47,7 @@ Of coordinates alone (before there were searches):
 - Correlated neighbours (blocks, smooth curves, random walks, pixels) lose up to 0.4 on the axes,
   and single coordinates cannot show it.
 - A common offset makes the axes better, by up to 0.09 on independent coordinates; the mean term of
-  pybq.strategy predicts it. In real data of large mean (pixels, HOG) correlation outweighs it: the
+  strategy.py predicts it. In real data of large mean (pixels, HOG) correlation outweighs it: the
   rule believes the mean only where coordinates look Gaussian otherwise.
 - It fails where the nearest neighbours differ from each other in another way than rows in
   general do: tight clusters around corners of a cube or around sparse centres (0.02 to 0.09),
@@ -71,8 +71,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pybq
-from pybq.statistics import Statistics
-from pybq.strategy import Decision, choose, probe, searched
+from pybq._choice.statistics import Statistics
+from pybq._choice.strategy import Decision, choose, probe, searched
 
 Array = NDArray[np.float64]
 Family = Callable[[np.random.Generator, int, int], Array]
@@ -310,7 +310,7 @@ def measure(
 
 
 RULES: dict[str, Callable[[Decision], bool]] = {
-    "pybq.strategy": lambda d: d.rotate,
+    "pybq.choose": lambda d: d.rotate,
     "larger fidelity": lambda d: d.f_rotate > d.f_axis,
     "rotation ahead by 0.02": lambda d: d.f_rotate > d.f_axis + 0.02,
     "always rotate": lambda d: True,
@@ -376,7 +376,7 @@ def main() -> None:
             losses["coordinates alone"].append(best - (rotated if rotates_alone else axis).mean())
             probed = choose(statistics, probe(base, metric=args.metric), metric=args.metric)
             losses["with a probe"].append(best - (rotated if probed.rotate else axis).mean())
-            cost = losses["pybq.strategy"][-1]
+            cost = losses["pybq.choose"][-1]
             print(
                 f"{name:25} {base.shape[1]:4} {d.cv_sigma:4.2f} {d.sign_entropy:4.2f} |"
                 f"        {d.f_axis:.3f} {f_axis:.3f}|        {d.f_rotate:.3f} {f_rotate:.3f}|"

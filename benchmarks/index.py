@@ -50,7 +50,7 @@ from pgvector import HalfVector
 from sets import SEED, K, dense, kth_similarity, lifted, load, mixed
 
 import pybq
-from pybq._copy import encode_rows
+from pybq._loading.copy import encode_rows
 from pybq.psycopg import register_bq
 
 # -- server ------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pgvector.psycopg import register_vector
 
 import pybq
-from pybq._copy import encode_rows
+from pybq._loading.copy import encode_rows
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 import glosses  # noqa: E402

@@ -32,8 +32,8 @@ from common import describe, save
 from numpy.typing import NDArray
 
 import pybq
-from pybq import _core
-from pybq._copy import encode_rows
+from pybq._codes import core
+from pybq._loading.copy import encode_rows
 from pybq.psycopg import register_bq
 
 QUERIES = 500
@@ -44,10 +44,10 @@ COSINE, COSINE_TOLERANCE = 0.94, 0.005
 
 # method of the table -> cut of the codes, distances in Python, ORDER BY in SQL
 METHODS = {
-    "sign bit Hamming": ("rms", _core.sign_distances, "sign_distance({code}, %s)"),
-    "QuIVer 1/2/4": ("mean", _core.quiver_distances, "quiver_distance({code}, %s)"),
-    "thermometer Hamming": ("rms", _core.hamming_distances, "{code} <~> %s"),
-    "float query": ("rms", _core.cosine_distances, "{code} <=> %s"),
+    "sign bit Hamming": ("rms", core.sign_distances, "sign_distance({code}, %s)"),
+    "QuIVer 1/2/4": ("mean", core.quiver_distances, "quiver_distance({code}, %s)"),
+    "thermometer Hamming": ("rms", core.hamming_distances, "{code} <~> %s"),
+    "float query": ("rms", core.cosine_distances, "{code} <=> %s"),
 }
 SQL_ENCODE = {"rms": "bq_encode", "mean": "quiver_encode"}
 

@@ -72,7 +72,7 @@ from pgvector import HalfVector, Vector
 from sets import QUERIES, SEED, K, dense, kth_similarity, lifted, load, load_all, mixed, unit
 
 import pybq
-from pybq._copy import encode_rows
+from pybq._loading.copy import encode_rows
 from pybq.psycopg import register_bq
 
 RECALLS = (

@@ -29,7 +29,7 @@ from common import describe, save
 from numpy.typing import NDArray
 
 import pybq
-from pybq._copy import encode_rows
+from pybq._loading.copy import encode_rows
 from pybq.psycopg import register_bq
 
 SEED = 20261121

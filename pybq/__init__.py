@@ -3,7 +3,11 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from pybq._core import kernels, set_kernel, simd
+from pybq._choice.statistics import Statistics
+from pybq._choice.strategy import Decision, choose
+from pybq._codes.core import kernels, set_kernel, simd
+from pybq._codes.quantizer import Quantizer
+from pybq._codes.vector import Code, Query
 from pybq.embedded import Server, serve
 from pybq.errors import (
     BuildError,
@@ -13,14 +17,10 @@ from pybq.errors import (
     ServerError,
     TableError,
 )
-from pybq.quantizer import Quantizer
-from pybq.statistics import Statistics
-from pybq.strategy import Decision, choose
-from pybq.vector import Code, Query
 
 if TYPE_CHECKING:
-    from pybq.adoption import Adoption, adopt
-    from pybq.table import Arrays, AsyncTable, Effort, Hit, Status, Table
+    from pybq._tables.adoption import Adoption, adopt
+    from pybq._tables.table import Arrays, AsyncTable, Effort, Hit, Status, Table
 
 __version__ = version("pybq")
 
@@ -56,11 +56,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Only now, because it loads psycopg: not everyone who encodes has a database.
     if name in ("Arrays", "AsyncTable", "Effort", "Hit", "Status", "Table"):
-        from pybq import table
+        from pybq._tables import table
 
         return getattr(table, name)
     if name in ("Adoption", "adopt"):
-        from pybq import adoption
+        from pybq._tables import adoption
 
         return getattr(adoption, name)
     raise AttributeError(f"module 'pybq' has no attribute {name!r}")

@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     try:
-        from pybq.cli import app
+        from pybq._cli.app import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise

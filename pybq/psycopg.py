@@ -11,8 +11,8 @@ from psycopg.adapt import Dumper, Loader
 from psycopg.pq import Format
 from psycopg.types import TypeInfo
 
+from pybq._codes.vector import Code, Query
 from pybq.errors import ExtensionMissingError
-from pybq.vector import Code, Query
 
 
 def register_bq(connection: Connection[Any]) -> None:

@@ -79,9 +79,9 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
 
+from pybq._codes.quantizer import Quantizer
+from pybq._codes.vector import Code, Query
 from pybq.psycopg import _BinaryDumper, _TextDumper
-from pybq.quantizer import Quantizer
-from pybq.vector import Code, Query
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack

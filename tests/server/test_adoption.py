@@ -14,14 +14,14 @@ from psycopg import sql
 from shared import Conn
 
 import pybq
-from pybq import vectors as vector_indexes
-from pybq.vectors import compare_indexes, find_column, find_indexes
+from pybq._tables import comparison as vector_indexes
+from pybq._tables.comparison import compare_indexes, find_column, find_indexes
 
 pytest.importorskip("typer")
 from typer.testing import CliRunner
 
-from pybq.cli import app
-from pybq.doctor import examine
+from pybq._cli.app import app
+from pybq._cli.doctor import examine
 
 ROWS, DIM = 2000, 32
 
@@ -318,7 +318,7 @@ def test_command_shows_the_comparison_and_what_to_drop(
 ) -> None:
     monkeypatch.setenv("PYBQ_DSN", conn.info.dsn)
     # the console was made when the module was imported, perhaps by another test
-    monkeypatch.setattr("pybq.cli._out.width", 200)
+    monkeypatch.setattr("pybq._cli.app._out.width", 200)
     conn.execute('CREATE INDEX old ON "My items" USING hnsw (embedding vector_l2_ops)')
     arguments = ["adopt", items, "--filter", "tenant", "--compare", "--sample", "5"]
     result = CliRunner().invoke(app, arguments)

@@ -14,7 +14,8 @@ from psycopg.pq import TransactionStatus
 from shared import Conn
 
 import pybq
-from pybq import ExtensionMissingError, RowError, TableError, ingest
+from pybq import ExtensionMissingError, RowError, TableError
+from pybq._loading import ingest
 
 AsyncConn = psycopg.AsyncConnection[Any]
 Run = Callable[..., Any]

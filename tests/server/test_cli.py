@@ -22,8 +22,8 @@ pytest.importorskip("rich")
 from typer.testing import CliRunner
 
 import pybq
-from pybq.cli import app
-from pybq.doctor import examine
+from pybq._cli.app import app
+from pybq._cli.doctor import examine
 
 pytestmark = pytest.mark.usefixtures("vector")
 
@@ -189,9 +189,9 @@ def test_the_table_decides_which_columns_are_carried_along(
 def test_an_interrupted_ingest_says_how_to_go_on(
     ask: Callable[..., Any], files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pybq.load
+    from pybq._loading import load
 
-    write = pybq.load.write_part
+    write = load.write_part
 
     async def interrupt(db: Any, task: Any, part: Any) -> int:
         if part.number == 2:
@@ -200,7 +200,7 @@ def test_an_interrupted_ingest_says_how_to_go_on(
 
     command = ("ingest", files / "vectors.npy", "--table", "items", "--batch-rows", 100)
     with monkeypatch.context() as patch:
-        patch.setattr(pybq.load, "write_part", interrupt)
+        patch.setattr(load, "write_part", interrupt)
         answer = ask(*command, expected=1)
     assert "interrupted" in answer["error"] and "--resume" in answer["hint"]
     assert ask(*command, "--resume")["rows"] == ROWS - 200
@@ -359,7 +359,7 @@ def test_advise_needs_no_database_for_a_file(files: Path) -> None:
 def test_advise_names_the_row_of_the_file(
     ask: Callable[..., Any], files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pybq.cli.ADVISE_ROWS", 100)
+    monkeypatch.setattr("pybq._cli.app.ADVISE_ROWS", 100)
     vectors = np.ones((300, DIM))
     for value, reason in ((np.nan, "NaN and infinite"), (3e38, "norm of the vector")):
         vectors[270, 3] = value  # row 90 of the sample
@@ -369,9 +369,9 @@ def test_advise_names_the_row_of_the_file(
 
 
 def test_picture_says_the_decision(files: Path, vectors: np.ndarray) -> None:
-    from pybq.picture import draw_advice
-    from pybq.statistics import Statistics
-    from pybq.strategy import choose
+    from pybq._choice.statistics import Statistics
+    from pybq._choice.strategy import choose
+    from pybq._cli.picture import draw_advice
 
     matplotlib = pytest.importorskip("matplotlib")
     one_row = Statistics(DIM)

@@ -11,8 +11,8 @@ import pytest
 from shared import Conn
 
 import pybq
+from pybq._choice.statistics import Statistics
 from pybq.errors import LoadError
-from pybq.statistics import Statistics
 
 DIM = 40
 

@@ -6,7 +6,8 @@ import numpy as np
 import psycopg
 import pytest
 
-from pybq import Code, Quantizer, _copy
+from pybq import Code, Quantizer
+from pybq._loading import copy as _copy
 
 
 def copy_in(conn, table, columns, **options):

@@ -20,10 +20,10 @@ from shared import Conn, Vectors, needs_pgvector
 
 import pybq
 from pybq import RowError
-from pybq.statistics import Statistics
+from pybq._choice.statistics import Statistics
 
 DIM = 48
-# More than one chunk of rows: see CHUNK_NBYTES in pybq/ingest.py.
+# More than one chunk of rows: see CHUNK_NBYTES in pybq/_loading/ingest.py.
 N = 50_000
 
 

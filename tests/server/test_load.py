@@ -21,7 +21,7 @@ import pytest
 from shared import Conn, needs_pgvector
 
 import pybq
-import pybq.load
+from pybq._loading import load
 
 DIM = 16
 ROWS = 1000
@@ -292,7 +292,7 @@ def test_a_failure_is_the_same_on_any_number_of_connections(
     conn: Conn, vectors: np.ndarray, connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = create(conn)
-    write, calls = pybq.load.decide, []
+    write, calls = load.decide, []
 
     async def fail(*arguments: Any) -> int:
         calls.append(arguments)
@@ -300,7 +300,7 @@ def test_a_failure_is_the_same_on_any_number_of_connections(
             raise pybq.TableError("no more")
         return await write(*arguments)
 
-    monkeypatch.setattr(pybq.load, "decide", fail)
+    monkeypatch.setattr(load, "decide", fail)
     with pytest.raises(pybq.LoadError, match="were not written: no more") as caught:
         table.load(vectors, batch_rows=100, connections=connections)
     assert isinstance(caught.value.__cause__, pybq.TableError)
@@ -466,10 +466,11 @@ def test_async_load(server: pybq.Server, conn: Conn, vectors: np.ndarray) -> Non
 
 CHILD = """
 import sys, time
-import numpy as np, psycopg, pybq, pybq.load
+import numpy as np, psycopg, pybq
+from pybq._loading import load
 
 dsn, path, first, hang = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-add, calls = pybq.load.add_statistics, 0
+add, calls = load.add_statistics, 0
 
 async def add_or_hang(*arguments):
     global calls
@@ -479,7 +480,7 @@ async def add_or_hang(*arguments):
         time.sleep(600)
     await add(*arguments)
 
-pybq.load.add_statistics = add_or_hang
+load.add_statistics = add_or_hang
 with psycopg.connect(dsn) as conn:
     table = pybq.Table(conn, "items")
     print(table.load(path, first_id=first, batch_rows=100, resume=True))

@@ -18,8 +18,8 @@ import pytest
 from shared import Conn
 
 import pybq
-import pybq.reencode
 from pybq import TableError
+from pybq._tables import reencode
 
 pytestmark = pytest.mark.usefixtures("vector")
 
@@ -222,8 +222,8 @@ def test_searches_and_writers_notice_nothing(
     connect: Callable[[], Conn],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pybq.reencode, "BATCH_PAGES", 2)
-    monkeypatch.setattr(pybq.reencode, "VACUUM_PAGES", 32)
+    monkeypatch.setattr(reencode, "BATCH_PAGES", 2)
+    monkeypatch.setattr(reencode, "VACUUM_PAGES", 32)
     table.create_index()
     conn.commit()
     errors: list[Exception] = []
@@ -290,7 +290,7 @@ def test_plain_updates_of_rows_not_yet_encoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An UPDATE between the start and the end is in the new codes, too."""
-    fill, other = pybq.reencode._fill, connect()
+    fill, other = reencode._fill, connect()
 
     async def fill_slowly(*arguments: Any) -> int:
         other.execute("UPDATE items SET note = 'early' WHERE id < 100")
@@ -303,7 +303,7 @@ def test_plain_updates_of_rows_not_yet_encoded(
         )
         return rows
 
-    monkeypatch.setattr(pybq.reencode, "_fill", fill_slowly)
+    monkeypatch.setattr(reencode, "_fill", fill_slowly)
     assert table.reencode(7) == 0  # the trigger has encoded all of them
     assert count_codes(conn, 7) == (N, N)
 
@@ -315,9 +315,9 @@ def test_long_transactions_are_waited_for_and_let_searches_pass(
     connect: Callable[[], Conn],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pybq.reencode, "LOCK_SECONDS", 0.05)
-    monkeypatch.setattr(pybq.reencode, "PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(pybq.reencode, "LOCK_ATTEMPTS", 3)
+    monkeypatch.setattr(reencode, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(reencode, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(reencode, "LOCK_ATTEMPTS", 3)
     long = connect()
     with long.transaction():
         long.execute("SELECT 1 FROM items LIMIT 1")
@@ -331,14 +331,15 @@ def test_long_transactions_are_waited_for_and_let_searches_pass(
 
 SLOWLY = """
 import contextlib, sys, time
-import psycopg, pybq, pybq.reencode
-pybq.reencode.BATCH_PAGES = 2
+import psycopg, pybq
+from pybq._tables import reencode
+reencode.BATCH_PAGES = 2
 
 @contextlib.contextmanager
 def slowly(*arguments):
     yield lambda rows: time.sleep(0.02)
 
-pybq.reencode.show_progress = slowly
+reencode.show_progress = slowly
 with psycopg.connect(sys.argv[1]) as conn:
     pybq.Table(conn, "items").reencode(7)
 """
@@ -384,7 +385,7 @@ def test_interrupted_before_the_swap(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pybq.reencode, "_swap", fail)
+        patch.setattr(reencode, "_swap", fail)
         with pytest.raises(KeyboardInterrupt):
             table.reencode(7)
     assert not conn.autocommit
@@ -410,7 +411,7 @@ def test_another_transform_begins_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pybq.reencode, "_swap", fail)
+        patch.setattr(reencode, "_swap", fail)
         with pytest.raises(KeyboardInterrupt):
             table.reencode(7)
     assert table.reencode(again) == rows
@@ -430,16 +431,20 @@ def test_two_at_once_do_not_wait_for_each_other(
     table.create_index()
     conn.commit()
     second = pybq.Table(connect(), "items")
-    build, building, go_on = pybq.reencode._build_indexes, threading.Event(), threading.Event()
+    build, building, go_on = (
+        reencode._build_indexes,
+        threading.Event(),
+        threading.Event(),
+    )
 
     async def wait_and_build(*arguments: Any) -> None:
         building.set()
         assert go_on.wait(30)
         await build(*arguments)
 
-    monkeypatch.setattr(pybq.reencode, "ALONE_SECONDS", patience)
+    monkeypatch.setattr(reencode, "ALONE_SECONDS", patience)
     with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
-        patch.setattr(pybq.reencode, "_build_indexes", wait_and_build)
+        patch.setattr(reencode, "_build_indexes", wait_and_build)
         first = pool.submit(table.reencode, 7)
         assert building.wait(30)
         later = pool.submit(second.reencode, 7)
@@ -476,7 +481,7 @@ def test_what_is_refused(conn: Conn, table: pybq.Table, connect: Callable[[], Co
     other = connect()
     other.execute("SELECT pg_advisory_lock(hashtext('pybq.reencode'), 'items'::regclass::oid::int)")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pybq.reencode, "ALONE_SECONDS", 1)
+        patch.setattr(reencode, "ALONE_SECONDS", 1)
         with pytest.raises(TableError, match="by another connection"):
             table.reencode(7)
     assert is_clean(conn)

@@ -23,9 +23,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
 import pybq
 from pybq import TableError
-from pybq.bench import bench_table
-from pybq.condition import make_condition
-from pybq.recall import measure_recall
+from pybq._searching.condition import make_condition
+from pybq._tables.bench import bench_table
+from pybq._tables.recall import measure_recall
 
 ROOT = Path(__file__).parents[2]
 N, DIM = 3000, 32
@@ -443,7 +443,7 @@ def test_a_missing_package_is_named(
 
 
 def test_nothing_is_imported_unasked() -> None:
-    script = "import pybq.table, sys; print(*sys.modules)"
+    script = "import pybq._tables.table, sys; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True
     ).stdout.split()

@@ -11,7 +11,7 @@ from shared import Conn
 from typer.testing import CliRunner
 
 import pybq
-from pybq.statistics import Statistics
+from pybq._choice.statistics import Statistics
 
 DIM = 32
 
@@ -101,7 +101,7 @@ def test_rows_are_those_that_are_left(
     assert "statistics: of 2,000 vectors ingested so far" in str(status)
 
     # large tables: as the planner has it, once it knows something
-    monkeypatch.setattr("pybq.status.MAX_COUNTED_NBYTES", 0)
+    monkeypatch.setattr("pybq._catalog.status.MAX_COUNTED_NBYTES", 0)
     assert (table.status().row_count, table.status().row_count_exact) == (101, True)
     conn.execute("ANALYZE items")
     conn.execute("DELETE FROM items WHERE id >= 50")
@@ -124,7 +124,7 @@ def test_who_may_not_read_the_table_learns_no_number(conn: Conn, rng: np.random.
 def test_command_shows_drift(
     conn: Conn, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pybq.cli import app
+    from pybq._cli.app import app
 
     table = pybq.Table.create(conn, "items", DIM, store=None)
     table.ingest(range(1000), make_flat(rng, 1000))

@@ -16,7 +16,7 @@ from shared import Conn, exact_distances, needs_pgvector
 
 import pybq
 from pybq import TableError
-from pybq.recall import measure_recall
+from pybq._tables.recall import measure_recall
 
 N, DIM = 300, 24
 

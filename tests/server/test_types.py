@@ -6,7 +6,8 @@ import numpy as np
 import psycopg
 import pytest
 
-from pybq import Code, Quantizer, Query, _core, kernels, set_kernel
+from pybq import Code, Quantizer, Query, kernels, set_kernel
+from pybq._codes import core
 
 DIMS = [*range(1, 131), 384, 512, 768, 1000, 1024, 1536, 3072, 16000]
 TRANSFORMS = [0, 1, 65535]
@@ -108,15 +109,15 @@ def test_distances_are_the_same_for_every_kernel(conn, rng, restore_kernel, dim,
             binary=True,
         ).fetchall()
         columns = list(map(list, zip(*rows, strict=True)))
-        hamming = _core.hamming_distances(codes, code.to_numpy()).tolist()
-        cosine = _core.cosine_distances(codes, query.values).tolist()
-        product = _core.inner_products(codes, query.values).tolist()
-        l2 = _core.l2_distances(codes, query.values).tolist()
+        hamming = core.hamming_distances(codes, code.to_numpy()).tolist()
+        cosine = core.cosine_distances(codes, query.values).tolist()
+        product = core.inner_products(codes, query.values).tolist()
+        l2 = core.l2_distances(codes, query.values).tolist()
         assert columns == [
             hamming,
             hamming,
-            _core.sign_distances(codes, code.to_numpy()).tolist(),
-            _core.quiver_distances(codes, code.to_numpy()).tolist(),
+            core.sign_distances(codes, code.to_numpy()).tolist(),
+            core.quiver_distances(codes, code.to_numpy()).tolist(),
             cosine,
             cosine,
             [-value for value in product],

@@ -15,9 +15,9 @@ from shared import Conn, exact_distances
 
 import pybq
 from pybq import RowError, TableError
-from pybq.bench import bench_table
-from pybq.doctor import examine
-from pybq.recall import measure_recall
+from pybq._cli.doctor import examine
+from pybq._tables.bench import bench_table
+from pybq._tables.recall import measure_recall
 
 pytestmark = pytest.mark.usefixtures("vector")
 
@@ -65,7 +65,7 @@ def fill(conn: Conn, table: str, column: str, vectors: np.ndarray, key: str = "i
 
 def indexes_used(conn: Conn, table: pybq.Table, query: np.ndarray) -> str:
     """The plan of what a search sends, at the settings of the session."""
-    from pybq.search import Search, write_statement
+    from pybq._searching.search import Search, write_statement
 
     search = Search(table._layout, conn, query)
     statement = write_statement(table._layout, conn, search.shape)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pybq import Quantizer, _copy
+from pybq import Quantizer
+from pybq._loading import copy as _copy
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pybq._copy import to_half
-from pybq.ingest import SAMPLE_ROWS, take_sample
+from pybq._loading.copy import to_half
+from pybq._loading.ingest import SAMPLE_ROWS, take_sample
 
 
 def assert_rounded_as_numpy_does(vectors: np.ndarray) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pybq import Code, Quantizer, Query, Statistics, _core, kernels, set_kernel, simd
+from pybq import Code, Quantizer, Query, Statistics, kernels, set_kernel, simd
+from pybq._codes import core
 
 
 @pytest.mark.parametrize("dim", [1, 7, 8, 9, 100, 384])
@@ -14,7 +15,7 @@ def test_shapes_and_headers(rng, dim, transform):
     codes = quantizer.encode(vectors)
     assert quantizer.nbytes == 8 + 2 * -(-dim // 8)
     assert codes.shape == (5, quantizer.nbytes) and codes.dtype == np.uint8
-    assert _core.check_codes(codes) == (dim, transform)
+    assert core.check_codes(codes) == (dim, transform)
     norms = [Code.from_numpy(code).norm for code in codes]
     assert np.allclose(norms, np.linalg.norm(vectors.astype(float), axis=1), rtol=1e-7)
     decoded = quantizer.decode(codes)
@@ -234,8 +235,8 @@ def test_kernels_agree(rng, restore_kernel):
                 codes.tobytes(),
                 query.tobytes(),
                 quantizer.decode(codes).tobytes(),
-                _core.hamming_distances(codes, codes[0]).tobytes(),
-                _core.cosine_distances(codes, query).tobytes(),
+                core.hamming_distances(codes, codes[0]).tobytes(),
+                core.cosine_distances(codes, query).tobytes(),
             )
         )
     assert "portable" in kernels()
@@ -259,39 +260,39 @@ def test_distances_equal_those_of_levels_and_decoded_vectors(rng):
     strong = (levels == 0) | (levels == 3)
     signs = (levels >= 2) != (levels[0] >= 2)
     assert np.array_equal(
-        _core.hamming_distances(codes, codes[0]), np.abs(levels - levels[0]).sum(1)
+        core.hamming_distances(codes, codes[0]), np.abs(levels - levels[0]).sum(1)
     )
-    assert np.array_equal(_core.sign_distances(codes, codes[0]), signs.sum(1))
+    assert np.array_equal(core.sign_distances(codes, codes[0]), signs.sum(1))
     assert np.array_equal(
-        _core.quiver_distances(codes, codes[0]),
+        core.quiver_distances(codes, codes[0]),
         (signs * (1 + strong) * (1 + strong[0])).sum(1),
     )
     query = vectors[3]
     decoded = quantizer.decode(codes).astype(float)
     products = decoded @ query
     lengths = np.linalg.norm(decoded, axis=1)
-    assert np.allclose(_core.inner_products(codes, query), products, rtol=1e-4, atol=1e-4)
+    assert np.allclose(core.inner_products(codes, query), products, rtol=1e-4, atol=1e-4)
     cosine = 1 - products / (lengths * np.linalg.norm(query))
-    assert np.allclose(_core.cosine_distances(codes, query), cosine, atol=1e-5)
+    assert np.allclose(core.cosine_distances(codes, query), cosine, atol=1e-5)
     l2 = np.linalg.norm(decoded - query, axis=1)
-    assert np.allclose(_core.l2_distances(codes, query), l2, rtol=1e-4)
+    assert np.allclose(core.l2_distances(codes, query), l2, rtol=1e-4)
 
 
 def test_distances_refuse_what_cannot_be_compared(rng):
     codes = Quantizer(50).encode(rng.standard_normal((4, 50)))
     with pytest.raises(ValueError, match="different transforms 0 and 1"):
-        _core.hamming_distances(codes, Quantizer(50, 1).encode(np.ones(50)))
+        core.hamming_distances(codes, Quantizer(50, 1).encode(np.ones(50)))
     with pytest.raises(ValueError, match="different dimensions 50 and 51"):
-        _core.hamming_distances(codes, Quantizer(51).encode(np.ones(51)))
+        core.hamming_distances(codes, Quantizer(51).encode(np.ones(51)))
     with pytest.raises(ValueError, match="different dimensions 50 and 49"):
-        _core.cosine_distances(codes, np.ones(49))
+        core.cosine_distances(codes, np.ones(49))
     with pytest.raises(ValueError, match="NaN and infinite"):
-        _core.cosine_distances(codes, np.full(50, np.nan))
+        core.cosine_distances(codes, np.full(50, np.nan))
     with pytest.raises(TypeError, match="expected codes of dtype uint8"):
-        _core.hamming_distances(codes.astype(int), codes[0])
+        core.hamming_distances(codes.astype(int), codes[0])
     with pytest.raises(ValueError, match=r"expected codes of shape \(n, nbytes\)"):
-        _core.hamming_distances(codes[0], codes[0])
-    assert len(_core.hamming_distances(codes[:0], codes[0])) == 0
+        core.hamming_distances(codes[0], codes[0])
+    assert len(core.hamming_distances(codes[:0], codes[0])) == 0
 
 
 def test_masked_values_are_refused_as_nan(rng: np.random.Generator) -> None:

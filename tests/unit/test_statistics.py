@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pybq
-from pybq import _core
-from pybq.statistics import Statistics
+from pybq._choice.statistics import Statistics
+from pybq._codes import core
 
 FIELDS = ["mean", "m2", "code_mean", "code_m2", "comoment", "positive"]
 
@@ -375,9 +375,9 @@ def test_zero_vectors_are_not_searched_with():
 def test_statistics_are_the_same_on_every_kernel(rng):
     x = rng.standard_normal((2500, 75)).astype(np.float32)
     rows = []
-    for kernel in _core.kernels():
-        _core.set_kernel(kernel)
+    for kernel in core.kernels():
+        core.set_kernel(kernel)
         rows.append(collected(x).to_row())
-    _core.set_kernel("auto")
+    core.set_kernel("auto")
     assert rows[0][7] == 64
     assert all(row == rows[0] for row in rows)

@@ -7,8 +7,8 @@ import pytest
 from shared import load_lsa
 
 from pybq import Quantizer
-from pybq.statistics import Statistics
-from pybq.strategy import MIN_ROWS, Probe, choose, fidelities, probe, searched
+from pybq._choice.statistics import Statistics
+from pybq._choice.strategy import MIN_ROWS, Probe, choose, fidelities, probe, searched
 
 SEED = 20261121
 ROWS, QUERIES = 2400, 400

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pybq import Quantizer, theory
+from pybq import Quantizer
+from pybq._choice import theory
 
 CORE = Path(__file__).parents[2] / "extension" / "core" / "bqcode.h"
 

@@ -1,0 +1,1 @@
+"""What the database knows of a table: its columns, indexes, statistics and records."""

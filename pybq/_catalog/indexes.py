@@ -1,0 +1,211 @@
+"""Indexes on a column of vectors or codes: what there is, what they say, the statement for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from psycopg import sql
+from psycopg.errors import InsufficientPrivilege
+
+from pybq._catalog.database import Database
+from pybq._choice.strategy import Metric
+from pybq.errors import ExtensionMissingError
+
+# How names of operator classes end, in pgvector and in bq_pgvector.
+OPCLASS_SUFFIXES: dict[Metric, str] = {"cosine": "cosine", "l2": "l2", "inner_product": "ip"}
+
+
+def name_opclass(type_name: str, metric: Metric) -> str:
+    return f"{type_name}_{OPCLASS_SUFFIXES[metric]}_ops"
+
+
+_METRICS = {
+    name_opclass(type_name, metric): metric
+    for type_name in ("vector", "halfvec")
+    for metric in OPCLASS_SUFFIXES
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VectorIndex:
+    """An index that finds near rows: of bq, hnsw or ivfflat.
+
+    Attributes
+    ----------
+    oid : int
+    schema, name : str
+    method : str
+        "bq", "hnsw" or "ivfflat".
+    metric : str or None
+        "cosine", "l2" or "inner_product"; None if the operator class has several, as that of codes,
+        or one that bq does not know.
+    columns : tuple of (str or None)
+        Of its keys; None: an expression.
+    options : dict
+    valid, partial : bool
+    nbytes : int
+    tablespace : str or None
+        None: that of the database.
+    lists, live_rows, transform : int or None
+        Of an index of bq, for the owner of the table.
+    choice, hint : str or None
+        Likewise: why that transform, and what would make the index better.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    method: str
+    metric: Metric | None
+    columns: tuple[str | None, ...]
+    options: dict[str, str] = field(hash=False)
+    valid: bool
+    partial: bool
+    nbytes: int
+    tablespace: str | None
+    lists: int | None = None
+    live_rows: int | None = None
+    transform: int | None = None
+    choice: str | None = None
+    hint: str | None = None
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name)
+
+    def answers(self, metric: Metric) -> bool:
+        """Whether searches of all rows by a metric can use it."""
+        return self.valid and not self.partial and self.metric in (metric, None)
+
+    def __str__(self) -> str:
+        kind = self.method if self.metric is None else f"{self.method}, {self.metric}"
+        text = f"{self.name}: {kind}, {self.nbytes / 1e6:,.1f} MB"
+        if not self.valid:
+            return f"{text}, not valid"
+        if self.live_rows is not None:
+            lists = "1 list" if self.lists == 1 else f"{self.lists:,} lists"
+            axes = f"after rotation {self.transform}" if self.transform else "on the original axes"
+            text += f", {self.live_rows:,} rows in {lists}, {axes}"
+        if self.partial:
+            text += ", partial"
+        return f"{text}; {self.hint}" if self.hint else text
+
+
+async def find_indexes(db: Database, table: int, column: str) -> list[VectorIndex]:
+    """Find the indexes that begin with a column, oldest first."""
+    rows = await db.fetch(
+        """
+        SELECT m.amname, o.opcname, x.oid, n.nspname, x.relname, array(
+                   SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(n, at)
+                   LEFT JOIN pg_attribute a
+                   ON a.attrelid = i.indrelid AND a.attnum = k.n AND k.n > 0 ORDER BY k.at),
+               x.reloptions, i.indisvalid, i.indpred IS NOT NULL, pg_relation_size(x.oid),
+               s.spcname
+        FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+        JOIN pg_namespace n ON n.oid = x.relnamespace JOIN pg_opclass o ON o.oid = i.indclass[0]
+        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        LEFT JOIN pg_tablespace s ON s.oid = x.reltablespace
+        WHERE i.indrelid = %s AND a.attname = %s AND m.amname IN ('bq', 'hnsw', 'ivfflat')
+        ORDER BY x.oid
+        """,
+        [table, column],
+    )
+    return [
+        VectorIndex(
+            oid,
+            schema,
+            name,
+            method,
+            _METRICS.get(opclass),
+            tuple(columns),
+            dict(option.split("=", 1) for option in options or []),
+            *rest,
+        )
+        for method, opclass, oid, schema, name, columns, options, *rest in rows
+    ]
+
+
+async def tell_index(db: Database, index: VectorIndex) -> VectorIndex:
+    """Add what an index of bq consists of, if the caller may know and it has pages of its own."""
+    if index.method != "bq" or not index.valid:
+        return index
+    query = (
+        "SELECT lists, live_rows, transform, choice, hint FROM pg_class c,"
+        " bq_index_info(c.oid::regclass) WHERE c.oid = %s AND c.relkind = 'i'"
+    )
+    try:
+        async with db.transaction():
+            found = await db.fetch_one(query, [index.oid])
+    except InsufficientPrivilege:
+        return index
+    if found is None:
+        return index
+    lists, live_rows, transform, choice, hint = found
+    return replace(
+        index, lists=lists, live_rows=live_rows, transform=transform, choice=choice, hint=hint
+    )
+
+
+async def find_opclass(db: Database, type_name: str, metric: Metric) -> sql.Identifier:
+    """The operator class, wherever it is; creates the extension that has it if it may."""
+    name = name_opclass(type_name, metric)
+    query = """
+        SELECT n.nspname FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
+        JOIN pg_namespace n ON n.oid = o.opcnamespace WHERE m.amname = 'bq' AND o.opcname = %s
+    """
+    found = await db.fetch_one(query, [name])
+    if found is None:
+        await _create_extensions(db)
+        found = await db.fetch_one(query, [name])
+    assert found is not None
+    return sql.Identifier(found[0], name)
+
+
+async def _create_extensions(db: Database) -> None:
+    available = await db.fetch(
+        "SELECT name FROM pg_available_extensions WHERE name IN ('bq', 'bq_pgvector')"
+    )
+    if len(available) < 2:
+        raise ExtensionMissingError(
+            "the server has no extension bq_pgvector; have it installed there: make install"
+        )
+    try:
+        for name in ("bq", "bq_pgvector"):
+            await db.execute(
+                sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(name))
+            )
+    except InsufficientPrivilege as error:
+        raise ExtensionMissingError(
+            f"{error.diag.message_primary}; ask the owner of the database to run "
+            "CREATE EXTENSION bq_pgvector CASCADE"
+        ) from error
+
+
+def write_index(
+    table: sql.Identifier,
+    column: str,
+    opclass: sql.Composable | None = None,
+    filters: Sequence[str | None] = (),
+    options: Mapping[str, str | float] | None = None,
+    name: str | None = None,
+    tablespace: str | None = None,
+    concurrently: bool = False,
+) -> sql.Composed:
+    """Return the statement that makes an index; without operator class, of the default one."""
+    first: sql.Composable = sql.Identifier(column)
+    if opclass is not None:
+        first = sql.SQL("{} {}").format(first, opclass)
+    keys = [first, *(sql.Identifier(str(each)) for each in filters)]
+    pairs = [
+        sql.SQL("{} = {}").format(sql.SQL(option), sql.Literal(value))
+        for option, value in (options or {}).items()
+    ]
+    return sql.SQL("CREATE INDEX {}{}ON {} USING bq ({}){}{}").format(
+        sql.SQL("CONCURRENTLY " if concurrently else ""),
+        sql.SQL("{} ").format(sql.Identifier(name)) if name else sql.SQL(""),
+        table,
+        sql.SQL(", ").join(keys),
+        sql.SQL(" WITH ({})").format(sql.SQL(", ").join(pairs)) if pairs else sql.SQL(""),
+        sql.SQL(" TABLESPACE {}").format(sql.Identifier(tablespace)) if tablespace else sql.SQL(""),
+    )

@@ -1,0 +1,1 @@
+"""Original axes or rotation: what is kept of a table's vectors, and what follows from it."""

@@ -1,0 +1,300 @@
+"""Is all well: server, extensions, kernels, codes, each table of pybq, and each index of bq."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from psycopg import Connection, Error
+from psycopg.errors import InsufficientPrivilege
+from psycopg.rows import dict_row, tuple_row
+
+import pybq
+from pybq._catalog.indexes import name_opclass
+from pybq._codes.quantizer import Quantizer
+
+# PostgreSQL versions that the extension is made for.
+OLDEST, NEWEST = 15, 18
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes
+    ----------
+    name : str
+        What was looked at.
+    state : {"ok", "warning", "error"}
+        A warning is something to know; with an error, something does not work.
+    text : str
+        What was found.
+    hint : str
+        What to do; empty if there is nothing to do.
+    """
+
+    name: str
+    state: Literal["ok", "warning", "error"]
+    text: str
+    hint: str = ""
+
+
+def examine(conn: Connection[Any], check_indexes: bool = False) -> list[Finding]:
+    """Look at a database.
+
+    Parameters
+    ----------
+    conn : psycopg.Connection
+    check_indexes : bool
+        Also read each index in full by `bq_index_check`, which keeps writers out meanwhile.
+
+    Returns
+    -------
+    list of Finding
+    """
+    found = list(_examine_server(conn))
+    if any(finding.name == "bq" and finding.state == "error" for finding in found):
+        return found
+    found += _examine_codes(conn)
+    found += _examine_tables(conn, check_indexes)
+    found += _examine_other_indexes(conn, check_indexes)
+    found += _examine_vectors(conn)
+    return found
+
+
+def _examine_server(conn: Connection[Any]) -> Iterator[Finding]:
+    version, major = conn.info.server_version, conn.info.server_version // 10000
+    supported = OLDEST <= major <= NEWEST
+    yield Finding(
+        "server",
+        "ok" if supported else "warning",
+        f"PostgreSQL {major}.{version % 10000}",
+        "" if supported else f"bq is tested on PostgreSQL {OLDEST} to {NEWEST}",
+    )
+    extensions = {
+        name: (installed, default)
+        for name, installed, default in _fetch(
+            conn,
+            "SELECT name, installed_version, default_version FROM pg_available_extensions"
+            " WHERE name IN ('bq', 'bq_pgvector', 'vector')",
+        )
+    }
+    installed, default = extensions.get("bq", (None, None))
+    if installed is None:
+        available = default is not None
+        hint = "run CREATE EXTENSION bq" if available else "install the extension on the server"
+        yield Finding("bq", "error", "not in this database", hint)
+    else:
+        yield _examine_version("bq", installed, default)
+    installed, default = extensions.get("vector", (None, None))
+    if installed is not None:
+        yield Finding("vector", "ok", installed)
+        installed, default = extensions.get("bq_pgvector", (None, None))
+        if installed is not None:
+            yield _examine_version("bq_pgvector", installed, default)
+        else:
+            available = default is not None
+            hint = "run CREATE EXTENSION bq_pgvector" if available else "install it on the server"
+            text = "not in this database: columns of pgvector cannot be indexed"
+            yield Finding("bq_pgvector", "warning", text, hint)
+    else:
+        hint = "run CREATE EXTENSION vector" if default else "install pgvector on the server"
+        text = "not in this database: tables can keep codes only"
+        yield Finding("vector", "warning", text, hint)
+
+
+def _examine_version(name: str, installed: str, default: str) -> Finding:
+    if installed != default:
+        text = f"{installed}, the server has {default}"
+        return Finding(name, "warning", text, f"run ALTER EXTENSION {name} UPDATE")
+    if installed != pybq.__version__:
+        text = f"{installed}, and pybq {pybq.__version__}"
+        return Finding(name, "warning", text, "update the older one: both should be of one version")
+    return Finding(name, "ok", f"{installed}, the same as pybq")
+
+
+def _examine_codes(conn: Connection[Any]) -> Iterator[Finding]:
+    ((server,),) = _fetch(conn, "SELECT bq_simd()")
+    slow = [
+        side for side, kernel in (("server", server), ("pybq", pybq.simd())) if kernel == "portable"
+    ]
+    yield Finding(
+        "kernel",
+        "warning" if slow else "ok",
+        f"{server} on the server, {pybq.simd()} in pybq",
+        f"{' and '.join(slow)}: no faster kernel for this CPU, or bq.kernel is set" if slow else "",
+    )
+    vectors = np.random.default_rng(0).standard_normal((4, 200), dtype=np.float32)
+    differ = [
+        transform
+        for transform in (0, 1)
+        for vector in vectors
+        if Quantizer(200, transform).encode(vector).tobytes()
+        != _fetch(
+            conn, "SELECT bqvec_send(bq_encode(%s::real[], %s))", [vector.tolist(), transform]
+        )[0][0]
+    ]
+    yield Finding(
+        "codes",
+        "error" if differ else "ok",
+        "server and pybq make different codes" if differ else "the same bytes from both sides",
+        "install extension and pybq from the same version" if differ else "",
+    )
+
+
+def _examine_tables(conn: Connection[Any], check_indexes: bool) -> Iterator[Finding]:
+    with conn.transaction(), conn.cursor(row_factory=dict_row) as cursor:
+        columns = cursor.execute(
+            """
+            SELECT table_name::text AS name, c.relname AS table, n.nspname AS schema,
+                   pg_table_is_visible(c.oid) AS visible, c.oid IS NULL AS gone,
+                   decided_at IS NULL AS empty, transform, next_transform,
+                   coalesce((statistics).count, 0) AS count,
+                   array(SELECT i.indexrelid::regclass::text FROM pg_index i
+                         JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+                         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                         WHERE i.indrelid = c.oid AND m.amname = 'bq' AND a.attname = code_column
+                         AND i.indisvalid ORDER BY 1) AS indexes,
+                   array(SELECT i.indexrelid::regclass::text FROM pg_index i
+                         LEFT JOIN pg_attribute a
+                         ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                         WHERE i.indrelid = c.oid AND NOT i.indisvalid
+                         AND (a.attname = next_column) IS NOT TRUE ORDER BY 1) AS invalid
+            FROM bq_columns LEFT JOIN pg_class c ON c.oid = table_name::oid
+            LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE code_column IS DISTINCT FROM source_column OR c.oid IS NULL ORDER BY 1
+            """
+        ).fetchall()
+    for column in columns:
+        name = f"table {column['name']}"
+        if column["gone"]:
+            yield Finding(name, "warning", "no longer there", "delete its row from bq_columns")
+            continue
+        axes = f"transform {column['transform']}" if not column["empty"] else "nothing ingested"
+        text = f"{column['count']:,} rows ingested, {axes}"
+        if column["indexes"] or column["empty"]:
+            yield Finding(name, "ok", text)
+        else:
+            hint = "searches read every code; for a large table: CREATE INDEX ... USING bq"
+            yield Finding(name, "ok", f"{text}, no index", hint)
+        if column["next_transform"] is not None:
+            text = f"being encoded anew, with transform {column['next_transform']}"
+            arguments = [column["table"]]
+            if not column["visible"]:
+                arguments += ["--schema", column["schema"]]
+            hint = f"if nobody is at it, continue: pybq reencode {shlex.join(arguments)}"
+            yield Finding(name, "warning", text, hint)
+        for index in column["invalid"]:
+            yield Finding(f"index {index}", "error", "not valid", f"run REINDEX INDEX {index}")
+        for index in column["indexes"]:
+            yield _examine_index(conn, index, check_indexes)
+
+
+def _examine_other_indexes(conn: Connection[Any], check: bool) -> Iterator[Finding]:
+    """Indexes of what pybq knows nothing else of: columns of pgvector, codes of others."""
+    found = _fetch(
+        conn,
+        """
+        SELECT i.indexrelid::regclass::text, i.indisvalid, p.pid IS NOT NULL,
+               EXISTS (SELECT FROM bq_columns b WHERE b.table_name::oid = i.indrelid
+                       AND b.code_column IS DISTINCT FROM b.source_column)
+        FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+        LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        LEFT JOIN pg_stat_progress_create_index p ON p.index_relid = i.indexrelid
+        WHERE m.amname = 'bq' AND x.relkind = 'i' AND NOT EXISTS (
+            SELECT FROM bq_columns b WHERE b.table_name::oid = i.indrelid
+            AND b.code_column IS DISTINCT FROM b.source_column
+            AND a.attname IN (b.code_column, b.next_column))
+        ORDER BY 1
+        """,
+    )
+    for index, valid, being_built, of_known_table in found:
+        if valid:
+            yield _examine_index(conn, index, check)
+        elif being_built:
+            yield Finding(f"index {index}", "ok", "being built")
+        elif not of_known_table:  # of those it is said already
+            yield Finding(f"index {index}", "error", "not valid", f"run REINDEX INDEX {index}")
+
+
+def _examine_vectors(conn: Connection[Any]) -> Iterator[Finding]:
+    """Columns of pgvector that no index of bq answers for, and no codes."""
+    found = _fetch(
+        conn,
+        """
+        SELECT c.oid::regclass::text, c.relname, n.nspname, a.attname, quote_ident(a.attname),
+               t.typname, greatest(a.atttypmod, d.typtypmod) > 0, pg_table_is_visible(c.oid),
+               array(SELECT o.opcname::text FROM pg_index i
+                     JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+                     JOIN pg_opclass o ON o.oid = i.indclass[0]
+                     WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indisvalid
+                     AND m.amname IN ('hnsw', 'ivfflat') ORDER BY 1)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        JOIN pg_type d ON d.oid = a.atttypid  -- which may be a domain
+        JOIN pg_type t ON t.oid = coalesce(nullif(d.typbasetype, 0), d.oid)
+        JOIN pg_depend p ON p.classid = 'pg_type'::regclass AND p.objid = t.oid AND p.deptype = 'e'
+        JOIN pg_extension e ON e.oid = p.refobjid AND e.extname = 'vector'
+        WHERE c.relkind IN ('r', 'm', 'p') AND NOT c.relispartition
+        AND c.relpersistence <> 't' AND t.typname IN ('vector', 'halfvec')
+        AND NOT EXISTS (
+            SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+            JOIN pg_am m ON m.oid = x.relam WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum
+            AND m.amname = 'bq')
+        AND NOT EXISTS (
+            SELECT FROM bq_columns b WHERE b.table_name::oid = c.oid
+            AND b.source_column = a.attname AND b.code_column <> a.attname)
+        ORDER BY 1, a.attnum
+        """,
+    )
+    metrics = {
+        (each, column): metric
+        for each, column, metric in _fetch(
+            conn, "SELECT table_name::text, code_column::text, metric FROM bq_columns"
+        )
+    }
+    for table, relname, schema, column, quoted, type_name, declared, visible, others in found:
+        name = f"table {table}"
+        text = f"vectors in {column}, no index of bq"
+        if not declared:
+            hint = f"none can be made: declare the dimensions of {quoted}, {type_name}(n)"
+        elif others:
+            text += f", one for {', '.join(others)}"
+            arguments = [relname, "--column", column]
+            if not visible:
+                arguments += ["--schema", schema]
+            hint = f"run pybq adopt {shlex.join(arguments)} --compare"
+        else:
+            opclass = name_opclass(type_name, metrics.get((table, column), "cosine"))
+            hint = f"CREATE INDEX ON {table} USING bq ({quoted} {opclass})"
+        yield Finding(name, "ok", text, hint)
+
+
+def _examine_index(conn: Connection[Any], index: str, check: bool) -> Finding:
+    name = f"index {index}"
+    try:
+        if check:
+            _fetch(conn, "SELECT bq_index_check(%s::regclass, true)", [index])
+        ((lists, rows, hint),) = _fetch(
+            conn, "SELECT lists, live_rows, hint FROM bq_index_info(%s::regclass)", [index]
+        )
+    except InsufficientPrivilege as error:
+        return Finding(name, "warning", f"not looked at: {error}", "ask as the table's owner")
+    except Error as error:
+        # Class XX: data or index corrupted, or what must not happen. Others, like a timeout or a
+        # lock that another session has, say nothing about the index.
+        if (error.sqlstate or "").startswith("XX"):
+            return Finding(name, "error", str(error), f"run REINDEX INDEX {index}")
+        return Finding(name, "warning", f"not looked at: {error}", "look again when it is not used")
+    text = f"{rows:,} rows in {lists:,} {'list' if lists == 1 else 'lists'}"
+    if check:
+        text += ", checked"
+    return Finding(name, "warning" if hint else "ok", text, hint or "")
+
+
+def _fetch(conn: Connection[Any], query: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+    with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
+        return cursor.execute(query.encode(), parameters).fetchall()

@@ -1,0 +1,1 @@
+"""Vectors into a table: source, batches, codes, binary COPY."""

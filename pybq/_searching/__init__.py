@@ -1,0 +1,1 @@
+"""A query answered: statement, rows, results."""

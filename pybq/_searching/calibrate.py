@@ -1,0 +1,188 @@
+"""What a wanted recall needs: measured on the table itself, kept in bq_columns, found there."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from psycopg import sql
+from psycopg.errors import InsufficientPrivilege, ReadOnlySqlTransaction
+
+from pybq._catalog.database import Database, Row
+from pybq._catalog.schema import Layout
+from pybq._catalog.status import count_rows, estimate_rows, read_calibrations
+from pybq._codes.quantizer import Quantizer
+from pybq._searching.search import MAX_PROBES, Effort, Search, Shape, check_recall
+from pybq.errors import TableError
+
+# Number of queries, unless told otherwise.
+SAMPLE = 200
+# The nearest rows are looked for among this many candidates for each wanted row at first, and at
+# least among this many times the candidates that turn out to be needed.
+AMONG, MARGIN = 32, 8
+# Candidates of one search at most: all searches together must not take minutes.
+MAX_CANDIDATES = 50_000
+# Numbers of lists that are tried where those of the index do not suffice.
+PROBES = tuple(2**power for power in range(3, 16))
+# A table that has so many times the rows it was measured with calls for another measurement.
+GROWTH = 2
+# Pages that are read to draw one row of the sample from.
+PAGES_PER_ROW = 10
+
+_Array = NDArray[np.float64]
+
+
+async def calibrate(
+    db: Database,
+    layout: Layout,
+    quantizer: Quantizer,
+    write: Callable[[Shape], str],
+    recall: float,
+    k: int = 10,
+    queries: ArrayLike | None = None,
+    sample: int = SAMPLE,
+) -> Effort:
+    """Return the least effort that meets a recall, as `Table.calibrate` promises.
+
+    The places that the nearest rows have in the order of the codes tell what any number of
+    candidates would find. Searches as they are, whose index does not read all lists, have to
+    confirm it: with as many candidates, or with a few more of them, or with more lists.
+    """
+    check_recall(layout, recall)
+    if k < 1 or sample < 2:
+        raise ValueError(f"expected k >= 1 and sample >= 2, got {k} and {sample}")
+    own: Sequence[Any] | None = None
+    if queries is None:
+        own, vectors = await sample_rows(db, layout, sample)
+    else:
+        given = np.atleast_2d(np.asarray(queries))
+        if len(given) < 2:
+            raise ValueError(f"expected at least 2 queries, got {len(given)}")
+        vectors = given[np.unique(np.linspace(0, len(given) - 1, sample).astype(int))]
+    if len(vectors) < 2:  # of one row, all is found
+        return Effort(1)
+    asked = Search(layout, db.connection, vectors)
+    itself = int(own is not None)  # a row finds itself, and that does not count
+
+    async def search(candidates: int, probes: int | None, ranked: bool = False) -> _Array:
+        """Return distances of the k nearest among so many candidates, and perhaps their places.
+
+        Shape (1 or 2, q, k), infinite where there are fewer.
+        """
+        shape = Shape(k + itself, candidates + itself, ranked=ranked)
+        values = np.full((1 + ranked, len(vectors), k), np.inf)
+        found = await asked.fetch(db, quantizer, write(shape), probes)
+        for i, rows in enumerate(found):
+            others = [row[1:] for row in rows if own is None or row[0] != own[i]][:k]
+            if others:
+                values[:, i, : len(others)] = np.transpose(others)
+        return values
+
+    most, among = max(k, MAX_CANDIDATES), AMONG * k
+    while True:
+        among = min(among, most)
+        nearest, places = await search(among, MAX_PROBES, ranked=True)
+        places -= itself
+        reranks = (step * 2.0**power for power in count() for step in (1, 1.5))
+        rerank = next(r for r in reranks if _is_met(places <= r * k, nearest, recall))
+        if MARGIN * rerank * k <= among or among == most:
+            break
+        among *= 4
+    reach = np.where(np.isfinite(nearest), nearest, -np.inf).max(axis=1, keepdims=True)
+    efforts = [Effort(rerank), Effort(next(reranks)), Effort(rerank := next(reranks))]
+    efforts += [Effort(rerank, probes) for probes in PROBES]
+    for effort in efforts:
+        (distances,) = await search(math.ceil(effort.rerank * k), effort.probes)
+        if _is_met(distances <= reach, nearest, recall):
+            return effort
+    return Effort(rerank, MAX_PROBES)
+
+
+def _is_met(found: NDArray[np.bool_], nearest: _Array, recall: float) -> bool:
+    """Whether the recall is met, with two standard errors of the sample to spare."""
+    there = np.isfinite(nearest).sum(axis=1)
+    shares = np.where(there > 0, found.sum(axis=1) / np.maximum(there, 1), 1)
+    error = shares.std(ddof=1) / math.sqrt(len(shares))
+    return bool(shares.mean() - 2 * error >= recall)
+
+
+async def keep_effort(db: Database, layout: Layout, recall: float, k: int, effort: Effort) -> None:
+    """Enter what was measured into bq_columns; warn who may not."""
+    rows, _ = await count_rows(db, layout)
+    try:
+        async with db.transaction():
+            await db.fetch(
+                "SELECT bq_keep_calibration(%s::oid, %s, %s, %s, %s, %s, %s)",
+                [layout.oid, layout.code.name, recall, k, effort.rerank, effort.probes, rows],
+            )
+    except (InsufficientPrivilege, ReadOnlySqlTransaction) as error:
+        warnings.warn(
+            f"the calibration of table {layout.name!r} holds for this object only: {error}; let "
+            "the table's owner calibrate it",
+            stacklevel=2,
+        )
+
+
+async def find_effort(
+    db: Database, layout: Layout, transform: int, recall: float, k: int
+) -> Effort | None:
+    """Return the least effort for at least this recall that was kept; None if none was."""
+    kept = await read_calibrations(db, layout, transform)
+    enough = [one for one in kept if one.k == k and one.recall >= recall - 1e-9]
+    if not enough:
+        return None
+    best = min(enough, key=lambda one: (one.recall, one.measured_at))
+    rows = await estimate_rows(db, layout)
+    if rows is not None and best.rows is not None and rows > GROWTH * best.rows:
+        warnings.warn(
+            f"table {layout.name!r} has grown since it was calibrated at {best.rows:,} rows; "
+            f"{_advise(best.recall, k)}",
+            stacklevel=2,
+        )
+    return Effort(best.rerank, best.probes)
+
+
+def not_calibrated(layout: Layout, recall: float, k: int) -> TableError:
+    return TableError(
+        f"table {layout.name!r} is not calibrated for recall {recall:g} of the {k} nearest rows; "
+        f"{_advise(recall, k)}"
+    )
+
+
+def _advise(recall: float, k: int) -> str:
+    return f"call calibrate({recall:g}, k={k}) once, or run pybq calibrate"
+
+
+async def sample_rows(
+    db: Database, layout: Layout, n: int
+) -> tuple[Sequence[Any], NDArray[np.float32]]:
+    """Return keys and vectors of some rows that have one, the same ones each time."""
+    assert layout.source is not None
+    names = {
+        "table": layout.identifier,
+        "id": layout.id.identifier,
+        "vector": layout.source.identifier,
+    }
+    size = await db.fetch_one(
+        "SELECT pg_relation_size(%s::oid) / current_setting('block_size')::int", [layout.oid]
+    )
+    assert size is not None
+    rows: list[Row] = []
+    # Pages with few rows, as after a large DELETE, give too few; then all are read.
+    for percent in (min(100, 100 * PAGES_PER_ROW * n / max(1, size[0])), 100):
+        rows = await db.fetch(
+            sql.SQL(
+                "SELECT {id}, {vector}::real[] FROM {table} TABLESAMPLE SYSTEM (%s) REPEATABLE (0)"
+                " WHERE {vector} IS NOT NULL ORDER BY md5({id}::text) LIMIT %s"
+            ).format(**names),
+            [percent, n],
+        )
+        if len(rows) == n:
+            break
+    vectors = np.array([vector for _, vector in rows], np.float32).reshape(-1, layout.dim)
+    return [key for key, _ in rows], vectors

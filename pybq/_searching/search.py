@@ -1,0 +1,301 @@
+"""Searching a table: the arguments, the statement, and the query's way to the server."""
+
+from __future__ import annotations
+
+import math
+import operator
+import struct
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from psycopg import BaseConnection, sql
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+from pybq._catalog.database import Database, Row
+from pybq._catalog.schema import Layout
+from pybq._codes.quantizer import Quantizer
+from pybq._searching.condition import Where, make_condition
+from pybq._searching.results import Output, Results
+from pybq.errors import TableError
+
+# The largest value of bq.probes: BQ_MAX_LISTS in extension/index/bqindex.h.
+MAX_PROBES = 65_536
+
+# What settings are that nobody has changed.
+DEFAULTS = {"bq.probes": "0", "bq.recall": "0", "bq.iterative_scan": "strict_order"}
+
+# Candidates for each wanted row, unless told otherwise: Table.search(rerank=4).
+RERANK = 4
+
+
+class Effort(NamedTuple):
+    """What a search costs and finds: arguments of `Table.search`.
+
+    Attributes
+    ----------
+    rerank : float
+        Candidates as a multiple of k.
+    probes : int or None
+        Lists of the index that are read first; None for what the index or `bq.probes` says.
+
+    Examples
+    --------
+    >>> effort = Effort(rerank=6, probes=128)  # as Table.calibrate returns it
+    >>> effort._asdict()  # table.search(query, **effort._asdict())
+    {'rerank': 6, 'probes': 128}
+    """
+
+    rerank: float
+    probes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the text of the statement depends on."""
+
+    k: int
+    candidates: int | None  # None: no re-ranking
+    columns: tuple[str, ...] = ()
+    where: str = ""
+    alias: str | None = None
+    ranked: bool = False  # give the place of each row among the candidates, from 1, as well
+
+
+class Search:
+    """One search of a table, with its arguments checked: see `Table.search`."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        connection: BaseConnection[Any],
+        query: ArrayLike,
+        k: int = 10,
+        rerank: float | None = RERANK,
+        columns: Sequence[str] = (),
+        where: Where | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        output: Output = "hits",
+        recall: float | None = None,
+        probes: int | None = None,
+    ) -> None:
+        array = np.asarray(query)
+        dim = layout.dim
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"expected a query of float32, got dtype {array.dtype}")
+        if array.ndim not in (1, 2) or array.shape[-1] != dim:
+            raise ValueError(f"expected a query of shape ({dim},) or (q, {dim}), got {array.shape}")
+        k = operator.index(k)
+        if k < 1:
+            raise ValueError(f"expected k of at least 1, got {k}")
+        if rerank is not None and not 1 <= rerank < math.inf:
+            raise ValueError(f"expected a finite rerank of at least 1, got {rerank}")
+        if probes is not None and not 1 <= probes <= MAX_PROBES:
+            raise ValueError(f"expected probes between 1 and {MAX_PROBES}, got {probes}")
+        if not layout.has_codes and rerank != RERANK:
+            raise TableError(
+                f"table {layout.name!r} has no column of codes: its index re-ranks by itself, ask "
+                "for a recall in place of rerank"
+            )
+        if not layout.has_codes and not np.isfinite(array).all():  # codes: as it is rotated
+            raise ValueError("expected a query of finite values, got NaN or infinity")
+        if recall is not None and (layout.has_codes or recall != 1):
+            check_recall(layout, recall)
+        for name in columns:
+            if name not in layout.columns:
+                raise ValueError(f"no column {name!r} in table {layout.name!r}")
+        self.queries: NDArray[np.float32] = np.atleast_2d(array.astype(np.float32, copy=False))
+        self.k = k
+        self.rerank = rerank
+        self.probes = probes
+        self.recall = recall
+        self.columns = tuple(columns)
+        self._layout = layout
+        self._condition = make_condition(where, parameters, layout, connection)
+        self._results = Results(output, layout, k, self.columns, single=array.ndim == 1)
+
+    @property
+    def shape(self) -> Shape:
+        """What its statement is to be."""
+        candidates = None
+        if self.rerank is not None and self._layout.source is not None and self._layout.has_codes:
+            candidates = math.ceil(self.k * self.rerank)
+        condition = self._condition
+        return Shape(self.k, candidates, self.columns, condition.text, condition.alias)
+
+    async def run(
+        self, db: Database, quantizer: Quantizer | None, write: Callable[[Shape], str]
+    ) -> Any:
+        """Ask the server; `write` gives the statement.
+
+        Without a quantizer there are no codes yet, so nothing is found; vectors need none.
+        """
+        if quantizer is None and self._layout.has_codes:
+            return self._results.make([()] * len(self.queries))
+        statement = write(self.shape)
+        return self._results.make(await self.fetch(db, quantizer, statement, self.probes))
+
+    async def fetch(
+        self, db: Database, quantizer: Quantizer | None, statement: str, probes: int | None = None
+    ) -> list[list[Row]]:
+        """Return the rows of each query: id, distance, further columns; nearest first.
+
+        Without the index, rows that have no code, or no vector to be re-ranked by, come last, as
+        do those of norm 0 by cosine distance. They are left out, as the index does.
+        """
+        settings = {} if probes is None else {"bq.probes": str(probes)}
+        if self.recall is not None and not self._layout.has_codes:
+            settings["bq.recall"] = str(self.recall)
+        if self._condition.text:
+            # The scan goes on until enough rows meet the condition. In strict order it would pass
+            # over those that come late, even if there are no others.
+            settings["bq.iterative_scan"] = "relaxed_order"
+        if settings:
+            async with _setting(db, settings):
+                return await self._fetch(db, quantizer, statement)
+        return await self._fetch(db, quantizer, statement)
+
+    async def _fetch(
+        self, db: Database, quantizer: Quantizer | None, statement: str
+    ) -> list[list[Row]]:
+        codes: Sequence[_Wire | None] = [None] * len(self.queries)
+        exact = codes
+        if quantizer is not None:
+            codes = _to_wire("bqquery", quantizer.rotate(self.queries), quantizer.transform)
+        if self._layout.source is not None:
+            exact = _to_wire(self._layout.source.type_name, self.queries)
+        parameters = [
+            {**self._condition.parameters, "_bq_query": code, "_bq_exact": vector}
+            for code, vector in zip(codes, exact, strict=True)
+        ]
+        if len(parameters) == 1:
+            found = [await db.fetch(statement, parameters[0])]
+        else:
+            found = await db.fetch_each(statement, parameters)
+        n = len(self._layout.key)
+        if n > 1:
+            found = [[(row[:n], *row[n:]) for row in rows] for rows in found]
+        # An index whose order is relaxed finds rows a little out of it, and the planner does not
+        # sort what comes from an index.
+        return [
+            sorted(
+                (row for row in rows if row[1] is not None and row[1] == row[1]), key=itemgetter(1)
+            )
+            for rows in found
+        ]
+
+
+@asynccontextmanager
+async def _setting(db: Database, values: Mapping[str, str]) -> AsyncIterator[None]:
+    """Let settings of the index, by name, have other values; one that is off stays so."""
+    change = (
+        "current_setting(%s, true), set_config(%s,"
+        " CASE WHEN current_setting(%s, true) = 'off' THEN 'off' ELSE %s END, true)"
+    )
+    parameters = [part for name, value in values.items() for part in (name, name, name, value)]
+    within = db.in_transaction
+    async with db.transaction():
+        row = await db.fetch_one(f"SELECT {', '.join([change] * len(values))}", parameters)
+        yield
+        if within:  # it goes on; if it has failed, it is rolled back, and the settings with it
+            assert row is not None
+            for name, before in zip(values, row[::2], strict=True):
+                # null where the server has not loaded the extension's library yet
+                await db.fetch("SELECT set_config(%s, %s, true)", [name, before or DEFAULTS[name]])
+
+
+def write_statement(layout: Layout, connection: BaseConnection[Any], shape: Shape) -> str:
+    """Return the query of this shape.  Its text is always the same, so psycopg prepares it.
+
+    Limits are written out: with parameters a generic plan would guess them.
+    """
+
+    def quote(identifier: sql.Composable) -> str:
+        return identifier.as_string(connection).replace("%", "%%")
+
+    keys, searched = quote(layout.keys), quote(layout.searched.identifier)
+    extra = "".join(f", {quote(sql.Identifier(name))}" for name in shape.columns)
+    rows = quote(layout.identifier)
+    if shape.alias is not None:
+        rows += f" AS {shape.alias}"
+    if shape.where:
+        # A condition ends with its line, whatever comment it may hold.
+        rows += f" WHERE (\n{shape.where}\n)"
+    sign = quote(layout.operator(layout.searched))
+    by_index = f"{searched} {sign} %({'_bq_query' if layout.has_codes else '_bq_exact'})s"
+    if shape.candidates is None or layout.source is None:
+        return (
+            f"SELECT {keys}, {by_index} AS distance{extra}"
+            f" FROM {rows} ORDER BY {by_index} LIMIT {shape.k}"
+        )
+    vector, sign = quote(layout.source.identifier), quote(layout.operator(layout.source))
+    place = f", row_number() OVER (ORDER BY {by_index}) AS place" if shape.ranked else ""
+    return (
+        f"SELECT {keys}, {vector} {sign} %(_bq_exact)s AS distance{extra}"
+        f"{', place' if shape.ranked else ''}"
+        f" FROM (SELECT {keys}, {vector}{extra}{place} FROM {rows}"
+        f" ORDER BY {by_index} LIMIT {shape.candidates}) AS candidates"
+        f" ORDER BY 2 LIMIT {shape.k}"
+    )
+
+
+def check_recall(layout: Layout, recall: float) -> None:
+    if not 0 < recall < 1:
+        raise ValueError(f"expected recall between 0 and 1, got {recall}")
+    if layout.source is None:
+        raise TableError(f"table {layout.name!r} keeps codes only: there is nothing to re-rank by")
+
+
+class _Wire:
+    """A query in the binary form of a type; pgvector's package is not needed for its types."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class _BQQuery(_Wire):
+    __slots__ = ()
+
+
+class _Vector(_Wire):
+    __slots__ = ()
+
+
+class _Halfvec(_Wire):
+    __slots__ = ()
+
+
+_WIRES: dict[str, type[_Wire]] = {"bqquery": _BQQuery, "vector": _Vector, "halfvec": _Halfvec}
+
+
+class _WireDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: _Wire) -> bytes:
+        return obj.data
+
+
+def _to_wire(type_name: str, values: NDArray[np.float32], second: int = 0) -> list[_Wire]:
+    """The three types are alike: dim, another uint16, and the values, all big endian."""
+    header = struct.pack("!HH", values.shape[1], second)
+    with np.errstate(over="ignore"):  # the server reports infinity
+        swapped = values.astype(">f2" if type_name == "halfvec" else ">f4")
+    wire = _WIRES[type_name]
+    return [wire(header + row.tobytes()) for row in swapped]
+
+
+def register_queries(connection: BaseConnection[Any], layout: Layout) -> None:
+    """Adapt queries to the type of the codes' queries, and to that of the stored vectors."""
+    oids = {"bqquery": connection.adapters.types["bqquery"].oid} if layout.has_codes else {}
+    if layout.source is not None:
+        oids[layout.source.type_name] = layout.source.type_oid
+    for type_name, oid in oids.items():
+        dumper = type("WireDumper", (_WireDumper,), {"oid": oid})
+        connection.adapters.register_dumper(_WIRES[type_name], dumper)

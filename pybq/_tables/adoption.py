@@ -1,0 +1,359 @@
+"""An index of bq for a table of pgvector's that is in use, beside the one it has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import Connection, sql
+from psycopg.errors import DuplicateTable, LockNotAvailable
+from psycopg.pq import TransactionStatus
+
+from pybq._catalog.database import BlockingDatabase, Statement, run
+from pybq._catalog.indexes import VectorIndex, find_opclass, write_index
+from pybq._catalog.schema import OPERATORS
+from pybq._choice.strategy import Metric
+from pybq._tables.comparison import (
+    Comparison,
+    VectorColumn,
+    compare_indexes,
+    fetch,
+    find_column,
+    find_indexes,
+)
+from pybq.errors import TableError
+
+# PostgreSQL, src/include/pg_config_manual.h: NAMEDATALEN - 1
+MAX_NAME_NBYTES = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """What `adopt` made and measured.
+
+    Attributes
+    ----------
+    table, column : str
+    metric : str
+        "cosine", "l2" or "inner_product".
+    index : str
+        Name of the index.
+    statement : str or None
+        What made it; None if it was there already.
+    seconds : float or None
+        How long that took.
+    nbytes : int
+        Its size.
+    others : list of str
+        HNSW and IVFFlat indexes that answer the same queries.
+    comparison : Comparison or None
+        If it was asked for.
+    drop : list of str
+        Statements that would drop the others. Nothing is dropped without you.
+    drop_codes : list of str
+        Statements that would drop the codes of this column that pybq or a trigger keeps in another
+        one: the index has its own, and `Table` then searches by it.
+    """
+
+    table: str
+    column: str
+    metric: Metric
+    index: str
+    statement: str | None
+    seconds: float | None
+    nbytes: int
+    others: list[str]
+    comparison: Comparison | None
+    drop: list[str]
+    drop_codes: list[str]
+
+
+def adopt(
+    conn: Connection[Any],
+    table: str,
+    *,
+    column: str | None = None,
+    metric: Metric | None = None,
+    filters: Sequence[str] = (),
+    recall: float | None = None,
+    schema: str | None = None,
+    compare: bool = False,
+    k: int = 10,
+    sample: int = 50,
+) -> Adoption:
+    """Make an index of bq on a column of pgvector's, while the table is in use.
+
+    Parameters
+    ----------
+    conn : psycopg.Connection
+        Of the table's owner, with no transaction open.
+    table : str
+        Any table with a column of type ``vector(dim)`` or ``halfvec(dim)``.
+    column : str, optional
+        Which one, if there are several.
+    metric : {"cosine", "l2", "inner_product"}, optional
+        Left out, that of the HNSW or IVFFlat index on the column, or of the codes that pybq keeps
+        of it, or cosine.
+    filters : sequence of str
+        Columns that queries filter by, to be kept in the index.
+    recall : float, optional
+        Option of the index: share of the nearest rows that queries should find.
+    schema : str, optional
+        Schema of the table; left out, the search path finds it.
+    compare : bool
+        Measure the index beside those of pgvector on the column, see Notes.
+    k, sample : int
+        For that: rows wanted per query, and number of queries.
+
+    Returns
+    -------
+    Adoption
+
+    Raises
+    ------
+    ExtensionMissingError
+        If the extension bq_pgvector is neither there nor may be created.
+    TableError
+        If there is no such table or column, if it has no dimensions, or if a transaction is open.
+
+    Notes
+    -----
+    The index is made by ``CREATE INDEX CONCURRENTLY``: readers and writers go on. If that fails
+    or is interrupted (also by `statement_timeout`), what it leaves is dropped, at once or by the
+    next call. If there is such an
+    index already, none is made; another `recall` is set.
+
+    To compare, queries are read only, take no lock but that of a SELECT, and change no setting
+    for others: see `compare_indexes`. The exact order is known by reading the whole
+    table, once for each query.
+
+    Once the index is there, the planner chooses between it and the old one by its own estimate.
+
+    Examples
+    --------
+    >>> import numpy as np, psycopg, pybq
+    >>> vectors = np.random.default_rng(7).standard_normal((1000, 64), dtype=np.float32)
+    >>> with pybq.serve() as server, psycopg.connect(server.dsn, autocommit=True) as conn:
+    ...     done = conn.execute("CREATE TABLE items (id bigint, embedding vector(64))")
+    ...     with conn.cursor().copy("COPY items FROM STDIN") as copy:
+    ...         for i, vector in enumerate(vectors):
+    ...             copy.write_row([i, str(vector.tolist())])
+    ...     done = conn.execute("CREATE INDEX ON items USING hnsw (embedding vector_l2_ops)")
+    ...     adopted = pybq.adopt(conn, "items")
+    >>> adopted.index, adopted.metric, adopted.drop
+    ('items_embedding_bq', 'l2', ['DROP INDEX CONCURRENTLY "public"."items_embedding_idx"'])
+    """
+    if not isinstance(conn, Connection):
+        raise TypeError(f"expected a psycopg.Connection, got {type(conn).__name__}")
+    if metric is not None and metric not in OPERATORS:
+        raise ValueError(f"expected metric of {', '.join(OPERATORS)}, got {metric!r}")
+    if recall is not None and not 0 < recall <= 1:
+        raise ValueError(f"expected recall above 0 and at most 1, got {recall}")
+    if isinstance(filters, str):
+        raise TypeError("expected filters as a sequence of names, got str")
+    if k < 1 or sample < 1:
+        raise ValueError(f"expected k and sample of at least 1, got {k} and {sample}")
+    if conn.info.transaction_status != TransactionStatus.IDLE:
+        raise TableError("an index is made concurrently outside of transactions; commit this one")
+    before = conn.autocommit
+    conn.autocommit = True
+    try:
+        found = find_column(conn, table, column, schema)
+        _check_column(conn, found, filters)
+        there = find_indexes(conn, found)
+        codes = _find_codes(conn, found)
+        metric = metric or _find_metric(found, there, codes)
+        opclass = run(find_opclass(BlockingDatabase(conn), found.type_name, metric))
+        name, statement, seconds = _find_same(there, metric, (found.name, *filters)), None, None
+        if name is None:
+            name = _choose_name(conn, found, there)
+            options = {} if recall is None else {"recall": float(recall)}
+            statement = write_index(
+                found.identifier, found.name, opclass, filters, options, name, concurrently=True
+            ).as_string(conn)
+            start = time.perf_counter()
+            _build(conn, found, name, statement)
+            seconds = time.perf_counter() - start
+        indexes = {index.name: index for index in find_indexes(conn, found)}
+        made = indexes[name]
+        if statement is None and recall not in (None, float(made.options.get("recall", 0))):
+            _execute(
+                conn, sql.SQL("ALTER INDEX {} SET (recall = {})").format(made.identifier, recall)
+            )
+            made = {index.name: index for index in find_indexes(conn, found)}[name]
+        others = [
+            index
+            for index in indexes.values()
+            if index.method != "bq" and index.metric == metric and index.valid and not index.partial
+        ]
+        return Adoption(
+            found.table,
+            found.name,
+            metric,
+            name,
+            statement,
+            seconds,
+            made.nbytes,
+            [index.name for index in others],
+            compare_indexes(conn, found, [made, *others], metric, k, sample) if compare else None,
+            [_write_drop(index.identifier).as_string(conn) for index in others],
+            [statement for code, _ in codes for statement in _write_drop_codes(conn, found, code)],
+        )
+    finally:
+        if not conn.closed:
+            conn.autocommit = before
+
+
+def _check_column(conn: Connection[Any], column: VectorColumn, filters: Sequence[str]) -> None:
+    if column.relkind == "p":
+        raise TableError(
+            f"table {column.table!r} is partitioned, and no index on it is made concurrently; "
+            "name its partitions, one by one"
+        )
+    if column.relkind not in "rm":
+        raise TableError(f"{column.table!r} is not a table: there is nothing to index")
+    if column.dim is None:
+        change = sql.SQL("ALTER TABLE {} ALTER {} TYPE {}(384)").format(
+            column.identifier, sql.Identifier(column.name), sql.SQL(column.type_name)
+        )
+        raise TableError(
+            f"column {column.name!r} of table {column.table!r} has no dimensions; declare them, "
+            f"which rewrites the table, for example by {change.as_string(conn)}"
+        )
+    rows = fetch(
+        conn,
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped",
+        [column.oid],
+    )
+    for name in filters:
+        if (name,) not in rows:
+            raise TableError(f"table {column.table!r} has no column {name!r} to filter by")
+
+
+def _find_codes(conn: Connection[Any], column: VectorColumn) -> list[tuple[str, Metric]]:
+    """Columns of codes of a column, and their metrics; its own name stands for an index to be."""
+    if fetch(conn, "SELECT to_regclass('bq_columns')") == [(None,)]:
+        return []
+    rows = fetch(
+        conn,
+        "SELECT code_column, metric FROM bq_columns WHERE table_name::oid = %s"
+        " AND source_column = %s ORDER BY 1",
+        [column.oid, column.name],
+    )
+    return [(code, metric) for code, metric in rows]
+
+
+def _find_metric(
+    column: VectorColumn, indexes: list[VectorIndex], codes: list[tuple[str, Metric]]
+) -> Metric:
+    """The metric of pgvector's index on the column, or of its codes; else cosine."""
+    metrics = sorted({i.metric for i in indexes if i.method != "bq" and i.valid and i.metric})
+    if len(metrics) > 1:
+        raise TableError(
+            f"column {column.name!r} has indexes for {' and '.join(metrics)}; say which with metric"
+        )
+    return next(iter([*metrics, *(metric for _, metric in codes)]), "cosine")
+
+
+def _find_same(indexes: list[VectorIndex], metric: Metric, columns: tuple[str, ...]) -> str | None:
+    """Name of an index that is what is wanted."""
+    for index in indexes:
+        if (index.method, index.metric, index.columns) == ("bq", metric, columns) and (
+            index.valid and not index.partial
+        ):
+            return index.name
+    return None
+
+
+def _choose_name(conn: Connection[Any], column: VectorColumn, indexes: list[VectorIndex]) -> str:
+    """A name that is free, once what an earlier attempt has left under it is dropped."""
+    base = f"{column.table}_{column.name}_bq"
+    unfinished = {
+        index.name: index for index in indexes if index.method == "bq" and not index.valid
+    }
+    number = 0
+    while True:
+        suffix = str(number or "")
+        room = MAX_NAME_NBYTES - len(suffix)
+        name = base.encode()[:room].decode(errors="ignore") + suffix
+        if name in unfinished:
+            _drop_leftover(conn, column, unfinished[name])
+            return name
+        taken = "SELECT 1 FROM pg_class c WHERE relname = %s AND relnamespace = %s::regnamespace"
+        schema = sql.Identifier(column.schema).as_string(conn)
+        if not fetch(conn, taken, [name, schema]):
+            return name
+        number += 1
+
+
+def _drop_leftover(conn: Connection[Any], column: VectorColumn, index: VectorIndex) -> None:
+    """Drop an index that is not valid, unless another session is about to make it so."""
+    lock = sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE NOWAIT").format(column.identifier)
+    try:
+        with conn.transaction():
+            _execute(conn, lock)  # which every session holds that builds one
+    except LockNotAvailable as error:
+        raise TableError(
+            f"index {index.name!r} is not valid, and table {column.table!r} is being indexed or "
+            "vacuumed by another session; try again when that has ended"
+        ) from error
+    _execute(conn, _write_drop(index.identifier))
+
+
+def _build(conn: Connection[Any], column: VectorColumn, name: str, statement: str) -> None:
+    """Make the index; drop what is left of it if that fails or is interrupted."""
+    try:
+        _execute(conn, statement)
+    except DuplicateTable:  # another session was faster: that index is not ours to drop
+        raise
+    except BaseException as error:
+        if conn.closed:
+            raise
+        left = [i for i in find_indexes(conn, column) if i.name == name and not i.valid]
+        for index in left:
+            drop = _write_drop(index.identifier).as_string(conn)
+            try:
+                _execute(conn, drop)
+            except Exception:
+                raise TableError(
+                    f"index {name!r} was not made, and what is left of it costs writers time; "
+                    f"run {drop}"
+                ) from error
+        raise
+
+
+def _write_drop_codes(conn: Connection[Any], column: VectorColumn, code: str) -> list[str]:
+    """Statements that drop a column of codes, what fills it, and what bq_columns knows of it."""
+    if code == column.name:
+        return []
+    triggers = fetch(
+        conn,
+        "SELECT t.tgname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
+        " WHERE t.tgrelid = %s AND NOT t.tgisinternal AND p.proname = 'bq_encode_trigger'"
+        " AND position(%s::bytea IN t.tgargs) = 1 ORDER BY 1",
+        [column.oid, code.encode() + b"\0"],
+    )
+    table = column.identifier
+    return [
+        statement.as_string(conn)
+        for statement in (
+            *(
+                sql.SQL("DROP TRIGGER {} ON {}").format(sql.Identifier(name), table)
+                for (name,) in triggers
+            ),
+            sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(table, sql.Identifier(code)),
+            sql.SQL("SELECT bq_forget_column({}, {})").format(table.as_string(conn), code),
+        )
+    ]
+
+
+def _write_drop(index: sql.Identifier) -> sql.Composed:
+    return sql.SQL("DROP INDEX CONCURRENTLY {}").format(index)
+
+
+def _execute(conn: Connection[Any], statement: Statement) -> None:
+    query = statement.encode() if isinstance(statement, str) else statement
+    with conn.cursor() as cursor:
+        cursor.execute(query)
