@@ -90,6 +90,13 @@ typedef struct BqKernel
 	void		(*unstage) (const uint8_t *staged, int nrows, uint8_t *rows);
 } BqKernel;
 
+/* Loops over arrays of registers must be unrolled for the registers to be such. */
+#ifdef __clang__
+#define BQ_UNROLL _Pragma("unroll")
+#else
+#define BQ_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 extern const BqKernel bq_kernel_portable;
 /* NEON has nothing better */
 extern void bq_scale_sums_portable(const uint16_t sums[BQ_BLOCK], float scale, float bias,

@@ -4,15 +4,8 @@
 #ifdef BQ_HAVE_X86
 #include <immintrin.h>
 
-#define AVX2 __attribute__((target("avx2,popcnt")))
-#define INLINE static inline __attribute__((always_inline)) AVX2
-
-/* Loops over arrays of registers must be unrolled for the registers to be such. */
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
+#define TARGET __attribute__((target("avx2,popcnt")))
+#define INLINE static inline __attribute__((always_inline)) TARGET
 
 INLINE __m256i
 load(const void *p)
@@ -66,7 +59,7 @@ count_bits(uint64_t word)
 	return (uint32_t) _mm_popcnt_u64(word);
 }
 
-static AVX2 uint32_t
+static TARGET uint32_t
 bq_hamming_avx2(const uint8_t *a, const uint8_t *b, size_t nbytes)
 {
 	__m256i		sum = _mm256_setzero_si256();
@@ -96,7 +89,7 @@ bq_hamming_avx2(const uint8_t *a, const uint8_t *b, size_t nbytes)
 	return distance + sum_words(sum);
 }
 
-static AVX2 uint32_t
+static TARGET uint32_t
 bq_hamming_sign_avx2(const uint8_t *a, const uint8_t *b, size_t nbytes)
 {
 	__m256i		sum = _mm256_setzero_si256();
@@ -110,7 +103,7 @@ bq_hamming_sign_avx2(const uint8_t *a, const uint8_t *b, size_t nbytes)
 	return distance + sum_words(sum);
 }
 
-static AVX2 uint32_t
+static TARGET uint32_t
 bq_hamming_quiver_avx2(const uint8_t *a, const uint8_t *b, size_t nbytes)
 {
 	__m256i		sum = _mm256_setzero_si256();
@@ -143,7 +136,7 @@ bq_hamming_quiver_avx2(const uint8_t *a, const uint8_t *b, size_t nbytes)
 	return distance + sum_words(sum);
 }
 
-static AVX2 uint32_t
+static TARGET uint32_t
 bq_popcount_avx2(const uint8_t *a, size_t nbytes)
 {
 	uint32_t	count = 0;
@@ -187,7 +180,7 @@ add_terms(__m256 q, uint8_t sign, uint8_t magnitude, __m256 *all, __m256 *strong
 	*strong = _mm256_add_ps(*strong, _mm256_and_ps(m, term));
 }
 
-static AVX2 void
+static TARGET void
 bq_dot_avx2(const float *q, const uint8_t *planes, int dim, float *all, float *strong)
 {
 	size_t		nbytes = bq_plane_nbytes(dim);
@@ -200,7 +193,7 @@ bq_dot_avx2(const float *q, const uint8_t *planes, int dim, float *all, float *s
 
 	for (; i + 32 <= dim; i += 32)
 	{
-		UNROLL
+		BQ_UNROLL
 		for (int k = 0; k < 4; k++)
 			add_terms(_mm256_loadu_ps(q + i + 8 * k), planes[i / 8 + k], magnitude[i / 8 + k],
 					  &a[k], &s[k]);
@@ -213,7 +206,7 @@ bq_dot_avx2(const float *q, const uint8_t *planes, int dim, float *all, float *s
 		memcpy(values, q + i, (size_t) (dim - i) * sizeof(float));
 		memcpy(bits[0], planes + i / 8, nbytes - (size_t) i / 8);
 		memcpy(bits[1], magnitude + i / 8, nbytes - (size_t) i / 8);
-		UNROLL
+		BQ_UNROLL
 		for (int k = 0; k < 4; k++)
 			add_terms(_mm256_loadu_ps(values + 8 * k), bits[0][k], bits[1][k], &a[k], &s[k]);
 	}
@@ -256,12 +249,12 @@ add_all(const float *x, int dim, __m256d (*add) (__m256d, __m128))
 	__m256d		lanes[8];
 	int			i = 0;
 
-	UNROLL
+	BQ_UNROLL
 	for (int k = 0; k < 8; k++)
 		lanes[k] = _mm256_setzero_pd();
 	for (; i + 32 <= dim; i += 32)
 	{
-		UNROLL
+		BQ_UNROLL
 		for (int k = 0; k < 8; k++)
 			lanes[k] = add(lanes[k], _mm_loadu_ps(x + i + 4 * k));
 	}
@@ -270,20 +263,20 @@ add_all(const float *x, int dim, __m256d (*add) (__m256d, __m128))
 		float		tail[32] = {0};
 
 		memcpy(tail, x + i, (size_t) (dim - i) * sizeof(float));
-		UNROLL
+		BQ_UNROLL
 		for (int k = 0; k < 8; k++)
 			lanes[k] = add(lanes[k], _mm_loadu_ps(tail + 4 * k));
 	}
 	return add_doubles(lanes);
 }
 
-static AVX2 double
+static TARGET double
 bq_sum_squares_avx2(const float *x, int dim)
 {
 	return add_all(x, dim, add_squares);
 }
 
-static AVX2 double
+static TARGET double
 bq_sum_absolute_avx2(const float *x, int dim)
 {
 	return add_all(x, dim, add_absolutes);
@@ -299,7 +292,7 @@ pack_byte(__m256 v, __m256 threshold, uint8_t *sign, uint8_t *magnitude)
 	*magnitude = (uint8_t) _mm256_movemask_ps(_mm256_cmp_ps(size, threshold, _CMP_GT_OQ));
 }
 
-static AVX2 void
+static TARGET void
 bq_pack_avx2(const float *x, int dim, float threshold, uint8_t *planes)
 {
 	uint8_t    *magnitude = planes + bq_plane_nbytes(dim);
@@ -328,7 +321,7 @@ unpack_byte(uint8_t sign, uint8_t magnitude, __m256 weak, __m256 strong)
 						 _mm256_andnot_ps(s, _mm256_set1_ps(-0.0f)));
 }
 
-static AVX2 void
+static TARGET void
 bq_unpack_avx2(const uint8_t *planes, int dim, float weak, float strong, float *x)
 {
 	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
@@ -345,17 +338,6 @@ bq_unpack_avx2(const uint8_t *planes, int dim, float weak, float strong, float *
 		_mm256_storeu_ps(tail, unpack_byte(planes[i / 8], magnitude[i / 8], w, s));
 		memcpy(x + i, tail, (size_t) (dim - i) * sizeof(float));
 	}
-}
-
-static AVX2 void
-bq_scale_avx2(float *y, const float *x, int n, float factor)
-{
-	__m256		f = _mm256_set1_ps(factor);
-	int			i = 0;
-
-	for (; i + 8 <= n; i += 8)
-		_mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_loadu_ps(x + i), f));
-	bq_kernel_portable.scale(y + i, x + i, n - i, factor);
 }
 
 /* A string of flips, from one of its bits on. */
@@ -388,17 +370,6 @@ flip_register(__m256 v, Flips flips, size_t i)
 	return _mm256_xor_ps(v, _mm256_and_ps(_mm256_castsi256_ps(signs), _mm256_set1_ps(-0.0f)));
 }
 
-static AVX2 void
-bq_flip_avx2(float *y, const float *x, int n, const uint64_t *flips, int first)
-{
-	Flips		f = start_flips(flips, (unsigned) first);
-	int			i = 0;
-
-	for (; i + 8 <= n; i += 8)
-		_mm256_storeu_ps(y + i, flip_register(_mm256_loadu_ps(x + i), f, (size_t) i));
-	bq_kernel_portable.flip(y + i, x + i, n - i, flips, first + i);
-}
-
 /* Three steps of the transform inside a register: s + v or s - v, s being v with halves swapped. */
 INLINE __m256
 transform_register(__m256 v)
@@ -412,149 +383,47 @@ transform_register(__m256 v)
 	return _mm256_add_ps(_mm256_permute2f128_ps(v, v, 1), _mm256_xor_ps(v, half));
 }
 
-/* Steps between registers, r[k] and r[k + step]; `count` must be a constant. */
+#define Floats __m256
+#define LANES 8
+#define REGISTERS 8
+
+INLINE Floats
+load_floats(const float *x)
+{
+	return _mm256_loadu_ps(x);
+}
+
 INLINE void
-transform_across(__m256 r[8], const int count)
+store_floats(float *x, Floats v)
 {
-	UNROLL
-	for (int step = 1; step < count; step *= 2)
-	{
-		UNROLL
-		for (int k = 0; k < count; k++)
-		{
-			if ((k & step) == 0)
-			{
-				__m256		a = r[k];
-				__m256		b = r[k + step];
-
-				r[k] = _mm256_add_ps(a, b);
-				r[k + step] = _mm256_sub_ps(a, b);
-			}
-		}
-	}
+	_mm256_storeu_ps(x, v);
 }
 
-/* All steps of 8 * count elements, kept in registers. */
+INLINE Floats
+all_floats(float f)
+{
+	return _mm256_set1_ps(f);
+}
+
+INLINE Floats
+load_first(const float *x, int n)
+{
+	float		lanes[LANES] = {0};
+
+	memcpy(lanes, x, (size_t) n * sizeof(float));
+	return load_floats(lanes);
+}
+
 INLINE void
-transform_block(float *y, const float *x, const int count, const uint64_t *flips,
-				unsigned first, float factor)
+store_first(float *x, Floats v, int n)
 {
-	__m256		f = _mm256_set1_ps(factor);
-	__m256		r[8];
+	float		lanes[LANES];
 
-	UNROLL
-	for (int k = 0; k < count; k++)
-		r[k] = _mm256_loadu_ps(x + 8 * k);
-	if (flips != NULL)
-	{
-		Flips		start = start_flips(flips, first);
-
-		UNROLL
-		for (int k = 0; k < count; k++)
-			r[k] = flip_register(r[k], start, (size_t) (8 * k));
-	}
-	UNROLL
-	for (int k = 0; k < count; k++)
-		r[k] = transform_register(r[k]);
-	transform_across(r, count);
-	if (factor != 1)
-	{
-		UNROLL
-		for (int k = 0; k < count; k++)
-			r[k] = _mm256_mul_ps(r[k], f);
-	}
-	UNROLL
-	for (int k = 0; k < count; k++)
-		_mm256_storeu_ps(y + 8 * k, r[k]);
+	store_floats(lanes, v);
+	memcpy(x, lanes, (size_t) n * sizeof(float));
 }
 
-/* Not inlined: with one body per function the compiler finds registers for all of r. */
-static AVX2 __attribute__((noinline)) void
-transform_8(float *y, const float *x, const uint64_t *flips, unsigned first, float factor)
-{
-	transform_block(y, x, 1, flips, first, factor);
-}
-
-static AVX2 __attribute__((noinline)) void
-transform_64(float *y, const float *x, const uint64_t *flips, unsigned first, float factor)
-{
-	transform_block(y, x, 8, flips, first, factor);
-}
-
-/* The steps h, 2h, ... below h * count, in one pass over memory. */
-INLINE void
-transform_pass(float *x, int n, int h, const int count, float factor)
-{
-	__m256		f = _mm256_set1_ps(factor);
-
-	for (int i = 0; i < n; i += count * h)
-	{
-		for (int j = i; j < i + h; j += 8)
-		{
-			__m256		r[8];
-
-			UNROLL
-			for (int k = 0; k < count; k++)
-				r[k] = _mm256_loadu_ps(x + j + k * h);
-			transform_across(r, count);
-			UNROLL
-			for (int k = 0; k < count; k++)
-				_mm256_storeu_ps(x + j + k * h, _mm256_mul_ps(r[k], f));
-		}
-	}
-}
-
-/* Only the last pass takes the factor: the others have 1, a product with which is exact. */
-static AVX2 void
-bq_hadamard_avx2(float *y, const float *x, int n, const uint64_t *flips, int first, float factor)
-{
-	int			h = n < 64 ? 8 : 64;
-
-	if (n < 8)
-	{
-		bq_kernel_portable.hadamard(y, x, n, flips, first, factor);
-		return;
-	}
-	for (int i = 0; i < n; i += h)
-	{
-		if (h == 64)
-			transform_64(y + i, x + i, flips, (unsigned) (first + i), n == h ? factor : 1);
-		else
-			transform_8(y + i, x + i, flips, (unsigned) (first + i), n == h ? factor : 1);
-	}
-	while (h < n)
-	{
-		/* three steps in one pass if a multiple of three remains, else two, else one */
-		int			left = __builtin_ctz((unsigned) (n / h));
-		int			steps = left % 3 == 0 ? 3 : left == 1 ? 1 : 2;
-		float		f = steps == left ? factor : 1;
-
-		if (steps == 3)
-			transform_pass(y, n, h, 8, f);
-		else if (steps == 2)
-			transform_pass(y, n, h, 4, f);
-		else
-			transform_pass(y, n, h, 2, f);
-		h <<= steps;
-	}
-}
-
-static AVX2 void
-bq_mix_avx2(float *a, float *b, int n)
-{
-	const __m256 sqrt_half = _mm256_set1_ps(BQ_SQRT_HALF);
-	int			i = 0;
-
-	for (; i + 8 <= n; i += 8)
-	{
-		__m256		u = _mm256_loadu_ps(a + i);
-		__m256		v = _mm256_loadu_ps(b + i);
-
-		_mm256_storeu_ps(a + i, _mm256_mul_ps(_mm256_add_ps(u, v), sqrt_half));
-		_mm256_storeu_ps(b + i, _mm256_mul_ps(_mm256_sub_ps(u, v), sqrt_half));
-	}
-	bq_kernel_portable.mix(a + i, b + i, n - i);
-}
+#include "bqkernel_floats.h"
 
 /*
  * Sums of two rows at a time, one per 128-bit half (Andre, Kermarrec, Le Scouarnec,
@@ -580,7 +449,7 @@ store_sums(__m256i whole, __m256i odd, uint16_t out[16])
 	_mm_storeu_si128((__m128i *) (out + 8), _mm_unpackhi_epi16(e, o));
 }
 
-static AVX2 void
+static TARGET void
 bq_lut_block_avx2(const uint8_t *table, const uint8_t *block, int nrows, uint16_t out[BQ_BLOCK])
 {
 	const __m256i nibble = _mm256_set1_epi8(15);
@@ -613,7 +482,7 @@ bq_lut_block_avx2(const uint8_t *table, const uint8_t *block, int nrows, uint16_
 }
 
 /* Sums c to c + 7 turned into floats. */
-static inline AVX2 __attribute__((always_inline)) __m256
+static inline TARGET __attribute__((always_inline)) __m256
 scale_sums(const uint16_t *sums, float scale, float bias, const uint16_t *factor, int c)
 {
 	__m256		sum = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) (sums + c))));
@@ -623,7 +492,7 @@ scale_sums(const uint16_t *sums, float scale, float bias, const uint16_t *factor
 	return _mm256_mul_ps(sum, times);
 }
 
-static AVX2 void
+static TARGET void
 bq_scale_sums_avx2(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 				   const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK])
 {
@@ -631,7 +500,7 @@ bq_scale_sums_avx2(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 		_mm256_storeu_ps(out + c, scale_sums(sums, scale, bias, factor, c));
 }
 
-static AVX2 uint32_t
+static TARGET uint32_t
 bq_find_sums_avx2(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 				  const uint16_t factor[BQ_BLOCK], float limit)
 {
@@ -718,10 +587,10 @@ const BqKernel bq_kernel_avx2 = {
 	.sum_absolute = bq_sum_absolute_avx2,
 	.pack = bq_pack_avx2,
 	.unpack = bq_unpack_avx2,
-	.scale = bq_scale_avx2,
-	.flip = bq_flip_avx2,
-	.hadamard = bq_hadamard_avx2,
-	.mix = bq_mix_avx2,
+	.scale = scale_floats,
+	.flip = flip_floats,
+	.hadamard = hadamard_floats,
+	.mix = mix_floats,
 	.lut_block = bq_lut_block_avx2,
 	.scale_sums = bq_scale_sums_avx2,
 	.find_sums = bq_find_sums_avx2,

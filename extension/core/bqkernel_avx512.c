@@ -11,16 +11,9 @@
 #include <immintrin.h>
 
 /* What bqcpu.c asks for before this kernel is used. */
-#define AVX512 __attribute__((target( \
+#define TARGET __attribute__((target( \
 	"avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512vpopcntdq,popcnt")))
-#define INLINE static inline __attribute__((always_inline)) AVX512
-
-/* Loops over arrays of registers must be unrolled for the registers to be such. */
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
+#define INLINE static inline __attribute__((always_inline)) TARGET
 
 INLINE __m512i
 load(const void *p)
@@ -76,7 +69,7 @@ add_hamming(__m512i sa, __m512i ma, __m512i sb, __m512i mb, __m512i *low, __m512
 	*high = _mm512_add_epi64(*high, _mm512_popcnt_epi64(LOGIC(differ, ma, mb, A & (B | C))));
 }
 
-static AVX512 uint32_t
+static TARGET uint32_t
 bq_hamming_avx512(const uint8_t *a, const uint8_t *b, size_t nbytes)
 {
 	const uint8_t *am = a + nbytes;
@@ -97,7 +90,7 @@ bq_hamming_avx512(const uint8_t *a, const uint8_t *b, size_t nbytes)
 	return sum_words(_mm512_add_epi64(low, _mm512_add_epi64(high, high)));
 }
 
-static AVX512 uint32_t
+static TARGET uint32_t
 bq_hamming_sign_avx512(const uint8_t *a, const uint8_t *b, size_t nbytes)
 {
 	__m512i		sum = _mm512_setzero_si512();
@@ -126,7 +119,7 @@ add_quiver(__m512i sa, __m512i ma, __m512i sb, __m512i mb, __m512i *once, __m512
 	*twice = _mm512_add_epi64(*twice, _mm512_popcnt_epi64(both));
 }
 
-static AVX512 uint32_t
+static TARGET uint32_t
 bq_hamming_quiver_avx512(const uint8_t *a, const uint8_t *b, size_t nbytes)
 {
 	const uint8_t *am = a + nbytes;
@@ -147,7 +140,7 @@ bq_hamming_quiver_avx512(const uint8_t *a, const uint8_t *b, size_t nbytes)
 	return sum_words(_mm512_add_epi64(once, _mm512_add_epi64(twice, twice)));
 }
 
-static AVX512 uint32_t
+static TARGET uint32_t
 bq_popcount_avx512(const uint8_t *a, size_t nbytes)
 {
 	__m512i		sum = _mm512_setzero_si512();
@@ -238,7 +231,7 @@ add_terms(__m512 q, uint32_t s, uint32_t m, __m512 *all, __m512 *strong)
 	*strong = _mm512_mask_add_ps(*strong, (__mmask16) m, *strong, term);
 }
 
-static AVX512 void
+static TARGET void
 bq_dot_avx512(const float *q, const uint8_t *planes, int dim, float *all, float *strong)
 {
 	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
@@ -306,7 +299,7 @@ add_all(const float *x, int dim, __m512d (*add) (__m512d, __m256))
 
 	for (; i + 32 <= dim; i += 32)
 	{
-		UNROLL
+		BQ_UNROLL
 		for (int k = 0; k < 4; k++)
 			lanes[k] = add(lanes[k], _mm256_loadu_ps(x + i + 8 * k));
 	}
@@ -323,13 +316,13 @@ add_all(const float *x, int dim, __m512d (*add) (__m512d, __m256))
 	return add_doubles(lanes);
 }
 
-static AVX512 double
+static TARGET double
 bq_sum_squares_avx512(const float *x, int dim)
 {
 	return add_all(x, dim, add_squares);
 }
 
-static AVX512 double
+static TARGET double
 bq_sum_absolute_avx512(const float *x, int dim)
 {
 	return add_all(x, dim, add_absolutes);
@@ -358,7 +351,7 @@ pack_magnitudes(__m512 lower, __m512 upper, __m512 threshold)
 				_mm512_cmp_ps_mask(_mm512_abs_ps(upper), threshold, _CMP_GT_OQ));
 }
 
-static AVX512 void
+static TARGET void
 bq_pack_avx512(const float *x, int dim, float threshold, uint8_t *planes)
 {
 	uint8_t    *magnitude = planes + bq_plane_nbytes(dim);
@@ -393,7 +386,7 @@ unpack_bits(uint32_t s, uint32_t m, __m512 weak, __m512 strong)
 	return negate(_mm512_mask_blend_ps((__mmask16) m, weak, strong), (__mmask16) ~s);
 }
 
-static AVX512 void
+static TARGET void
 bq_unpack_avx512(const uint8_t *planes, int dim, float weak, float strong, float *x)
 {
 	const uint8_t *magnitude = planes + bq_plane_nbytes(dim);
@@ -418,22 +411,6 @@ bq_unpack_avx512(const uint8_t *planes, int dim, float weak, float strong, float
 		_mm512_mask_storeu_ps(x + i, (__mmask16) rest, unpack_bits(s, m, w, v));
 		_mm512_mask_storeu_ps(x + i + 16, (__mmask16) (rest >> 16),
 							  unpack_bits(s >> 16, m >> 16, w, v));
-	}
-}
-
-static AVX512 void
-bq_scale_avx512(float *y, const float *x, int n, float factor)
-{
-	__m512		f = _mm512_set1_ps(factor);
-	int			i = 0;
-
-	for (; i + 16 <= n; i += 16)
-		_mm512_storeu_ps(y + i, _mm512_mul_ps(_mm512_loadu_ps(x + i), f));
-	if (i < n)
-	{
-		__mmask16	rest = first_lanes(n - i);
-
-		_mm512_mask_storeu_ps(y + i, rest, _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, x + i), f));
 	}
 }
 
@@ -469,23 +446,6 @@ flip_register(__m512 v, Flips flips, size_t i)
 									 _mm512_set1_epi32(INT32_MIN), A ^ (B & C)));
 }
 
-static AVX512 void
-bq_flip_avx512(float *y, const float *x, int n, const uint64_t *flips, int first)
-{
-	Flips		f = start_flips(flips, (unsigned) first);
-	int			i = 0;
-
-	for (; i + 16 <= n; i += 16)
-		_mm512_storeu_ps(y + i, flip_register(_mm512_loadu_ps(x + i), f, (size_t) i));
-	if (i < n)
-	{
-		__mmask16	rest = first_lanes(n - i);
-
-		_mm512_mask_storeu_ps(y + i, rest,
-							  flip_register(_mm512_maskz_loadu_ps(rest, x + i), f, (size_t) i));
-	}
-}
-
 /*
  * One step inside a register: s + v or s - v, s being v with neighbours swapped.
  * Products with +-1 are exact, so the fused form rounds as the plain sum does.
@@ -509,158 +469,41 @@ transform_register(__m512 v)
 	return add_or_subtract(_mm512_shuffle_f32x4(v, v, 0x4e), v, 0xff00);
 }
 
-/* Steps between registers, r[k] and r[k + step]; `count` must be a constant. */
+#define Floats __m512
+#define LANES 16
+#define REGISTERS 16
+
+INLINE Floats
+load_floats(const float *x)
+{
+	return _mm512_loadu_ps(x);
+}
+
 INLINE void
-transform_across(__m512 r[16], const int count)
+store_floats(float *x, Floats v)
 {
-	UNROLL
-	for (int step = 1; step < count; step *= 2)
-	{
-		UNROLL
-		for (int k = 0; k < count; k++)
-		{
-			if ((k & step) == 0)
-			{
-				__m512		a = r[k];
-				__m512		b = r[k + step];
-
-				r[k] = _mm512_add_ps(a, b);
-				r[k + step] = _mm512_sub_ps(a, b);
-			}
-		}
-	}
+	_mm512_storeu_ps(x, v);
 }
 
-/* All steps of 16 * count elements, kept in registers. */
+INLINE Floats
+all_floats(float f)
+{
+	return _mm512_set1_ps(f);
+}
+
+INLINE Floats
+load_first(const float *x, int n)
+{
+	return _mm512_maskz_loadu_ps(first_lanes(n), x);
+}
+
 INLINE void
-transform_block(float *y, const float *x, const int count, const uint64_t *flips,
-				unsigned first, float factor)
+store_first(float *x, Floats v, int n)
 {
-	__m512		f = _mm512_set1_ps(factor);
-	__m512		r[16];
-
-	UNROLL
-	for (int k = 0; k < count; k++)
-		r[k] = _mm512_loadu_ps(x + 16 * k);
-	if (flips != NULL)
-	{
-		Flips		start = start_flips(flips, first);
-
-		UNROLL
-		for (int k = 0; k < count; k++)
-			r[k] = flip_register(r[k], start, (size_t) (16 * k));
-	}
-	UNROLL
-	for (int k = 0; k < count; k++)
-		r[k] = transform_register(r[k]);
-	transform_across(r, count);
-	if (factor != 1)
-	{
-		UNROLL
-		for (int k = 0; k < count; k++)
-			r[k] = _mm512_mul_ps(r[k], f);
-	}
-	UNROLL
-	for (int k = 0; k < count; k++)
-		_mm512_storeu_ps(y + 16 * k, r[k]);
+	_mm512_mask_storeu_ps(x, first_lanes(n), v);
 }
 
-/* Not inlined: with one body per function the compiler finds registers for all of r. */
-static AVX512 __attribute__((noinline)) void
-transform_16(float *y, const float *x, const uint64_t *flips, unsigned first, float factor)
-{
-	transform_block(y, x, 1, flips, first, factor);
-}
-
-static AVX512 __attribute__((noinline)) void
-transform_256(float *y, const float *x, const uint64_t *flips, unsigned first, float factor)
-{
-	transform_block(y, x, 16, flips, first, factor);
-}
-
-/* The steps h, 2h, ... below h * count, in one pass over memory. */
-INLINE void
-transform_pass(float *x, int n, int h, const int count, float factor)
-{
-	__m512		f = _mm512_set1_ps(factor);
-
-	for (int i = 0; i < n; i += count * h)
-	{
-		for (int j = i; j < i + h; j += 16)
-		{
-			__m512		r[16];
-
-			UNROLL
-			for (int k = 0; k < count; k++)
-				r[k] = _mm512_loadu_ps(x + j + k * h);
-			transform_across(r, count);
-			UNROLL
-			for (int k = 0; k < count; k++)
-				_mm512_storeu_ps(x + j + k * h, _mm512_mul_ps(r[k], f));
-		}
-	}
-}
-
-/* Only the last pass takes the factor: the others have 1, a product with which is exact. */
-static AVX512 void
-bq_hadamard_avx512(float *y, const float *x, int n, const uint64_t *flips, int first,
-				   float factor)
-{
-	int			h = n < 256 ? 16 : 256;
-
-	if (n < 16)
-	{
-		bq_kernel_portable.hadamard(y, x, n, flips, first, factor);
-		return;
-	}
-	for (int i = 0; i < n; i += h)
-	{
-		if (h == 256)
-			transform_256(y + i, x + i, flips, (unsigned) (first + i), n == h ? factor : 1);
-		else
-			transform_16(y + i, x + i, flips, (unsigned) (first + i), n == h ? factor : 1);
-	}
-	while (h < n)
-	{
-		/* three steps in one pass if a multiple of three remains, else two, else one */
-		int			left = __builtin_ctz((unsigned) (n / h));
-		int			steps = left % 3 == 0 ? 3 : left == 1 ? 1 : 2;
-		float		f = steps == left ? factor : 1;
-
-		if (steps == 3)
-			transform_pass(y, n, h, 8, f);
-		else if (steps == 2)
-			transform_pass(y, n, h, 4, f);
-		else
-			transform_pass(y, n, h, 2, f);
-		h <<= steps;
-	}
-}
-
-static AVX512 void
-bq_mix_avx512(float *a, float *b, int n)
-{
-	const __m512 sqrt_half = _mm512_set1_ps(BQ_SQRT_HALF);
-	int			i = 0;
-
-	for (; i + 16 <= n; i += 16)
-	{
-		__m512		u = _mm512_loadu_ps(a + i);
-		__m512		v = _mm512_loadu_ps(b + i);
-
-		_mm512_storeu_ps(a + i, _mm512_mul_ps(_mm512_add_ps(u, v), sqrt_half));
-		_mm512_storeu_ps(b + i, _mm512_mul_ps(_mm512_sub_ps(u, v), sqrt_half));
-	}
-	if (i < n)
-	{
-		__mmask16	rest = first_lanes(n - i);
-		__m512		u = _mm512_maskz_loadu_ps(rest, a + i);
-		__m512		v = _mm512_maskz_loadu_ps(rest, b + i);
-
-		_mm512_mask_storeu_ps(a + i, rest, _mm512_mul_ps(_mm512_add_ps(u, v), sqrt_half));
-		_mm512_mask_storeu_ps(b + i, rest, _mm512_mul_ps(_mm512_sub_ps(u, v), sqrt_half));
-	}
-}
+#include "bqkernel_floats.h"
 
 /*
  * Four rows at a time.  The bytes of one code are brought side by side, each
@@ -688,7 +531,7 @@ add_rows(__m512i table, __m512i codes, __m512i *low, __m512i *high)
 	*high = _mm512_dpbusd_epi32(*high, _mm512_permutexvar_epi8(index, table), ones);
 }
 
-static AVX512 void
+static TARGET void
 bq_lut_block_avx512(const uint8_t *table, const uint8_t *block, int nrows, uint16_t out[BQ_BLOCK])
 {
 	/* two sums each: one chain of dot products would wait for its own latency */
@@ -716,7 +559,7 @@ bq_lut_block_avx512(const uint8_t *table, const uint8_t *block, int nrows, uint1
 }
 
 /* Sums c to c + 15 turned into floats. */
-static inline AVX512 __attribute__((always_inline)) __m512
+static inline TARGET __attribute__((always_inline)) __m512
 scale_sums(const uint16_t *sums, float scale, float bias, const uint16_t *factor, int c)
 {
 	__m512		sum = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) (sums + c))));
@@ -726,7 +569,7 @@ scale_sums(const uint16_t *sums, float scale, float bias, const uint16_t *factor
 	return _mm512_mul_ps(sum, times);
 }
 
-static AVX512 void
+static TARGET void
 bq_scale_sums_avx512(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 					 const uint16_t factor[BQ_BLOCK], float out[BQ_BLOCK])
 {
@@ -734,7 +577,7 @@ bq_scale_sums_avx512(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 		_mm512_storeu_ps(out + c, scale_sums(sums, scale, bias, factor, c));
 }
 
-static AVX512 uint32_t
+static TARGET uint32_t
 bq_find_sums_avx512(const uint16_t sums[BQ_BLOCK], float scale, float bias,
 					const uint16_t factor[BQ_BLOCK], float limit)
 {
@@ -757,10 +600,10 @@ const BqKernel bq_kernel_avx512 = {
 	.sum_absolute = bq_sum_absolute_avx512,
 	.pack = bq_pack_avx512,
 	.unpack = bq_unpack_avx512,
-	.scale = bq_scale_avx512,
-	.flip = bq_flip_avx512,
-	.hadamard = bq_hadamard_avx512,
-	.mix = bq_mix_avx512,
+	.scale = scale_floats,
+	.flip = flip_floats,
+	.hadamard = hadamard_floats,
+	.mix = mix_floats,
 	.lut_block = bq_lut_block_avx512,
 	.scale_sums = bq_scale_sums_avx512,
 	.find_sums = bq_find_sums_avx512,

@@ -4,14 +4,8 @@
 #ifdef BQ_HAVE_NEON
 #include <arm_neon.h>
 
+#define TARGET
 #define INLINE static inline __attribute__((always_inline))
-
-/* Loops over arrays of registers must be unrolled for the registers to be such. */
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 /* The last n (1 to 15) bytes of a plane, then zeros. */
 INLINE uint8x16_t
@@ -161,7 +155,7 @@ INLINE void
 add_terms(const float *q, const uint8_t *sign, const uint8_t *magnitude,
 		  float32x4_t all[8], float32x4_t strong[8])
 {
-	UNROLL
+	BQ_UNROLL
 	for (int k = 0; k < 8; k++)
 	{
 		uint32x4_t	m = spread_bits(magnitude[k / 2], k % 2);
@@ -183,7 +177,7 @@ bq_dot_neon(const float *q, const uint8_t *planes, int dim, float *all, float *s
 	float32x4_t s[8];
 	int			i = 0;
 
-	UNROLL
+	BQ_UNROLL
 	for (int k = 0; k < 8; k++)
 		a[k] = s[k] = vdupq_n_f32(0);
 	for (; i + 32 <= dim; i += 32)
@@ -206,10 +200,10 @@ bq_dot_neon(const float *q, const uint8_t *planes, int dim, float *all, float *s
 INLINE double
 add_doubles(float64x2_t lanes[16])
 {
-	UNROLL
+	BQ_UNROLL
 	for (int width = 8; width > 0; width /= 2)
 	{
-		UNROLL
+		BQ_UNROLL
 		for (int k = 0; k < width; k++)
 			lanes[k] = vaddq_f64(lanes[k], lanes[k + width]);
 	}
@@ -238,12 +232,12 @@ add_all(const float *x, int dim, float64x2_t (*add) (float64x2_t, float32x2_t))
 	float64x2_t lanes[16];
 	int			i = 0;
 
-	UNROLL
+	BQ_UNROLL
 	for (int k = 0; k < 16; k++)
 		lanes[k] = vdupq_n_f64(0);
 	for (; i + 32 <= dim; i += 32)
 	{
-		UNROLL
+		BQ_UNROLL
 		for (int k = 0; k < 16; k++)
 			lanes[k] = add(lanes[k], vld1_f32(x + i + 2 * k));
 	}
@@ -252,7 +246,7 @@ add_all(const float *x, int dim, float64x2_t (*add) (float64x2_t, float32x2_t))
 		float		tail[32] = {0};
 
 		memcpy(tail, x + i, (size_t) (dim - i) * sizeof(float));
-		UNROLL
+		BQ_UNROLL
 		for (int k = 0; k < 16; k++)
 			lanes[k] = add(lanes[k], vld1_f32(tail + 2 * k));
 	}
@@ -314,7 +308,7 @@ bq_pack_neon(const float *x, int dim, float threshold, uint8_t *planes)
 INLINE void
 unpack_byte(uint8_t sign, uint8_t magnitude, float32x4_t weak, float32x4_t strong, float *x)
 {
-	UNROLL
+	BQ_UNROLL
 	for (int half = 0; half < 2; half++)
 		vst1q_f32(x + 4 * half,
 				  negate_unless(vbslq_f32(spread_bits(magnitude, half), strong, weak),
@@ -338,16 +332,6 @@ bq_unpack_neon(const uint8_t *planes, int dim, float weak, float strong, float *
 		unpack_byte(planes[i / 8], magnitude[i / 8], w, s, tail);
 		memcpy(x + i, tail, (size_t) (dim - i) * sizeof(float));
 	}
-}
-
-static void
-bq_scale_neon(float *y, const float *x, int n, float factor)
-{
-	int			i = 0;
-
-	for (; i + 4 <= n; i += 4)
-		vst1q_f32(y + i, vmulq_n_f32(vld1q_f32(x + i), factor));
-	bq_kernel_portable.scale(y + i, x + i, n - i, factor);
 }
 
 /* A string of flips, from one of its bits on. */
@@ -380,17 +364,6 @@ flip_register(float32x4_t v, Flips flips, size_t i)
 	return exclusive_or(v, vandq_u32(signs, vdupq_n_u32(UINT32_C(0x80000000))));
 }
 
-static void
-bq_flip_neon(float *y, const float *x, int n, const uint64_t *flips, int first)
-{
-	Flips		f = start_flips(flips, (unsigned) first);
-	int			i = 0;
-
-	for (; i + 4 <= n; i += 4)
-		vst1q_f32(y + i, flip_register(vld1q_f32(x + i), f, (size_t) i));
-	bq_kernel_portable.flip(y + i, x + i, n - i, flips, first + i);
-}
-
 /* Two steps inside a register: s + v or s - v, s being v with halves swapped. */
 INLINE float32x4_t
 transform_register(float32x4_t v)
@@ -402,145 +375,47 @@ transform_register(float32x4_t v)
 	return vaddq_f32(vextq_f32(v, v, 2), exclusive_or(v, vld1q_u32(upper)));
 }
 
-/* Steps between registers, r[k] and r[k + step]; `count` must be a constant. */
+#define Floats float32x4_t
+#define LANES 4
+#define REGISTERS 16
+
+INLINE Floats
+load_floats(const float *x)
+{
+	return vld1q_f32(x);
+}
+
 INLINE void
-transform_across(float32x4_t r[16], const int count)
+store_floats(float *x, Floats v)
 {
-	UNROLL
-	for (int step = 1; step < count; step *= 2)
-	{
-		UNROLL
-		for (int k = 0; k < count; k++)
-		{
-			if ((k & step) == 0)
-			{
-				float32x4_t a = r[k];
-				float32x4_t b = r[k + step];
-
-				r[k] = vaddq_f32(a, b);
-				r[k + step] = vsubq_f32(a, b);
-			}
-		}
-	}
+	vst1q_f32(x, v);
 }
 
-/* All steps of 4 * count elements, kept in registers. */
+INLINE Floats
+all_floats(float f)
+{
+	return vdupq_n_f32(f);
+}
+
+INLINE Floats
+load_first(const float *x, int n)
+{
+	float		lanes[LANES] = {0};
+
+	memcpy(lanes, x, (size_t) n * sizeof(float));
+	return load_floats(lanes);
+}
+
 INLINE void
-transform_block(float *y, const float *x, const int count, const uint64_t *flips,
-				unsigned first, float factor)
+store_first(float *x, Floats v, int n)
 {
-	float32x4_t r[16];
+	float		lanes[LANES];
 
-	UNROLL
-	for (int k = 0; k < count; k++)
-		r[k] = vld1q_f32(x + 4 * k);
-	if (flips != NULL)
-	{
-		Flips		start = start_flips(flips, first);
-
-		UNROLL
-		for (int k = 0; k < count; k++)
-			r[k] = flip_register(r[k], start, (size_t) (4 * k));
-	}
-	UNROLL
-	for (int k = 0; k < count; k++)
-		r[k] = transform_register(r[k]);
-	transform_across(r, count);
-	if (factor != 1)
-	{
-		UNROLL
-		for (int k = 0; k < count; k++)
-			r[k] = vmulq_n_f32(r[k], factor);
-	}
-	UNROLL
-	for (int k = 0; k < count; k++)
-		vst1q_f32(y + 4 * k, r[k]);
+	store_floats(lanes, v);
+	memcpy(x, lanes, (size_t) n * sizeof(float));
 }
 
-/* Not inlined: with one body per function the compiler finds registers for all of r. */
-static __attribute__((noinline)) void
-transform_4(float *y, const float *x, const uint64_t *flips, unsigned first, float factor)
-{
-	transform_block(y, x, 1, flips, first, factor);
-}
-
-static __attribute__((noinline)) void
-transform_64(float *y, const float *x, const uint64_t *flips, unsigned first, float factor)
-{
-	transform_block(y, x, 16, flips, first, factor);
-}
-
-/* The steps h, 2h, ... below h * count, in one pass over memory. */
-INLINE void
-transform_pass(float *x, int n, int h, const int count, float factor)
-{
-	for (int i = 0; i < n; i += count * h)
-	{
-		for (int j = i; j < i + h; j += 4)
-		{
-			float32x4_t r[16];
-
-			UNROLL
-			for (int k = 0; k < count; k++)
-				r[k] = vld1q_f32(x + j + k * h);
-			transform_across(r, count);
-			UNROLL
-			for (int k = 0; k < count; k++)
-				vst1q_f32(x + j + k * h, vmulq_n_f32(r[k], factor));
-		}
-	}
-}
-
-/* Only the last pass takes the factor: the others have 1, a product with which is exact. */
-static void
-bq_hadamard_neon(float *y, const float *x, int n, const uint64_t *flips, int first, float factor)
-{
-	int			h = n < 64 ? 4 : 64;
-
-	if (n < 4)
-	{
-		bq_kernel_portable.hadamard(y, x, n, flips, first, factor);
-		return;
-	}
-	for (int i = 0; i < n; i += h)
-	{
-		if (h == 64)
-			transform_64(y + i, x + i, flips, (unsigned) (first + i), n == h ? factor : 1);
-		else
-			transform_4(y + i, x + i, flips, (unsigned) (first + i), n == h ? factor : 1);
-	}
-	while (h < n)
-	{
-		/* three steps in one pass if a multiple of three remains, else two, else one */
-		int			left = __builtin_ctz((unsigned) (n / h));
-		int			steps = left % 3 == 0 ? 3 : left == 1 ? 1 : 2;
-		float		f = steps == left ? factor : 1;
-
-		if (steps == 3)
-			transform_pass(y, n, h, 8, f);
-		else if (steps == 2)
-			transform_pass(y, n, h, 4, f);
-		else
-			transform_pass(y, n, h, 2, f);
-		h <<= steps;
-	}
-}
-
-static void
-bq_mix_neon(float *a, float *b, int n)
-{
-	int			i = 0;
-
-	for (; i + 4 <= n; i += 4)
-	{
-		float32x4_t u = vld1q_f32(a + i);
-		float32x4_t v = vld1q_f32(b + i);
-
-		vst1q_f32(a + i, vmulq_n_f32(vaddq_f32(u, v), BQ_SQRT_HALF));
-		vst1q_f32(b + i, vmulq_n_f32(vsubq_f32(u, v), BQ_SQRT_HALF));
-	}
-	bq_kernel_portable.mix(a + i, b + i, n - i);
-}
+#include "bqkernel_floats.h"
 
 static void
 bq_lut_block_neon(const uint8_t *table, const uint8_t *block, int nrows, uint16_t out[BQ_BLOCK])
@@ -625,10 +500,10 @@ const BqKernel bq_kernel_neon = {
 	.sum_absolute = bq_sum_absolute_neon,
 	.pack = bq_pack_neon,
 	.unpack = bq_unpack_neon,
-	.scale = bq_scale_neon,
-	.flip = bq_flip_neon,
-	.hadamard = bq_hadamard_neon,
-	.mix = bq_mix_neon,
+	.scale = scale_floats,
+	.flip = flip_floats,
+	.hadamard = hadamard_floats,
+	.mix = mix_floats,
 	.lut_block = bq_lut_block_neon,
 	.scale_sums = bq_scale_sums_portable,
 	.find_sums = bq_find_sums_portable,
