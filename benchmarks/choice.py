@@ -47,7 +47,7 @@ Of coordinates alone (before there were searches):
 - Correlated neighbours (blocks, smooth curves, random walks, pixels) lose up to 0.4 on the axes,
   and single coordinates cannot show it.
 - A common offset makes the axes better, by up to 0.09 on independent coordinates; the mean term of
-  strategy.py predicts it. In real data of large mean (pixels, HOG) correlation outweighs it: the
+  fidelity.py predicts it. In real data of large mean (pixels, HOG) correlation outweighs it: the
   rule believes the mean only where coordinates look Gaussian otherwise.
 - It fails where the nearest neighbours differ from each other in another way than rows in
   general do: tight clusters around corners of a cube or around sparse centres (0.02 to 0.09),
@@ -71,8 +71,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pybq
+from pybq._choice.probe import probe, searched
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import Decision, choose, probe, searched
+from pybq._choice.strategy import Decision, choose
 
 Array = NDArray[np.float64]
 Family = Callable[[np.random.Generator, int, int], Array]

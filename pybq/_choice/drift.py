@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pybq._choice.probe import Probe, searched, searched_since
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import MIN_ROWS, Metric, Probe, choose, searched, searched_since
+from pybq._choice.strategy import MIN_ROWS, Metric, choose
 
 
 @dataclass(frozen=True, slots=True)

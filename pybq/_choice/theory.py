@@ -2,7 +2,7 @@
 
 Fidelity is the correlation, within one query, of the estimated with the true inner product:
 1 = the order of the codes is the true order. All functions here take a zero mean, except
-`gaussian_code`; what a mean does is in `pybq._choice.strategy`.
+`gaussian_code`; what a mean does is in `pybq._choice.fidelity`.
 
 The claims are those of arXiv 2605.17524 ("Coordinate heterogeneity governs binary quantization");
 the formulas are derived here from Stein's lemma, Cov(x_i, f(x_j)) = Cov(x_i, x_j) E f'(x_j) for

@@ -30,8 +30,9 @@ from typer.core import TyperGroup
 import pybq
 from pybq._catalog.schema import TableOptions, name_table
 from pybq._catalog.status import Status
+from pybq._choice.probe import probe
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import Decision, choose, probe
+from pybq._choice.strategy import Decision, choose
 from pybq._cli import doctor as doctors
 from pybq._loading.sources import Source, load_numpy, open_source
 from pybq._searching.calibrate import SAMPLE

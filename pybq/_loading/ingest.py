@@ -26,8 +26,9 @@ from psycopg.types.json import Json, Jsonb
 from pybq._catalog.database import Database
 from pybq._catalog.schema import Column, Layout
 from pybq._catalog.status import SAMPLE_ROWS, no_statistics, read_transform
+from pybq._choice.probe import probe
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import MIN_ROWS, Decision, choose, probe
+from pybq._choice.strategy import MIN_ROWS, Decision, choose
 from pybq._codes import core
 from pybq._codes.arrays import by_place, fill_mask
 from pybq._codes.quantizer import Quantizer

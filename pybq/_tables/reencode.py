@@ -20,8 +20,9 @@ from pybq._catalog.database import Database
 from pybq._catalog.indexes import VectorIndex, find_indexes, write_index
 from pybq._catalog.schema import Layout
 from pybq._catalog.status import no_statistics, read_statistics
+from pybq._choice.probe import PROBE_QUERIES, PROBE_ROWS, probe
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import MIN_ROWS, PROBE_QUERIES, PROBE_ROWS, Decision, choose, probe
+from pybq._choice.strategy import MIN_ROWS, Decision, choose
 from pybq._codes.quantizer import Quantizer
 from pybq._loading.ingest import finite, show_progress
 from pybq._searching.calibrate import sample_rows

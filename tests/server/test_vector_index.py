@@ -31,8 +31,8 @@ from psycopg import sql
 from shared import Conn, Vectors
 
 import pybq
+from pybq._choice.probe import searched
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import searched
 
 each_column = pytest.mark.parametrize("column", VECTOR_COLUMNS, ids=lambda column: column.opclass)
 each_metric = pytest.mark.parametrize("column", VECTOR_COLUMNS[:3], ids=lambda c: c.opclass)

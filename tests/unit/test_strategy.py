@@ -7,8 +7,10 @@ import pytest
 from shared import load_lsa
 
 from pybq import Quantizer
+from pybq._choice.fidelity import fidelities
+from pybq._choice.probe import Probe, probe, searched
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import MIN_ROWS, Probe, choose, fidelities, probe, searched
+from pybq._choice.strategy import MIN_ROWS, choose
 
 SEED = 20261121
 ROWS, QUERIES = 2400, 400
