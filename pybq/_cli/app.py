@@ -34,7 +34,8 @@ from pybq._choice.probe import probe
 from pybq._choice.statistics import Statistics
 from pybq._choice.strategy import Decision, choose
 from pybq._cli import doctor as doctors
-from pybq._loading.sources import Source, load_numpy, open_source
+from pybq._loading.source import Source
+from pybq._loading.sources import load_numpy, open_source
 from pybq._searching.calibrate import SAMPLE
 from pybq._searching.search import RERANK
 from pybq._tables.bench import bench_table

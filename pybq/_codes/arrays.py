@@ -40,3 +40,8 @@ def by_place(values: Any) -> Any:
         array = array.copy()
         array[np.asarray(values.isna(), bool)] = None
     return array
+
+
+def spread(total: int, rows: int) -> NDArray[np.int64]:
+    """Return up to `rows` row numbers, spread evenly over `total`, in order."""
+    return np.linspace(0, total - 1, min(total, rows)).astype(np.int64)

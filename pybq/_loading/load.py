@@ -27,10 +27,11 @@ from pybq._loading.ingest import (
     as_vectors,
     check_columns,
     decide,
-    show_progress,
     write_rows,
 )
-from pybq._loading.sources import BATCH_NBYTES, Batch, Source, open_source
+from pybq._loading.progress import show_progress
+from pybq._loading.source import BATCH_NBYTES, Batch, Source
+from pybq._loading.sources import open_source
 from pybq.errors import LoadError, RowError, TableError
 
 # What SET has changed in a session, in an order in which another one may set it: the roles, which

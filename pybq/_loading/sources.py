@@ -1,39 +1,23 @@
-"""Files, frames and iterables of vectors -> batches of arrays."""
+"""Opening sources: files, arrays, frames and iterables of batches."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pybq._codes.arrays import by_place, fill_mask, unmask
-
-if TYPE_CHECKING:
-    import pyarrow  # type: ignore[import-untyped, unused-ignore]
-
-# Bytes of vectors that a batch of a file holds which cannot be mapped into memory.
-BATCH_NBYTES = 16 << 20
-# A Parquet file of so many row groups is sampled by group: it need not be read twice.
-_SAMPLE_GROUPS = 16
-# Read a Parquet file through a buffer per column. Otherwise pyarrow holds a whole row group,
-# which may be all of the file: reading one of 150 MB took 590 MB, and 187 this way.
-_PARQUET_OPTIONS = {"pre_buffer": False, "buffer_size": 1 << 20}
-
-# Names under which a file may keep its vectors and its primary keys.
-VECTOR_NAMES = ("embedding", "embeddings", "vector", "vectors")
-ID_NAMES = ("id", "ids")
+from pybq._codes.arrays import by_place, fill_mask, spread, unmask
+from pybq._loading.arrow import open_frame, open_parquet
+from pybq._loading.source import Batch, Source, choose_column, choose_id
 
 # numpy.dtype.kind -> SQL type of a column made for it
 _SQL_TYPES = {
@@ -61,80 +45,6 @@ _OBJECT_TYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Some rows of a file, as `Table.ingest` takes them.
-
-    Attributes
-    ----------
-    ids : sequence or ndarray, shape (n,), or None
-        Primary keys; None if the file has none.
-    vectors : ndarray, shape (n, dim)
-        Perhaps mapped from the file, and then any number of them.
-    columns : mapping of str to sequence
-        Further columns, n values each; None is NULL.
-    """
-
-    ids: Sequence[Any] | NDArray[Any] | None
-    vectors: NDArray[Any]
-    columns: Mapping[str, Sequence[Any] | NDArray[Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Vectors to be read in batches, of which nothing has been read but what is said here.
-
-    Attributes
-    ----------
-    name : str
-        The file, or what kind of object it is.
-    rows : int or None
-        Number of vectors; None if only reading tells.
-    dim : int
-        Number of dimensions.
-    id_type : str
-        SQL type that fits the primary keys; bigint if there are none.
-    columns : tuple of str
-        Further columns. Whether their values can be stored is for the table's columns to say.
-    column_types : dict of str to str
-        Those of them for which a new table could have a column: name, and the SQL type that fits.
-    skipped : tuple of str
-        Arrays of another length; not read.
-    fingerprint : str
-        Changes if the source changes, or what is read of it: its shape, the names of vectors and
-        keys and, of a file, its size and time.
-    """
-
-    name: str
-    rows: int | None
-    dim: int
-    id_type: str
-    columns: tuple[str, ...]
-    column_types: Mapping[str, str]
-    skipped: tuple[str, ...]
-    fingerprint: str
-    _read: Callable[[frozenset[str], int | None], Iterator[Batch]]
-    _sample: Callable[[int], NDArray[Any]]
-
-    def batches(self, columns: Sequence[str] = (), rows: int | None = None) -> Iterator[Batch]:
-        """Read from the beginning, with the further columns named.
-
-        `rows` bounds the batches, which are the same each time; left out, what is mapped into
-        memory comes in one.
-        """
-        return self._read(frozenset(columns), rows)
-
-    def sample(self, rows: int) -> NDArray[np.float32]:
-        """Return up to so many vectors spread evenly over all, or over what was looked at.
-
-        What can be read once only is looked at from its beginning. Rows that are not finite are
-        passed over.
-        """
-        with np.errstate(over="ignore"):
-            sample = np.asarray(self._sample(rows), np.float32)
-        return sample[np.isfinite(sample).all(axis=1)]
-
-
 class _Array(Protocol):
     """What is read of an array, be it NumPy's or a dataset of a file."""
 
@@ -148,11 +58,6 @@ class _Array(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
 
     def __getitem__(self, rows: Any) -> Any: ...
-
-
-def spread(total: int, rows: int) -> NDArray[np.int64]:
-    """Return up to `rows` row numbers, spread evenly over `total`, in order."""
-    return np.linspace(0, total - 1, min(total, rows)).astype(np.int64)
 
 
 def open_source(
@@ -206,8 +111,15 @@ def open_source(
     if isinstance(source, (str, os.PathLike)):
         return _open_file(Path(source), vector_column, id_column)
     package = type(source).__module__.partition(".")[0]
+    if package == "pyarrow" and type(source).__name__ == "RecordBatchReader":
+        batches = (batch for batch in source if len(batch))
+        return _open_iterable(
+            (open_frame(batch, package, vector_column, id_column) for batch in batches),
+            vector_column,
+            id_column,
+        )
     if package in ("pandas", "polars", "pyarrow"):
-        return _open_frame(source, package, vector_column, id_column)
+        return open_frame(source, package, vector_column, id_column)
     if isinstance(source, np.ndarray):
         return _open_arrays("array", {"vectors": source}, vector_column, id_column)
     if isinstance(source, Mapping):
@@ -228,7 +140,7 @@ def _open_file(path: Path, vector_column: str | None, id_column: str | None) -> 
     if path.suffix == ".npz":
         return _open_arrays(name, load_numpy(path), vector_column, id_column, stamp)
     if path.suffix == ".parquet":
-        return _open_parquet(path, vector_column, id_column, stamp)
+        return open_parquet(path, vector_column, id_column, stamp)
     if path.suffix in (".h5", ".hdf5"):
         return _open_arrays(name, _map_hdf5(path), vector_column, id_column, stamp)
     for option, value in (("vector_column", vector_column), ("id_column", id_column)):
@@ -265,7 +177,7 @@ def _open_arrays(
     arrays = dict(arrays)
     # a single one need not be guessed, and is checked below
     candidates = [n for n, array in arrays.items() if array.ndim == 2 or len(arrays) == 1]
-    vector_name = _choose(name, arrays, candidates, vector_column, "vectors")
+    vector_name = choose_column(name, arrays, candidates, vector_column, "vectors")
     vectors = arrays.pop(vector_name)
     if isinstance(vectors, np.ma.MaskedArray):
         vectors = fill_mask(vectors)
@@ -274,7 +186,7 @@ def _open_arrays(
             f"{name}: expected vectors of shape (n, dim), got {vectors.shape} of {vectors.dtype}"
         )
     n, dim = vectors.shape
-    id_name = _choose_id(name, arrays, id_column) if keys else None
+    id_name = choose_id(name, arrays, id_column) if keys else None
     ids = arrays.pop(id_name) if id_name else None
     if ids is not None and ids.shape != (n,):
         raise ValueError(f"{name}: {id_name}: expected shape ({n},), got {ids.shape}")
@@ -466,213 +378,3 @@ def _map_vecs(path: Path) -> NDArray[Any]:
         raise ValueError(f"{path}: expected {dim} dimensions in every row")
     vectors: NDArray[Any] = rows["x"]
     return vectors
-
-
-def _open_parquet(
-    path: Path, vector_column: str | None, id_column: str | None, stamp: str
-) -> Source:
-    pyarrow = _import_pyarrow("parquet")
-    with pyarrow.parquet.ParquetFile(path, **_PARQUET_OPTIONS) as file:
-        schema, rows, ngroups = file.schema_arrow, file.metadata.num_rows, file.num_row_groups
-        sizes = [file.metadata.row_group(i).num_rows for i in range(ngroups)]
-
-    def read(columns: list[str], batch_rows: int, groups: Sequence[int] | None) -> Iterator[Any]:
-        with pyarrow.parquet.ParquetFile(path, **_PARQUET_OPTIONS) as file:
-            yield from file.iter_batches(batch_rows, columns=columns, row_groups=groups)
-
-    return _open_arrow(str(path), schema, rows, sizes, read, vector_column, id_column, stamp)
-
-
-def _open_frame(
-    frame: Any, package: str, vector_column: str | None, id_column: str | None
-) -> Source:
-    """A DataFrame, or one of Arrow's tables and readers."""
-    pyarrow = _import_pyarrow()
-    if package == "pandas":
-        frame = pyarrow.Table.from_pandas(frame, preserve_index=False)
-    elif package == "polars":
-        frame = frame.to_arrow()
-    if isinstance(frame, pyarrow.RecordBatchReader):
-        tables = (pyarrow.Table.from_batches([batch]) for batch in frame if len(batch))
-        return _open_iterable(
-            (_open_frame(table, "pyarrow", vector_column, id_column) for table in tables),
-            vector_column,
-            id_column,
-        )
-    if isinstance(frame, pyarrow.RecordBatch):
-        frame = pyarrow.Table.from_batches([frame])
-    if not isinstance(frame, pyarrow.Table):
-        raise TypeError(f"expected a frame or a table, got {type(frame).__name__}")
-
-    def read(columns: list[str], batch_rows: int, groups: Sequence[int] | None) -> Iterator[Any]:
-        # one chunk per column first, or batches would end where chunks do
-        yield from frame.select(columns).combine_chunks().to_batches(batch_rows)
-
-    return _open_arrow(
-        "frame", frame.schema, len(frame), [len(frame)], read, vector_column, id_column
-    )
-
-
-def _import_pyarrow(*modules: str) -> Any:
-    try:
-        import pyarrow  # type: ignore[import-untyped, unused-ignore]
-
-        for module in modules:
-            importlib.import_module(f"pyarrow.{module}")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'reading parquet and frames needs pyarrow; run pip install "pybq[parquet]"'
-        ) from error
-    return pyarrow
-
-
-def _open_arrow(
-    source: str,
-    schema: Any,
-    rows: int,
-    groups: Sequence[int],
-    read_arrow: Callable[[list[str], int, Sequence[int] | None], Iterator[Any]],
-    vector_column: str | None,
-    id_column: str | None,
-    stamp: str = "",
-) -> Source:
-    """Columns that `read_arrow` reads: their names, rows in a batch, row groups (None: all)."""
-    fields = {field.name: field.type for field in schema}
-    candidates = [name for name, kind in fields.items() if _is_vector(kind)]
-    name = _choose(source, fields, candidates, vector_column, "vectors")
-    if not _is_vector(fields[name]):
-        raise ValueError(f"{source}: {name}: expected lists of numbers, got {fields[name]}")
-    dim = getattr(fields[name], "list_size", 0)
-    if not dim:  # of any length: the first row tells
-        first = next(read_arrow([name], 1, None), None)
-        dim = len(first.column(0)[0].as_py() or ()) if first is not None else 0
-    if not dim:
-        raise ValueError(f"{source}: {name}: expected a vector in the first row")
-    id_name = _choose_id(source, fields, id_column)
-    types = {n: _arrow_type(kind) for n, kind in fields.items() if n not in (name, id_name)}
-    default_rows = max(1, BATCH_NBYTES // (4 * dim))
-
-    def read(columns: frozenset[str], batch_rows: int | None) -> Iterator[Batch]:
-        wanted = [name, *([id_name] if id_name else []), *sorted(columns & set(types))]
-        start = 0
-        for batch in read_arrow(wanted, batch_rows or default_rows, None):
-            vectors = _arrow_vectors(source, batch.column(name), dim, start)
-            ids = batch.column(id_name).to_pylist() if id_name else None
-            further = wanted[1 + bool(id_name) :]
-            yield Batch(ids, vectors, {n: batch.column(n).to_pylist() for n in further})
-            start += len(vectors)
-
-    def sample(n: int) -> NDArray[Any]:
-        parts = [np.empty((0, dim), np.float32)]
-        if len(groups) >= _SAMPLE_GROUPS:  # the first rows of some groups
-            chosen = spread(len(groups), 4 * _SAMPLE_GROUPS).tolist()
-            each = -(-n // len(chosen))
-            for i in chosen:
-                for batch in islice(read_arrow([name], each, [i]), 1):
-                    parts.append(_arrow_vectors(source, batch.column(name), dim, 0))
-            return np.concatenate(parts)[:n]
-        wanted = spread(sum(groups), n)
-        start = 0
-        for batch in read_arrow([name], default_rows, None):
-            here = wanted[(wanted >= start) & (wanted < start + len(batch))] - start
-            parts.append(_arrow_vectors(source, batch.column(name), dim, start)[here])
-            start += len(batch)
-        return np.concatenate(parts)
-
-    return Source(
-        source,
-        rows,
-        dim,
-        (_arrow_type(fields[id_name]) or "text") if id_name else "bigint",
-        tuple(types),
-        {n: kind for n, kind in types.items() if kind is not None},
-        (),
-        f"{rows} x {dim}, {name} by {id_name}, {stamp}",
-        read,
-        sample,
-    )
-
-
-def _is_vector(kind: pyarrow.DataType) -> bool:
-    from pyarrow import types
-
-    listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    if not listed:
-        return False
-    return bool(types.is_floating(kind.value_type) or types.is_integer(kind.value_type))
-
-
-def _arrow_type(kind: pyarrow.DataType) -> str | None:
-    """The SQL type for values of an Arrow type."""
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if types.is_string(kind) or types.is_large_string(kind):
-        return "text"
-    if types.is_integer(kind):
-        return "bigint"
-    if types.is_floating(kind):
-        return "double precision"
-    if types.is_boolean(kind):
-        return "boolean"
-    if types.is_date(kind):
-        return "date"
-    if types.is_timestamp(kind):
-        return "timestamptz" if kind.tz else "timestamp"
-    if types.is_time(kind):
-        return "time"
-    if types.is_duration(kind):
-        return "interval"
-    if types.is_decimal(kind):
-        return "numeric"
-    if types.is_binary(kind) or types.is_large_binary(kind):
-        return "bytea"
-    if types.is_struct(kind):
-        return "jsonb"
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        item = _arrow_type(kind.value_type)
-        return None if item is None or item.endswith("[]") else f"{item}[]"
-    return None
-
-
-def _arrow_vectors(source: str, column: pyarrow.Array, dim: int, start: int) -> NDArray[Any]:
-    from pyarrow import compute
-
-    lengths = compute.fill_null(compute.list_value_length(column), 0).to_numpy()
-    wrong = np.flatnonzero(lengths != dim)
-    if len(wrong):
-        row = int(wrong[0])
-        raise ValueError(
-            f"{source}: row {start + row}: expected {dim} dimensions, got {lengths[row]}"
-        )
-    values = column.flatten()
-    if values.null_count:
-        row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // dim
-        raise ValueError(f"{source}: row {start + row}: expected numbers, got null")
-    vectors: NDArray[Any] = values.to_numpy(zero_copy_only=False).reshape(-1, dim)
-    return vectors
-
-
-def _choose(
-    source: str, names: Mapping[str, Any], candidates: list[str], wanted: str | None, what: str
-) -> str:
-    """The column asked for; else one of the usual names; else the only one."""
-    if wanted is not None:
-        if wanted not in names:
-            raise ValueError(f"{source}: no column {wanted!r} among {', '.join(names)}")
-        return wanted
-    usual = [name for name in candidates if name in VECTOR_NAMES]
-    for found in (usual, candidates):
-        if len(found) == 1:
-            return found[0]
-    raise ValueError(
-        f"{source}: expected one column of {what}, got {', '.join(candidates) or 'none'}"
-        "; say which with vector_column"
-    )
-
-
-def _choose_id(source: str, names: Mapping[str, Any], wanted: str | None) -> str | None:
-    if wanted is not None and wanted not in names:
-        raise ValueError(f"{source}: no column {wanted!r} among {', '.join(names)}")
-    return wanted or next((name for name in ID_NAMES if name in names), None)

@@ -20,7 +20,7 @@ from pybq._catalog.database import BlockingDatabase, Statement, escape_percent, 
 from pybq._catalog.indexes import VectorIndex
 from pybq._catalog.schema import OPERATORS, name_table
 from pybq._choice.strategy import Metric
-from pybq._loading.sources import spread
+from pybq._codes.arrays import spread
 from pybq.errors import TableError
 
 # The setting that says how much a query of each method reads, its default, and its maximum.

@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from pybq._catalog.database import Statement, escape_percent
-from pybq._loading.sources import spread
+from pybq._codes.arrays import spread
 from pybq._searching.search import RERANK
 from pybq._tables.table import Table
 from pybq.errors import TableError

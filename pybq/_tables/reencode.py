@@ -24,7 +24,8 @@ from pybq._choice.probe import PROBE_QUERIES, PROBE_ROWS, probe
 from pybq._choice.statistics import Statistics
 from pybq._choice.strategy import MIN_ROWS, Decision, choose
 from pybq._codes.quantizer import Quantizer
-from pybq._loading.ingest import finite, show_progress
+from pybq._loading.ingest import finite
+from pybq._loading.progress import show_progress
 from pybq._searching.calibrate import sample_rows
 from pybq.errors import TableError
 

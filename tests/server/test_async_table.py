@@ -15,7 +15,9 @@ from shared import Conn
 
 import pybq
 from pybq import ExtensionMissingError, RowError, TableError
+from pybq._choice.statistics import Statistics
 from pybq._loading import ingest
+from pybq._loading.encode import ChunkEncoder
 
 AsyncConn = psycopg.AsyncConnection[Any]
 Run = Callable[..., Any]
@@ -159,8 +161,8 @@ def test_the_event_loop_stays_free_during_ingest(
         return held_up
 
     monkeypatch.setattr(ingest, "take_sample", hold_up(ingest.take_sample))
-    monkeypatch.setattr(ingest.ChunkEncoder, "encode", hold_up(ingest.ChunkEncoder.encode))
-    monkeypatch.setattr(ingest.Statistics, "update", hold_up(ingest.Statistics.update))
+    monkeypatch.setattr(ChunkEncoder, "encode", hold_up(ChunkEncoder.encode))
+    monkeypatch.setattr(Statistics, "update", hold_up(Statistics.update))
 
     async def work(mine: AsyncConn) -> None:
         table = await pybq.AsyncTable.create(mine, "items", 256, store=None)

@@ -87,7 +87,7 @@ def test_parquet_comes_in_batches(
         }
     )
     pyarrow.parquet.write_table(table, tmp_path / "v.parquet", row_group_size=20)
-    monkeypatch.setattr("pybq._loading.sources.BATCH_NBYTES", 4 * 12 * 8)
+    monkeypatch.setattr("pybq._loading.arrow.BATCH_NBYTES", 4 * 12 * 8)
     source = open_source(tmp_path / "v.parquet")
     assert (source.rows, source.dim, source.skipped) == (50, 12, ())
     assert dict(source.column_types) == {"title": "text", "tags": "text[]"}
@@ -193,7 +193,7 @@ def test_parquet_names_the_wrong_row(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet
 
-    monkeypatch.setattr("pybq._loading.sources.BATCH_NBYTES", 16)
+    monkeypatch.setattr("pybq._loading.arrow.BATCH_NBYTES", 16)
     for wrong, message in (
         ([1.0], "row 3: expected 2 dimensions, got 1"),
         (None, "row 3: expected 2 dimensions, got 0"),
