@@ -73,8 +73,8 @@ bq_encode(const float *x, int dim, BqCut cut, const BqRotation *rotation,
  * (benchmarks/kernels.py): 18 % at 384-d, nothing at 768-d, a loss at 1,536-d, where
  * the hardware's own prefetching along a row has time to get going.
  */
-static void
-prefetch_row(const float *x, int dim)
+void
+bq_prefetch_row(const float *x, int dim)
 {
 	for (int i = 0; i < dim && dim <= 512; i += 16)
 		__builtin_prefetch(x + i);
@@ -95,7 +95,7 @@ bq_encode_rows(const float *x, size_t n, size_t stride, int dim, BqCut cut,
 		BqStatus	status;
 
 		if (i + 1 < n)
-			prefetch_row(x + (i + 1) * stride, dim);
+			bq_prefetch_row(x + (i + 1) * stride, dim);
 		status = bq_encode(x + i * stride, dim, cut, rotation, scratch,
 						   payload + BQ_HEADER_NBYTES, &header.norm);
 		if (status != BQ_OK)

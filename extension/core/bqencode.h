@@ -27,6 +27,9 @@ extern BqStatus bq_encode_rows(const float *x, size_t n, size_t stride, int dim,
 							   const BqRotation *rotation, float *scratch,
 							   uint8_t *payloads, size_t *bad_row);
 
+/* Ask for a row that is worked on next; see bqencode.c. */
+extern void bq_prefetch_row(const float *x, int dim);
+
 /*
  * The vector that a code stands for: level values scaled to the stored norm, and
  * turned back to the original axes if `rotation` is given.

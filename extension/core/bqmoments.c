@@ -24,6 +24,16 @@ is_positive(float x)
 #define VECTORIZE _Pragma("GCC ivdep")
 #endif
 
+/* In float32, as in SQL; not times 1 / norm, which is infinite for the smallest norms. */
+static inline __attribute__((always_inline)) void
+divide(float *x, int dim, float norm)
+{
+	VECTORIZE
+	for (int j = 0; j < dim; j++)
+		x[j] /= norm;
+}
+
+/* Add a row and its decoded code f. */
 static inline __attribute__((always_inline)) void
 add(double weight, double *values, int dim, const float *x, const float *f)
 {
@@ -52,24 +62,46 @@ add(double weight, double *values, int dim, const float *x, const float *f)
 #ifdef BQ_HAVE_X86
 /* Twice as fast, and the same bits: each coordinate is a sum of its own. */
 __attribute__((target("avx2"))) static void
+divide_avx2(float *x, int dim, float norm)
+{
+	divide(x, dim, norm);
+}
+
+__attribute__((target("avx2"))) static void
 add_avx2(double weight, double *values, int dim, const float *x, const float *f)
 {
 	add(weight, values, dim, x, f);
 }
+#define USE_AVX2 BQ_KERNEL_HAS_AVX2
+#else
+#define USE_AVX2 false
+#define divide_avx2 divide
+#define add_avx2 add
 #endif
 
-void
-bq_moments_add(int64_t *count, double *values, int dim, const float *x, const float *f)
+BqStatus
+bq_moments_add(int64_t *count, double *values, int dim, const float *x, float *scaled,
+			   uint8_t *planes, float *decoded)
 {
-	*count += 1;
-#ifdef BQ_HAVE_X86
-	if (BQ_KERNEL_HAS_AVX2)
+	float		norm;
+	BqStatus	status;
+
+	if (scaled != NULL)
 	{
-		add_avx2(1.0 / (double) *count, values, dim, x, f);
-		return;
+		status = bq_prepare_query(x, dim, NULL, scaled, &norm);	/* a copy, checked */
+		if (status != BQ_OK)
+			return status;
+		if (norm > 0)
+			(USE_AVX2 ? divide_avx2 : divide) (scaled, dim, norm);
+		x = scaled;
 	}
-#endif
-	add(1.0 / (double) *count, values, dim, x, f);
+	status = bq_encode(x, dim, BQ_CUT_RMS, NULL, NULL, planes, &norm);
+	if (status != BQ_OK)
+		return status;
+	bq_decode(planes, dim, norm, NULL, decoded);
+	*count += 1;
+	(USE_AVX2 ? add_avx2 : add) (1.0 / (double) *count, values, dim, x, decoded);
+	return BQ_OK;
 }
 
 /* Chan, Golub, LeVeque, "Updating formulae ...", 1979, eq. (2.1), and the same for the comoment. */

@@ -5,8 +5,7 @@
 #ifndef BQMOMENTS_H
 #define BQMOMENTS_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "bqencode.h"
 
 /* Rows of the array `values`, dim doubles each. */
 enum
@@ -20,8 +19,14 @@ enum
 	BQ_MOMENTS
 };
 
-/* Add one row: x and its decoded code f, dim floats each. */
-extern void bq_moments_add(int64_t *count, double *values, int dim, const float *x, const float *f);
+/*
+ * Add a row: x is encoded on its original axes and decoded again, and both are counted.
+ * `planes` and `decoded` are scratch.  Unless `scaled` is NULL, x is scaled to norm 1 first,
+ * and is in there afterwards; the zero vector stays.  Returns as bq_encode(); on an error
+ * nothing has been added.
+ */
+extern BqStatus bq_moments_add(int64_t *count, double *values, int dim, const float *x,
+							   float *scaled, uint8_t *planes, float *decoded);
 
 /* Add the moments of other rows. */
 extern void bq_moments_merge(int64_t *count, double *values, int dim,

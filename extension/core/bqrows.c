@@ -100,20 +100,23 @@ bq_query_distance_rows(BqQueryDistance distance, const uint8_t *payloads, size_t
 
 BqStatus
 bq_moments_add_rows(int64_t *count, double *values, int dim, const float *x, size_t n,
-					size_t stride, uint8_t *planes, float *decoded, size_t *bad_row)
+					size_t stride, float *scaled, uint8_t *planes, float *decoded,
+					size_t *bad_row)
 {
 	for (size_t i = 0; i < n; i++)
 	{
-		float		norm;
-		BqStatus	status = bq_encode(x + i * stride, dim, BQ_CUT_RMS, NULL, NULL, planes, &norm);
+		BqStatus	status;
 
+		if (i + 1 < n)
+			bq_prefetch_row(x + (i + 1) * stride, dim);
+		status = bq_moments_add(count, values, dim, x + i * stride,
+								scaled != NULL ? scaled + i * (size_t) dim : NULL,
+								planes, decoded);
 		if (status != BQ_OK)
 		{
 			*bad_row = i;
 			return status;
 		}
-		bq_decode(planes, dim, norm, NULL, decoded);
-		bq_moments_add(count, values, dim, x + i * stride, decoded);
 	}
 	return BQ_OK;
 }

@@ -41,12 +41,9 @@ extern void bq_code_distance_rows(BqCodeDistance distance, const uint8_t *payloa
 extern void bq_query_distance_rows(BqQueryDistance distance, const uint8_t *payloads, size_t n,
 								   int dim, const float *q, float q_norm, double *out);
 
-/*
- * Encode n vectors on their original axes, decode them again, and add both to the
- * moments of bqmoments.h.  `planes` and `decoded` are scratch for one row.
- */
+/* bq_moments_add() of n vectors; rows of `scaled` follow each other without a gap. */
 extern BqStatus bq_moments_add_rows(int64_t *count, double *values, int dim,
-									const float *x, size_t n, size_t stride,
+									const float *x, size_t n, size_t stride, float *scaled,
 									uint8_t *planes, float *decoded, size_t *bad_row);
 
 #endif							/* BQROWS_H */

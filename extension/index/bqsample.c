@@ -103,7 +103,7 @@ bq_sample_rows(Relation heap, Relation index, IndexInfo *info, int dim)
 												(size_t) sample.limit * dim * sizeof(float));
 	take_sample(heap, index, info, &sample);
 	for (size_t i = 0; i < sample.n; i++)
-		bq_add_row(statistics, sample.x + i * dim);
+		bq_add_row(statistics, sample.x + i * dim, NULL);
 	if (sample.n >= BQ_WINDOW_MIN_ROWS)
 		bq_search(sample.x, sample.n, dim, Max(sample.n / SEARCH_STEP, 50), sample.n,
 				  bq_get_rotation(dim, BQ_SEARCH_TRANSFORM),

@@ -41,17 +41,12 @@ bq_new_statistics(int dim)
 	return statistics;
 }
 
-/* Add a row to what is known of coordinates. */
+/* Add a row to what is known of coordinates; `scaled`: with norm 1, which is then in there. */
 void
-bq_add_row(BqStatistics *statistics, const float4 *x)
+bq_add_row(BqStatistics *statistics, const float4 *x, float4 *scaled)
 {
-	float4		norm;
-
-	bq_check_status(bq_encode(x, statistics->dim, BQ_CUT_RMS, NULL, NULL, statistics->planes,
-							  &norm));
-	bq_decode(statistics->planes, statistics->dim, norm, NULL, statistics->decoded);
-	bq_moments_add(&statistics->count, statistics->values, statistics->dim, x,
-				   statistics->decoded);
+	bq_check_status(bq_moments_add(&statistics->count, statistics->values, statistics->dim, x,
+								   scaled, statistics->planes, statistics->decoded));
 }
 
 /* Search the window as far as it has come, if it has rows enough; adds to `searches`. */
@@ -149,7 +144,6 @@ accumulate(FunctionCallInfo fcinfo, bool normalize)
 	ArrayType  *array;
 	const float4 *x;
 	int			dim;
-	float4		norm;
 
 	if (PG_ARGISNULL(1))
 	{
@@ -167,16 +161,8 @@ accumulate(FunctionCallInfo fcinfo, bool normalize)
 		MemoryContextSwitchTo(context);
 	}
 	check_same_dim(state->dim, dim);
-	if (normalize)
-	{
-		bq_check_status(bq_encode(x, dim, BQ_CUT_RMS, NULL, NULL, state->planes, &norm));
-		/* in float4, as pybq does; a zero vector stays */
-		for (int j = 0; j < dim; j++)
-			state->scaled[j] = norm > 0 ? x[j] / norm : 0;
-		x = state->scaled;
-	}
-	bq_add_row(state, x);
-	add_to_window(state, x);
+	bq_add_row(state, x, normalize ? state->scaled : NULL);
+	add_to_window(state, normalize ? state->scaled : x);
 
 	PG_FREE_IF_COPY(array, 1);
 	PG_RETURN_POINTER(state);

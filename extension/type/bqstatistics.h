@@ -26,7 +26,7 @@ typedef struct BqStatistics
 #define VALUES_NBYTES(dim) (sizeof(double) * BQ_MOMENTS * (size_t) (dim))
 
 extern BqStatistics *bq_new_statistics(int dim);
-extern void bq_add_row(BqStatistics *statistics, const float4 *x);
+extern void bq_add_row(BqStatistics *statistics, const float4 *x, float4 *scaled);
 extern bool bq_statistics_are_possible(const BqStatistics *statistics);
 extern Datum bq_form_statistics(FunctionCallInfo fcinfo, BqStatistics *statistics);
 

@@ -88,9 +88,11 @@ def moments_add(
     values: NDArray[np.float64],
     x: NDArray[np.float32],
     first_row: int | None = 0,
+    scaled: NDArray[np.float32] | None = None,
 ) -> int:
     """Add rows of x to `values`, in place, in the rows of bqmoments.h; the new count.
 
+    With `scaled`, of the shape of x, they are scaled to norm 1 first, and put there.
     On an error the rows before the bad one have been added: work on a copy, or give up.
     """
 

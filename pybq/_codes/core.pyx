@@ -99,7 +99,7 @@ cdef extern from "bqrows.h" nogil:
     void bq_query_distance_rows(BqQueryDistance distance, const uint8_t *payloads, size_t n,
                                 int dim, const float *q, float q_norm, double *out)
     BqStatus bq_moments_add_rows(int64_t *count, double *values, int dim,
-                                 const float *x, size_t n, size_t stride,
+                                 const float *x, size_t n, size_t stride, float *scaled,
                                  uint8_t *planes, float *decoded, size_t *bad_row)
 
 MAX_DIM = BQ_MAX_DIM
@@ -435,11 +435,13 @@ def l2_distances(codes, values):
 
 # -- statistics ---------------------------------------------------------------------
 
-def moments_add(int64_t count, double[:, ::1] values, const float[:, :] x, first_row=0):
+def moments_add(int64_t count, double[:, ::1] values, const float[:, :] x, first_row=0,
+                float[:, ::1] scaled=None):
     cdef size_t n = x.shape[0]
     cdef int dim = x.shape[1]
     cdef size_t stride = _stride(x)
     cdef size_t bad_row = 0
+    cdef float *c_scaled = NULL
     cdef uint8_t *planes
     cdef float *decoded
     cdef BqStatus status
@@ -449,6 +451,10 @@ def moments_add(int64_t count, double[:, ::1] values, const float[:, :] x, first
     _check_shape(values.shape[1], dim, "dimensions")
     if n == 0:
         return count
+    if scaled is not None:
+        _check_shape(scaled.shape[0], n, "scaled rows")
+        _check_shape(scaled.shape[1], dim, "scaled dimensions")
+        c_scaled = &scaled[0, 0]
     planes = <uint8_t *> malloc(bq_planes_nbytes(dim))
     decoded = <float *> malloc(dim * sizeof(float))
     if planes == NULL or decoded == NULL:
@@ -457,7 +463,7 @@ def moments_add(int64_t count, double[:, ::1] values, const float[:, :] x, first
         raise MemoryError
     with nogil:
         status = bq_moments_add_rows(&count, &values[0, 0], dim, &x[0, 0], n, stride,
-                                     planes, decoded, &bad_row)
+                                     c_scaled, planes, decoded, &bad_row)
     free(planes)
     free(decoded)
     if status != BQ_OK:
