@@ -45,9 +45,7 @@ setup(
             ),
             Extension(
                 "pybq._loading.copy",
-                ["pybq/_loading/copy.pyx", "extension/core/bqcpu.c"],
-                include_dirs=["extension/core"],
-                depends=["extension/core/bqcpu.h"],
+                ["pybq/_loading/copy.pyx"],
                 extra_compile_args=FLAGS,
             ),
         ],

@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sets import QUERIES, K
 
 import pybq
+from pybq._loading.copy import HEADER, TRAILER, encode_rows
 
 ROUNDS = 7
 BUDGET = 3.0  # seconds for the slowest system in a round, about
@@ -37,6 +38,13 @@ SETTINGS: dict[str, str | int | bool] = {
 
 Array = NDArray[Any]
 Conn = psycopg.Connection[Any]
+
+
+def copy_bytes(columns: Sequence[tuple[str, Any]]) -> Iterator[bytes]:
+    """Arrays as all the bytes of a binary COPY."""
+    yield HEADER
+    yield from encode_rows(columns)
+    yield TRAILER
 
 
 def describe(conn: Conn, **more: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from common import (
     Conn,
     Statement,
     compare,
+    copy_bytes,
     describe,
     paired_ratio,
     point,
@@ -50,7 +51,6 @@ from pgvector import HalfVector
 from sets import SEED, K, dense, kth_similarity, lifted, load, mixed
 
 import pybq
-from pybq._loading.copy import encode_rows
 from pybq.psycopg import register_bq
 
 # -- server ------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def create(conn: Conn, base: Array, table: str = "items") -> None:
 def rows_of(base: Array, first: int = 0) -> list[bytes]:
     codes = pybq.Quantizer(base.shape[1]).encode(base)
     ids = np.arange(first, first + len(base), dtype=np.int32)
-    return list(encode_rows([("int4", ids), ("halfvec", base), ("bqvec", codes)]))
+    return list(copy_bytes([("int4", ids), ("halfvec", base), ("bqvec", codes)]))
 
 
 def insert(conn: Conn, base: Array, table: str = "items", first: int = 0) -> float:
@@ -208,7 +208,7 @@ def show_sizes(conn: Conn, _: Path) -> dict[str, Any]:
             codes = pybq.Quantizer(dim).encode(centres[rng.integers(0, 500, 10_000)] + noise)
             ids = np.arange(first, first + 10_000, dtype=np.int32)
             with conn.cursor().copy("COPY codes FROM STDIN (FORMAT BINARY)") as copy:
-                for chunk in encode_rows([("int4", ids), ("bqvec", codes)]):
+                for chunk in copy_bytes([("int4", ids), ("bqvec", codes)]):
                     copy.write(chunk)
         conn.execute("CREATE INDEX codes_bq ON codes USING bq (code)")
         size = value(conn, "SELECT pg_relation_size('codes_bq')") / (n * (dim / 4 + 12))
@@ -278,7 +278,7 @@ def show_churn(conn: Conn, folder: Path) -> dict[str, Any]:
         conn.execute("VACUUM items")
         codes = pybq.Quantizer(base.shape[1]).encode(base[gone])
         with conn.cursor().copy("COPY items FROM STDIN (FORMAT BINARY)") as copy:
-            for chunk in encode_rows(
+            for chunk in copy_bytes(
                 [("int4", gone.astype(np.int32)), ("halfvec", base[gone]), ("bqvec", codes)]
             ):
                 copy.write(chunk)

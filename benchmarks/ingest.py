@@ -27,12 +27,11 @@ from typing import Any
 
 import numpy as np
 import psycopg
-from common import describe, save
+from common import copy_bytes, describe, save
 from numpy.typing import NDArray
 from pgvector.psycopg import register_vector
 
 import pybq
-from pybq._loading.copy import encode_rows
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 import glosses  # noqa: E402
@@ -57,7 +56,7 @@ def prepare(vectors: Array, transform: int, first_id: int = 0) -> list[bytes]:
     half = vectors.astype(np.float16)
     codes = pybq.Quantizer(vectors.shape[1], transform).encode(half)
     columns = [("int8", first_id + np.arange(len(vectors))), ("bqvec", codes), ("halfvec", half)]
-    return list(encode_rows(columns))
+    return list(copy_bytes(columns))
 
 
 def main() -> int:

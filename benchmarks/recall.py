@@ -28,12 +28,11 @@ from typing import Any
 
 import numpy as np
 import psycopg
-from common import describe, save
+from common import copy_bytes, describe, save
 from numpy.typing import NDArray
 
 import pybq
 from pybq._codes import core
-from pybq._loading.copy import encode_rows
 from pybq.psycopg import register_bq
 
 QUERIES = 500
@@ -126,7 +125,7 @@ def load_into_server(conn: psycopg.Connection[Any], base: Array) -> None:
     conn.execute("DROP TABLE IF EXISTS vectors, codes")
     conn.execute("CREATE UNLOGGED TABLE vectors (id int, x real[])")
     with conn.cursor().copy("COPY vectors FROM STDIN WITH (FORMAT binary)") as copy:
-        for chunk in encode_rows([("int4", np.arange(len(base))), ("float4[]", base)]):
+        for chunk in copy_bytes([("int4", np.arange(len(base))), ("float4[]", base)]):
             copy.write(chunk)
     columns = ", ".join(
         f"{function}(x, {transform}) AS {cut}{transform}"

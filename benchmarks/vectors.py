@@ -60,6 +60,7 @@ from common import (
     Conn,
     Statement,
     compare,
+    copy_bytes,
     describe,
     paired_ratio,
     point,
@@ -72,7 +73,6 @@ from pgvector import HalfVector, Vector
 from sets import QUERIES, SEED, K, dense, kth_similarity, lifted, load, load_all, mixed, unit
 
 import pybq
-from pybq._loading.copy import encode_rows
 from pybq.psycopg import register_bq
 
 RECALLS = (
@@ -267,7 +267,7 @@ class Table:
             columns = [np.zeros(len(rows), np.int32)] * len(FILTERS)
         codes = pybq.Quantizer(rows.shape[1]).encode(rows)
         chunks = list(
-            encode_rows(
+            copy_bytes(
                 [
                     ("int4", ids),
                     (self.type, rows),

@@ -25,11 +25,10 @@ from typing import Any
 
 import numpy as np
 import psycopg
-from common import describe, save
+from common import copy_bytes, describe, save
 from numpy.typing import NDArray
 
 import pybq
-from pybq._loading.copy import encode_rows
 from pybq.psycopg import register_bq
 
 SEED = 20261121
@@ -62,7 +61,7 @@ def copy(conn: Conn, vectors: Vectors, first: int = 0) -> None:
     codes = pybq.Quantizer(DIM).encode(vectors)
     ids = np.arange(first, first + len(codes), dtype=np.int32)
     with conn.cursor().copy("COPY items FROM STDIN (FORMAT BINARY)") as stream:
-        for chunk in encode_rows([("int4", ids), ("bqvec", codes)]):
+        for chunk in copy_bytes([("int4", ids), ("bqvec", codes)]):
             stream.write(chunk)
 
 

@@ -128,6 +128,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bq_lut_query": (None, [c_void_p, c_int, c_void_p, POINTER(c_float), POINTER(c_float)]),
     "bq_lut_hamming": (None, [c_void_p, c_int, c_void_p]),
     "bq_widen_half": (None, [c_void_p, c_void_p, c_size_t]),
+    "bq_narrow_half": (None, [c_void_p, c_void_p, c_size_t]),
 }
 
 

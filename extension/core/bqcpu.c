@@ -32,16 +32,14 @@ ask_cpu(void)
 
 	if (!__get_cpuid(1, &a, &b, &c, &d))
 		return 0;
-	/* OSXSAVE, AVX, POPCNT */
-	if (!(c & (1u << 27)) || !(c & (1u << 28)) || !(c & (1u << 23)))
+	/* OSXSAVE, AVX, F16C, POPCNT */
+	if (!(c & (1u << 27)) || !(c & (1u << 28)) || !(c & (1u << 29)) || !(c & (1u << 23)))
 		return 0;
 	states = saved_states();
 	if ((states & 0x06) != 0x06)	/* XMM, YMM */
 		return 0;
-	if (c & (1u << 29))
-		features |= BQ_CPU_F16C;
 	if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
-		return features;
+		return 0;
 	if (b & (1u << 5))
 		features |= BQ_CPU_AVX2;
 	if ((features & BQ_CPU_AVX2) &&

@@ -4,9 +4,8 @@
 
 enum
 {
-	BQ_CPU_AVX2 = 1,			/* AVX2 and POPCNT */
-	BQ_CPU_AVX512 = 2,			/* F, BW, VL, DQ, VBMI, VNNI, VPOPCNTDQ: Ice Lake, Zen 4 */
-	BQ_CPU_F16C = 4				/* AVX and F16C: float16 to float32 and back */
+	BQ_CPU_AVX2 = 1,			/* AVX2, F16C and POPCNT */
+	BQ_CPU_AVX512 = 2			/* F, BW, VL, DQ, VBMI, VNNI, VPOPCNTDQ: Ice Lake, Zen 4 */
 };
 
 /* Bit set of the instruction sets usable here. */

@@ -1,8 +1,8 @@
-/* bqhalf.c: float16 -> float32, by the instructions for it where there are any. */
+/* bqhalf.c: float16 -> float32 and back, by the instructions of the kernel in use. */
 #include <string.h>
 
-#include "bqcpu.h"
 #include "bqhalf.h"
+#include "bqkernel.h"
 
 /*
  * The exponent's bias changes from 15 to 127.  Subnormal numbers become normal ones: as an
@@ -16,8 +16,10 @@ widen(uint16_t half)
 	uint32_t	bits;
 	float		x;
 
-	if (rest >= 0x7c00)
-		bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;
+	if (rest > 0x7c00)
+		bits = sign | 0x7fc00000 | (rest & 0x3ff) << 13;
+	else if (rest == 0x7c00)
+		bits = sign | 0x7f800000;
 	else if (rest >= 0x0400)
 		bits = sign | ((rest << 13) + ((127 - 15) << 23));
 	else
@@ -30,11 +32,40 @@ widen(uint16_t half)
 	return x;
 }
 
-#ifdef __x86_64__
+/*
+ * The other way.  Adding a half to what becomes subnormal leaves multiples of the smallest
+ * number, 2^-24, in the last bits, rounded.
+ */
+static uint16_t
+narrow(float x)
+{
+	uint32_t	bits;
+	uint32_t	rest;
+	uint16_t	sign;
+
+	memcpy(&bits, &x, sizeof(bits));
+	sign = (uint16_t) (bits >> 16 & 0x8000);
+	rest = bits & 0x7fffffff;
+	if (rest > 0x7f800000)
+		return (uint16_t) (sign | 0x7e00 | (rest >> 13 & 0x3ff));
+	if (rest >= 0x477ff000)		/* 65,520: half way between the largest number and the next */
+		return sign | 0x7c00;
+	if (rest >= 0x38800000)		/* 2^-14 */
+	{
+		rest -= (uint32_t) (127 - 15) << 23;
+		return (uint16_t) (sign | (rest + 0xfff + (rest >> 13 & 1)) >> 13);
+	}
+	memcpy(&x, &rest, sizeof(x));
+	x += 0.5f;
+	memcpy(&rest, &x, sizeof(rest));
+	return (uint16_t) (sign | (rest - 0x3f000000));
+}
+
+#if defined(BQ_HAVE_X86)
 #include <immintrin.h>
 
-__attribute__((target("avx,f16c")))
-static size_t
+/* Of n numbers the first so many, a multiple of eight, which are told. */
+__attribute__((target("avx,f16c"))) static size_t
 widen_eights(const uint16_t *half, float *x, size_t n)
 {
 	size_t		i = 0;
@@ -44,9 +75,18 @@ widen_eights(const uint16_t *half, float *x, size_t n)
 	return i;
 }
 
-#define CAN_WIDEN_EIGHTS (bq_cpu_features() & BQ_CPU_F16C)
+__attribute__((target("avx,f16c"))) static size_t
+narrow_eights(const float *x, uint16_t *half, size_t n)
+{
+	size_t		i = 0;
 
-#elif defined(__aarch64__)
+	for (; i + 8 <= n; i += 8)
+		_mm_storeu_si128((__m128i *) (half + i),
+						 _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+	return i;
+}
+
+#elif defined(BQ_HAVE_NEON)
 #include <arm_neon.h>
 
 static size_t
@@ -64,18 +104,42 @@ widen_eights(const uint16_t *half, float *x, size_t n)
 	return i;
 }
 
-#define CAN_WIDEN_EIGHTS 1
+static size_t
+narrow_eights(const float *x, uint16_t *half, size_t n)
+{
+	size_t		i = 0;
+
+	for (; i + 8 <= n; i += 8)
+	{
+		float16x4_t low = vcvt_f16_f32(vld1q_f32(x + i));
+
+		vst1q_u16(half + i, vreinterpretq_u16_f16(vcvt_high_f16_f32(low, vld1q_f32(x + i + 4))));
+	}
+	return i;
+}
 
 #else
-#define CAN_WIDEN_EIGHTS 0
 #define widen_eights(half, x, n) 0
+#define narrow_eights(x, half, n) 0
 #endif
+
+/* All kernels but the portable one have the instructions (bqcpu.h). */
+#define HAS_EIGHTS (bq_kernel != &bq_kernel_portable)
 
 void
 bq_widen_half(const uint16_t *half, float *x, size_t n)
 {
-	size_t		i = CAN_WIDEN_EIGHTS ? widen_eights(half, x, n) : 0;
+	size_t		i = HAS_EIGHTS ? widen_eights(half, x, n) : 0;
 
 	for (; i < n; i++)
 		x[i] = widen(half[i]);
+}
+
+void
+bq_narrow_half(const float *x, uint16_t *half, size_t n)
+{
+	size_t		i = HAS_EIGHTS ? narrow_eights(x, half, n) : 0;
+
+	for (; i < n; i++)
+		half[i] = narrow(x[i]);
 }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from pybq._choice.fidelity import fidelities
 from pybq._choice.probe import Metric as Metric
-from pybq._choice.probe import Probe, check_metric, searched
+from pybq._choice.probe import Probe, check_metric, probe, searched
 from pybq._choice.statistics import Statistics
 from pybq._codes import core
 
@@ -172,6 +175,14 @@ def choose(
         reason=reason,
         probe=probe,
     )
+
+
+def choose_by_sample(
+    statistics: Statistics, sample: NDArray[Any], metric: Metric = "cosine"
+) -> Decision:
+    """Decide by statistics, and by a probe of a sample of the vectors if it has rows enough."""
+    measured = probe(sample, metric=metric) if len(sample) >= MIN_ROWS else None
+    return choose(statistics, measured, metric=metric)
 
 
 def _rule(

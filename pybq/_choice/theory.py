@@ -18,10 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# The code of extension/core/bqcode.h, in units of rms(x) (Max 1960, table I, N = 4).
-THRESHOLD = 0.9816
-WEAK = 0.4528
-STRONG = 1.510
+from pybq._codes.core import STRONG, THRESHOLD, WEAK
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 

@@ -7,7 +7,11 @@ from typing_extensions import Buffer
 
 MAX_DIM: int
 MAX_TRANSFORM: int
-HEADER_NBYTES: int
+
+# bqcode.h: where levels are cut and what they are worth, in units of rms(x)
+THRESHOLD: float
+WEAK: float
+STRONG: float
 
 def simd() -> str:
     """Name of the kernel in use: portable, avx2, avx512 or neon."""
@@ -44,6 +48,9 @@ def prepare(
     first_row: int | None = None,
 ) -> None:
     """Check rows of x as float queries and rotate them into `out`."""
+
+def narrow(x: NDArray[np.float32], half: NDArray[np.uint16], rounded: NDArray[np.float32]) -> None:
+    """Rows of x rounded to float16, as bits in `half`, and what they then are in `rounded`."""
 
 def check_codes(codes: NDArray[np.uint8], first_row: int | None = 0) -> tuple[int, int]:
     """Check payloads from outside; (dim, transform), which must be the same in all rows."""
@@ -83,6 +90,15 @@ def cosine_distances(codes: NDArray[np.uint8], values: Any) -> NDArray[np.float6
 def l2_distances(codes: NDArray[np.uint8], values: Any) -> NDArray[np.float64]:
     """Distance <-> of each payload from one prepared query (dim,)."""
 
+# bqmoments.h: rows of `values` below
+MEAN: int
+M2: int
+CODE_MEAN: int
+CODE_M2: int
+COMOMENT: int
+POSITIVE: int
+MOMENTS: int
+
 def moments_add(
     count: int,
     values: NDArray[np.float64],
@@ -104,6 +120,7 @@ def moments_merge(
 ) -> int:
     """Add the moments of other rows to `values`, in place; the new count."""
 
+SEARCH_ORDERS: int
 SEARCH_NEIGHBOURS: int
 WINDOW_MIN_ROWS: int
 

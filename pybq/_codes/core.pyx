@@ -12,6 +12,9 @@ cdef extern from "bqcode.h" nogil:
     int BQ_MAX_DIM
     int BQ_MAX_TRANSFORM
     int BQ_HEADER_NBYTES
+    double BQ_THRESHOLD
+    double BQ_WEAK
+    double BQ_STRONG
 
     ctypedef enum BqStatus:
         BQ_OK
@@ -56,7 +59,17 @@ cdef extern from "bqencode.h" nogil:
     BqStatus bq_prepare_query(const float *x, int dim, const BqRotation *rotation,
                               float *q, float *norm)
 
+cdef extern from "bqhalf.h" nogil:
+    void bq_widen_half(const uint16_t *half, float *x, size_t n)
+    void bq_narrow_half(const float *x, uint16_t *half, size_t n)
+
 cdef extern from "bqmoments.h" nogil:
+    int BQ_MOMENT_MEAN
+    int BQ_MOMENT_M2
+    int BQ_MOMENT_CODE_MEAN
+    int BQ_MOMENT_CODE_M2
+    int BQ_MOMENT_COMOMENT
+    int BQ_MOMENT_POSITIVE
     int BQ_MOMENTS
 
     void bq_moments_merge(int64_t *count, double *values, int dim,
@@ -104,7 +117,17 @@ cdef extern from "bqrows.h" nogil:
 
 MAX_DIM = BQ_MAX_DIM
 MAX_TRANSFORM = BQ_MAX_TRANSFORM
-HEADER_NBYTES = BQ_HEADER_NBYTES
+THRESHOLD = BQ_THRESHOLD
+WEAK = BQ_WEAK
+STRONG = BQ_STRONG
+MEAN = BQ_MOMENT_MEAN
+M2 = BQ_MOMENT_M2
+CODE_MEAN = BQ_MOMENT_CODE_MEAN
+CODE_M2 = BQ_MOMENT_CODE_M2
+COMOMENT = BQ_MOMENT_COMOMENT
+POSITIVE = BQ_MOMENT_POSITIVE
+MOMENTS = BQ_MOMENTS
+SEARCH_ORDERS = BQ_SEARCH_ORDERS
 SEARCH_NEIGHBOURS = BQ_SEARCH_NEIGHBOURS
 WINDOW_MIN_ROWS = BQ_WINDOW_MIN_ROWS
 
@@ -263,6 +286,23 @@ def prepare(const float[:, :] x, float[:, ::1] out, Rotation rotation=None, firs
                                        &bad_row)
     if status != BQ_OK:
         _raise(status, _row(bad_row, first_row))
+
+
+def narrow(const float[:, ::1] x, uint16_t[:, ::1] half, float[:, ::1] rounded):
+    cdef size_t n = x.shape[0]
+    cdef size_t dim = x.shape[1]
+    cdef size_t i
+
+    _check_shape(half.shape[0], n, "rows of float16")
+    _check_shape(half.shape[1], dim, "columns of float16")
+    _check_shape(rounded.shape[0], n, "rows of float32")
+    _check_shape(rounded.shape[1], dim, "columns of float32")
+    if n == 0 or dim == 0:
+        return
+    with nogil:
+        for i in range(n):
+            bq_narrow_half(&x[i, 0], &half[i, 0], dim)
+            bq_widen_half(&half[i, 0], &rounded[i, 0], dim)
 
 
 def check_codes(const uint8_t[:, ::1] codes, first_row=0):

@@ -1,27 +1,17 @@
-# Types of _copy.pyx.
+# Types of copy.pyx.
 from collections.abc import Iterator, Sequence
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from typing_extensions import Buffer
 
 CHUNK_NBYTES: int
 HEADER: bytes
 TRAILER: bytes
 KINDS: dict[str, tuple[int, str | None]]
 
-def to_half(vectors: NDArray[Any]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-    """Vectors (n, dim) rounded to float16 as numpy does, and what they then are in float32.
-
-    Several times as fast as numpy where the CPU has instructions for it. Too large is infinite.
-    """
-
 def encode_rows(
     columns: Sequence[tuple[str, Any] | tuple[str, Any, Any]],
     chunk_nbytes: int = ...,
 ) -> Iterator[bytes]:
-    """Whole arrays as the bytes of COPY ... FROM STDIN WITH (FORMAT binary).
+    """Whole arrays as rows of COPY ... FROM STDIN WITH (FORMAT binary).
 
     Parameters
     ----------
@@ -41,23 +31,11 @@ def encode_rows(
     Yields
     ------
     bytes
-        The header, then whole rows, then the trailer.
+        Whole rows. What goes before the first and behind the last: HEADER, TRAILER.
 
     Raises
     ------
     TypeError, ValueError
         If a column does not fit its kind, with column and row; what concerns single objects
         of text, bytea and uuid is raised when their chunk is made.
-    """
-
-def decode_rows(data: Buffer, kinds: Sequence[str]) -> list[Any]:
-    """The bytes of COPY ... TO STDOUT WITH (FORMAT binary) as one array, or list, per column.
-
-    The data is not trusted: lengths, headers, and codes are checked.
-
-    Raises
-    ------
-    ValueError
-        If the data is damaged or does not fit `kinds`, or a field is NULL that goes into an
-        array; with row and column.
     """

@@ -1,18 +1,18 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-# copy.pyx: whole arrays -> the bytes of COPY ... WITH (FORMAT binary), and back.
+# copy.pyx: whole arrays -> the bytes of COPY ... FROM STDIN WITH (FORMAT binary).
 #
 # Format: the PostgreSQL manual, COPY, "Binary Format". A field is an int32 length and
 # what the type's recv function reads; everything is big endian.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy
 
 import uuid
 
 import numpy as np
 
-from pybq._codes import core
+from pybq._codes.arrays import holds_numbers
 
 cdef extern from *:
     """
@@ -47,51 +47,6 @@ cdef extern from *:
     void swap4(char *out, const char *values, Py_ssize_t n) nogil
     void swap8(char *out, const char *values, Py_ssize_t n) nogil
 
-cdef extern from *:
-    """
-    /* Round to float16 and back, by the instructions for it; numpy uses none of them. */
-    #if defined(__x86_64__) && defined(__GNUC__)
-    #include <immintrin.h>
-    #include "bqcpu.h"
-    static int has_half(void) { return (bq_cpu_features() & BQ_CPU_F16C) != 0; }
-    __attribute__((target("avx,f16c")))
-    static void round_to_half(const float *x, uint16_t *half, float *rounded, Py_ssize_t n)
-    {
-        float in[8] = {0}, out[8];
-        uint16_t h[8];
-        Py_ssize_t i = 0;
-        for (; i + 8 <= n; i += 8)
-        {
-            __m128i v = _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT);
-            _mm_storeu_si128((__m128i *) (half + i), v);
-            _mm256_storeu_ps(rounded + i, _mm256_cvtph_ps(v));
-        }
-        memcpy(in, x + i, (n - i) * sizeof(float));
-        __m128i v = _mm256_cvtps_ph(_mm256_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT);
-        _mm_storeu_si128((__m128i *) h, v);
-        _mm256_storeu_ps(out, _mm256_cvtph_ps(v));
-        memcpy(half + i, h, (n - i) * sizeof(uint16_t));
-        memcpy(rounded + i, out, (n - i) * sizeof(float));
-    }
-    #elif defined(__aarch64__)
-    static int has_half(void) { return 1; }
-    static void round_to_half(const float *x, uint16_t *half, float *rounded, Py_ssize_t n)
-    {
-        for (Py_ssize_t i = 0; i < n; i++)
-        {
-            __fp16 h = (__fp16) x[i];
-            memcpy(half + i, &h, sizeof(h));
-            rounded[i] = (float) h;
-        }
-    }
-    #else
-    static int has_half(void) { return 0; }
-    static void round_to_half(const float *x, uint16_t *half, float *rounded, Py_ssize_t n) {}
-    #endif
-    """
-    int has_half() nogil
-    void round_to_half(const float *x, uint16_t *half, float *rounded, Py_ssize_t n) nogil
-
 cdef enum Layout:
     SCALAR                      # one number
     RAW                         # bytes as they are, the same number in each row
@@ -121,8 +76,7 @@ MAX_COLUMNS = 1600              # PostgreSQL: MaxHeapAttributeNumber
 cdef Py_ssize_t MAX_FIELD_NBYTES = 0x3fffffff   # PostgreSQL: MaxAllocSize
 cdef Py_ssize_t MAX_BLOCK_ROWS = 65536
 
-cdef bytes SIGNATURE = b"PGCOPY\n\xff\r\n\0"
-HEADER = SIGNATURE + bytes(8)   # no flags, no header extension
+HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)   # no flags, no header extension
 TRAILER = b"\xff\xff"
 
 cdef int FLOAT4_OID = 700       # PostgreSQL: pg_type.dat
@@ -140,14 +94,6 @@ cdef inline void put4(char *out, int32_t value) noexcept nogil:
     memcpy(out, &big, 4)
 
 
-cdef inline int16_t get2(const uint8_t *data) noexcept nogil:
-    return <int16_t> ((data[0] << 8) | data[1])
-
-
-cdef inline int32_t get4(const uint8_t *data) noexcept nogil:
-    return <int32_t> ((<uint32_t> data[0] << 24) | (data[1] << 16) | (data[2] << 8) | data[3])
-
-
 cdef inline void swap_items(char *out, const char *values, Py_ssize_t n,
                             int item) noexcept nogil:
     if item == 8:
@@ -158,25 +104,6 @@ cdef inline void swap_items(char *out, const char *values, Py_ssize_t n,
         swap2(out, values, n)
     else:
         memcpy(out, values, n)
-
-
-def to_half(vectors):
-    cdef const float[:, ::1] x
-    cdef uint16_t[:, ::1] half
-    cdef float[:, ::1] rounded
-
-    with np.errstate(over="ignore"):
-        if vectors.dtype != np.float32 or not has_half():
-            result = np.ascontiguousarray(vectors, np.float16)
-            return result, result.astype(np.float32)
-        vectors = np.ascontiguousarray(vectors)
-    result = np.empty(vectors.shape, np.float16)
-    exact = np.empty(vectors.shape, np.float32)
-    if vectors.size > 0:
-        x, half, rounded = vectors, result.view(np.uint16), exact
-        with nogil:
-            round_to_half(&x[0, 0], &half[0, 0], &rounded[0, 0], x.shape[0] * x.shape[1])
-    return result, exact
 
 
 # -- arrays to bytes ----------------------------------------------------------------
@@ -215,7 +142,7 @@ def _as_array(kind, layout, dtype, values, where):
             raise TypeError(f"{where}: expected dtype bool, got {array.dtype}")
         return array.view(np.uint8)[:, None]
     if dtype.kind == "f":
-        if array.dtype.kind not in "fiu":
+        if not holds_numbers(array.dtype):
             raise TypeError(f"{where}: expected numbers for {kind}, got dtype {array.dtype}")
     elif kind == "bqvec":
         if array.dtype != np.uint8:
@@ -431,180 +358,6 @@ def _chunks(list columns, Py_ssize_t nrows, Py_ssize_t chunk_nbytes):
     for column in columns:
         row_nbytes += 4 + column.width
     rows = max(1, min(MAX_BLOCK_ROWS, chunk_nbytes // row_nbytes))
-    yield HEADER
     while start < nrows:
         chunk, start = write_block(columns, start, min(start + rows, nrows), chunk_nbytes)
         yield chunk
-    yield TRAILER
-
-
-# -- bytes to arrays ----------------------------------------------------------------
-
-cdef Py_ssize_t skip_header(const uint8_t[::1] data) except -1:
-    """Offset of the first row."""
-    cdef Py_ssize_t length = data.shape[0]
-    cdef int64_t extension
-    if length < 19 or memcmp(&data[0], <const char *> SIGNATURE, 11) != 0:
-        raise ValueError("expected COPY data in binary format, its signature is missing")
-    if get4(&data[11]) & 0xffff0000:
-        raise ValueError(f"unknown flags {get4(&data[11]) & 0xffffffff:#x} in the COPY header")
-    extension = get4(&data[15])
-    if extension < 0 or extension > length - 19:
-        raise ValueError("COPY header extension is longer than the data")
-    return 19 + extension
-
-
-cdef Py_ssize_t walk(const uint8_t[::1] data, Py_ssize_t ncolumns,
-                     int64_t[:, ::1] fields) except -1:
-    """Number of rows, each checked to lie inside the data; `fields` gets where each field's
-    length word is, unless it is None."""
-    cdef Py_ssize_t length = data.shape[0]
-    cdef Py_ssize_t offset = skip_header(data)
-    cdef Py_ssize_t row = 0
-    cdef Py_ssize_t j
-    cdef int64_t size
-    cdef int count
-
-    while True:
-        if length - offset < 2:
-            raise ValueError(f"COPY data ends in row {row}, without a trailer")
-        count = get2(&data[offset])
-        offset += 2
-        if count == -1:
-            break
-        if count != ncolumns:
-            raise ValueError(f"row {row}: expected {ncolumns} columns, got {count}")
-        for j in range(ncolumns):
-            if length - offset < 4:
-                raise ValueError(f"COPY data ends in row {row}, column {j}")
-            if fields is not None:
-                fields[row, j] = offset
-            size = get4(&data[offset])
-            offset += 4
-            if size < -1 or size > length - offset:
-                raise ValueError(f"row {row}, column {j}: field of {size} bytes, "
-                                 f"{length - offset} are left")
-            if size > 0:
-                offset += size
-        row += 1
-    if offset != length:
-        raise ValueError(f"{length - offset} bytes after the trailer of the COPY data")
-    return row
-
-
-cdef gather(const uint8_t[::1] data, const int64_t[:] fields, position):
-    """The fields of one column, which must be equally long, as uint8 of shape (n, nbytes)."""
-    cdef Py_ssize_t n = fields.shape[0]
-    cdef int64_t width = max(get4(&data[fields[0]]), 0)
-    cdef int64_t size
-    cdef Py_ssize_t i
-    cdef uint8_t[:, ::1] out
-
-    # so that one long first row cannot ask for more memory than the data takes
-    if width > data.shape[0] // n:
-        raise ValueError(f"column {position}: expected fields of equal length")
-    raw = np.empty((n, width), np.uint8)
-    out = raw
-    for i in range(n):
-        size = get4(&data[fields[i]])
-        if size < 0:
-            raise ValueError(f"row {i}, column {position}: NULL; leave such rows out of the query")
-        if size != width:
-            raise ValueError(f"row {i}, column {position}: expected {width} bytes as in row 0, "
-                             f"got {size}")
-        if width > 0:
-            memcpy(&out[i, 0], &data[fields[i] + 4], width)
-    return raw
-
-
-cdef list_objects(kind, const uint8_t[::1] data, const int64_t[:] fields, position):
-    cdef Py_ssize_t i
-    cdef int32_t size
-    objects = []
-    for i in range(fields.shape[0]):
-        size = get4(&data[fields[i]])
-        if size < 0:
-            objects.append(None)
-            continue
-        value = PyBytes_FromStringAndSize(
-            <const char *> &data[0] + fields[i] + 4, size)
-        if kind == "text":
-            value = value.decode()
-        elif kind == "uuid":
-            if size != 16:
-                raise ValueError(
-                    f"row {i}, column {position}: expected 16 bytes for uuid, got {size}")
-            value = uuid.UUID(bytes=value)
-        objects.append(value)
-    return objects
-
-
-def _numbers(raw, dtype):
-    """Big-endian bytes (n, m) as numbers of this machine."""
-    # turned round as integers: NumPy is ten times slower at float16 in foreign byte order
-    unsigned = "u" + dtype[1]
-    return raw.view(">" + unsigned).astype(unsigned).view(dtype)
-
-
-def _check_same(raw, expected, kind, position):
-    """Every row of `raw` must hold the bytes `expected`."""
-    bad = (raw != np.frombuffer(expected, np.uint8)).any(axis=1)
-    if bad.any():
-        raise ValueError(f"row {int(np.argmax(bad))}, column {position}: not a {kind}")
-
-
-cdef decode_column(kind, const uint8_t[::1] data, const int64_t[:] fields, position):
-    layout, dtype = KINDS[kind]
-    if layout == OBJECTS:
-        return list_objects(kind, data, fields, position)
-    item = np.dtype(dtype).itemsize
-    if fields.shape[0] == 0:
-        shape = [0] if layout == SCALAR or kind == "bool" else [0, 0]
-        return np.empty(shape, "?" if kind == "bool" else dtype)
-
-    raw = gather(data, fields, position)
-    width = raw.shape[1]
-    if layout == SCALAR or kind == "bool":
-        if width != item:
-            raise ValueError(f"column {position}: expected {item} bytes for {kind}, got {width}")
-        values = _numbers(raw, dtype)[:, 0]
-        return values != 0 if kind == "bool" else values
-    if layout == RAW:
-        try:
-            core.check_codes(raw)
-        except ValueError as error:
-            raise ValueError(f"column {position}, {error}") from None
-        return raw
-    if layout == VECTOR:
-        dim = (width - VECTOR_HEADER) // item
-        if width < VECTOR_HEADER + item or width != VECTOR_HEADER + dim * item or dim > 16000:
-            raise ValueError(f"column {position}: not a {kind}")
-        _check_same(raw[:, :VECTOR_HEADER], dim.to_bytes(2, "big") + bytes(2), kind, position)
-        return _numbers(np.ascontiguousarray(raw[:, VECTOR_HEADER:]), dtype)
-    # float4[]: one dimension, no NULL inside
-    dim = (width - ARRAY_HEADER) // 8
-    if width < ARRAY_HEADER + 8 or width != ARRAY_HEADER + dim * 8:
-        raise ValueError(f"column {position}: not a {kind} of one dimension without NULL")
-    header = b"".join(value.to_bytes(4, "big") for value in (1, 0, FLOAT4_OID, dim))
-    _check_same(raw[:, :16], header, kind, position)
-    items = raw[:, ARRAY_HEADER:].view(">u4").reshape(len(raw), dim, 2)
-    bad = (items[:, :, 0] != 4).any(axis=1)
-    if bad.any():
-        raise ValueError(f"row {int(np.argmax(bad))}, column {position}: NULL inside a {kind}")
-    return items[:, :, 1].astype("u4").view(dtype)
-
-
-def decode_rows(data, kinds):
-    cdef const uint8_t[::1] view = data
-    cdef Py_ssize_t ncolumns = len(kinds)
-    cdef Py_ssize_t j
-
-    if not 1 <= ncolumns <= MAX_COLUMNS:
-        raise ValueError(f"expected 1 to {MAX_COLUMNS} columns, got {ncolumns}")
-    for kind in kinds:
-        if kind not in KINDS:
-            raise ValueError(f"expected a kind of {', '.join(KINDS)}, got {kind!r}")
-    fields = np.empty((walk(view, ncolumns, None), ncolumns), np.int64)
-    walk(view, ncolumns, fields)
-    cdef const int64_t[:, :] offsets = fields
-    return [decode_column(kinds[j], view, offsets[:, j], j) for j in range(ncolumns)]

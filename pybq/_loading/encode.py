@@ -21,8 +21,9 @@ from psycopg.types.json import Json, Jsonb
 from pybq._catalog.schema import Column
 from pybq._choice.statistics import Statistics
 from pybq._codes import core
+from pybq._codes.arrays import to_half
 from pybq._codes.quantizer import Quantizer
-from pybq._loading.copy import HEADER, TRAILER, encode_rows, to_half
+from pybq._loading.copy import encode_rows
 from pybq.errors import RowError
 
 # float32 bytes of the vectors of one chunk.  Larger ones were no faster (benchmarks/ingest.py).
@@ -50,11 +51,11 @@ NUMBERS = ("int2", "int4", "int8", "float4", "float8")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Encoded rows: how many, their COPY bytes without header and trailer, their statistics."""
+    """Encoded rows: how many, their bytes in COPY, and their statistics if they were wanted."""
 
     rows: int
     data: bytes
-    statistics: Statistics
+    statistics: Statistics | None
 
 
 class ChunkEncoder:
@@ -64,20 +65,20 @@ class ChunkEncoder:
     ----------
     quantizer : Quantizer or None
         Makes the codes; None: the table has none.
-    normalize : bool
-        Scale vectors to norm 1 for their statistics.
     store : {"halfvec", "vector"} or None
         How the vectors themselves are kept; None keeps codes only.
     connection : psycopg.BaseConnection
         Where its adapters are looked up; nothing is sent.
+    normalize : bool or None
+        Scale vectors to norm 1 for their statistics; None: collect none.
     """
 
     def __init__(
         self,
         quantizer: Quantizer | None,
-        normalize: bool,
         store: str | None,
         connection: BaseConnection[Any],
+        normalize: bool | None = None,
     ) -> None:
         self.quantizer = quantizer
         self.normalize = normalize
@@ -92,17 +93,19 @@ class ChunkEncoder:
         COPY order: the columns of `values`, the vector if it is kept, the code if there is one.
         """
         stored, exact = stored_vectors(vectors, self.store, start, ids)
-        # one chunk in so many rows: each would begin with a window of its own
-        window = core.window_start(start, vectors.shape[1])
-        search = start <= window < start + len(vectors)
-        statistics = Statistics(vectors.shape[1], self.normalize, search)
+        statistics = None
         made = [] if self.store is None else [(self.store, stored)]
         if self.quantizer is not None:
             try:
                 made.append(("bqvec", self.quantizer.encode(exact)))
             except ValueError:
                 raise self._bad_row(start, ids, exact) from None
-            statistics.update(exact)
+            if self.normalize is not None:
+                # one chunk in so many rows: each would begin with a window of its own
+                window = core.window_start(start, vectors.shape[1])
+                search = start <= window < start + len(vectors)
+                statistics = Statistics(vectors.shape[1], self.normalize, search)
+                statistics.update(exact)
         elif not np.isfinite(exact).all():
             raise self._bad_row(start, ids, exact)
 
@@ -111,10 +114,9 @@ class ChunkEncoder:
             for column, each in values.items()
         }
         try:
-            parts = list(encode_rows([*fields.values(), *made]))
+            data = b"".join(encode_rows([*fields.values(), *made]))
         except (TypeError, ValueError):
             raise _bad_field(start, fields) from None
-        data = b"".join(part for part in parts if part not in (HEADER, TRAILER))
         return Chunk(len(vectors), data, statistics)
 
     def _bad_row(self, start: int, ids: Any, vectors: NDArray[np.float32]) -> RowError:

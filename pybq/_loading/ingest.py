@@ -15,10 +15,9 @@ from psycopg import sql
 from pybq._catalog.database import Database
 from pybq._catalog.schema import Column, Layout
 from pybq._catalog.status import SAMPLE_ROWS, no_statistics, read_transform
-from pybq._choice.probe import probe
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import MIN_ROWS, Decision, choose
-from pybq._codes.arrays import by_place, fill_mask, spread
+from pybq._choice.strategy import Decision, choose_by_sample
+from pybq._codes.arrays import as_vectors, by_place, spread
 from pybq._codes.quantizer import Quantizer
 from pybq._loading.copy import HEADER, TRAILER
 from pybq._loading.encode import CHUNK_NBYTES, ChunkEncoder, encode_chunks, stored_vectors
@@ -99,21 +98,26 @@ async def write_rows(
         await _create_stage(db, layout, target)
     copy = sql.SQL("COPY {} ({}) FROM STDIN WITH (FORMAT binary)").format(into, names)
     statistics = no_statistics(layout)
-    encoder = ChunkEncoder(quantizer, statistics.normalize, layout.store, db.connection)
+    # What ends up in the table counts: of staged rows that is known afterwards.
+    collect = layout.has_codes and on_conflict == "error"
+    encoder = ChunkEncoder(
+        quantizer, layout.store, db.connection, statistics.normalize if collect else None
+    )
     with closing(encode_chunks(encoder, ids, vectors, fields)) as chunks:
         async with db.copy(copy) as stream:
             await stream.write(HEADER)
             for future in chunks:
                 chunk = await db.wait_for(future)
                 await stream.write(chunk.data)
-                statistics.merge(chunk.statistics)
+                if chunk.statistics is not None:
+                    statistics.merge(chunk.statistics)
                 advance(chunk.rows)
             await stream.write(TRAILER)
     if on_conflict == "error":
         return len(vectors), statistics
     places = await _write_staged(db, layout, target, on_conflict)
     await db.execute(sql.SQL("DROP TABLE {}").format(STAGE))
-    if len(places) < len(vectors) and layout.has_codes:  # only what is in the table counts
+    if layout.has_codes:
         statistics = await db.compute(_count_stored, layout, vectors, places)
     return len(places), statistics
 
@@ -234,22 +238,12 @@ def _choose(
     statistics = no_statistics(layout)
     rows = sample()
     statistics.update(rows)
-    measured = probe(rows, metric=layout.metric) if len(rows) >= MIN_ROWS else None
-    return choose(statistics, measured, metric=layout.metric), statistics
+    return choose_by_sample(statistics, rows, layout.metric), statistics
 
 
 def finite(value: float) -> float | None:
     """Return what the database keeps of a fidelity."""
     return value if math.isfinite(value) else None
-
-
-def as_vectors(vectors: ArrayLike, dim: int) -> NDArray[Any]:
-    array = fill_mask(vectors)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"expected vectors of float32, got dtype {array.dtype}")
-    if array.ndim != 2 or array.shape[1] != dim:
-        raise ValueError(f"expected vectors of shape (n, {dim}), got {array.shape}")
-    return array
 
 
 def check_columns(layout: Layout, n: int, ids: Any, columns: Mapping[str, Any]) -> None:

@@ -20,11 +20,11 @@ from psycopg.rows import tuple_row
 from pybq._catalog.database import BlockingDatabase, Database, Row, run
 from pybq._catalog.schema import Layout
 from pybq._catalog.status import SAMPLE_ROWS
+from pybq._codes.arrays import as_vectors
 from pybq._loading.ingest import (
     ON_CONFLICT,
     OnConflict,
     add_statistics,
-    as_vectors,
     check_columns,
     decide,
     write_rows,

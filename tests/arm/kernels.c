@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "bqhalf.h"
 #include "bqkernel.h"
 #include "bqlut.h"
 #include "bqrotate.h"
@@ -180,6 +181,34 @@ check_block(const BqKernel *kernel, int nrows, size_t offset)
 	free(rows[1]);
 }
 
+/* Of numbers of all kinds, NaN among them; `kernel` is in use, before and after. */
+static void
+check_half(const BqKernel *kernel, int n, size_t offset)
+{
+	uint16_t   *half = get_array(0, (size_t) n * sizeof(uint16_t), offset * sizeof(uint16_t));
+	float	   *x = get_array(1, (size_t) n * sizeof(float), offset * sizeof(float));
+	float	   *wide[2] = {malloc((size_t) n * sizeof(float) + 1), malloc((size_t) n * sizeof(float) + 1)};
+	uint16_t   *narrow[2] = {malloc((size_t) n * sizeof(uint16_t) + 1), malloc((size_t) n * sizeof(uint16_t) + 1)};
+
+	/* half of the numbers: those near 1, which random bits hardly ever are */
+	for (int k = 0; k < n; k += 2)
+		x[k] = (float) ((int64_t) random_bits() >> 32) * 0x1p-31f;
+	for (int k = 0; k < 2; k++)
+	{
+		bq_kernel_select(k == 0 ? kernel->name : bq_kernel_portable.name);
+		bq_widen_half(half, wide[k], n);
+		bq_narrow_half(x, narrow[k], n);
+	}
+	bq_kernel_select(kernel->name);
+	check(memcmp(wide[0], wide[1], (size_t) n * sizeof(float)) == 0, kernel->name, "widen_half", n, offset);
+	check(memcmp(narrow[0], narrow[1], (size_t) n * sizeof(uint16_t)) == 0, kernel->name, "narrow_half", n, offset);
+	for (int k = 0; k < 2; k++)
+	{
+		free(wide[k]);
+		free(narrow[k]);
+	}
+}
+
 int
 main(void)
 {
@@ -215,6 +244,7 @@ main(void)
 			{
 				check_codes(bq_kernel, n, offset);
 				check_block(bq_kernel, n, offset);
+				check_half(bq_kernel, n, offset);
 				if (n > 0)
 					check_vectors(bq_kernel, n, offset);
 			}

@@ -23,7 +23,7 @@ from pybq import RowError
 from pybq._choice.statistics import Statistics
 
 DIM = 48
-# More than one chunk of rows: see CHUNK_NBYTES in pybq/_loading/ingest.py.
+# More than one chunk of rows: see CHUNK_NBYTES in pybq/_loading/encode.py.
 N = 50_000
 
 

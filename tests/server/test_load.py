@@ -243,6 +243,22 @@ def test_update_and_skip(
     assert hit.id == 3
 
 
+def test_only_rows_written_are_counted_and_once(
+    conn: Conn, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = create(conn, codes=True, columns={"n": "int"})
+    table.ingest(range(600), vectors[:600], {"n": [1] * 600})
+    counted, update = [], pybq.Statistics.update
+
+    def count(statistics: pybq.Statistics, rows: np.ndarray) -> None:
+        counted.append(len(rows))
+        update(statistics, rows)
+
+    monkeypatch.setattr(pybq.Statistics, "update", count)
+    table.ingest(range(400, 1000), vectors[400:], {"n": [2] * 600}, on_conflict="skip")
+    assert sum(counted) == 400
+
+
 def test_equal_keys_in_one_batch(conn: Conn, vectors: np.ndarray) -> None:
     keys = [0, 1, 1, 2, 1]
     table = create(conn, columns={"n": "int"})

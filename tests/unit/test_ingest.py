@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pybq._loading.copy import to_half
+from pybq._codes.arrays import to_half
 from pybq._loading.ingest import SAMPLE_ROWS, take_sample
 
 

@@ -1,15 +1,10 @@
 """Theory: each closed form against a simulation with the real code."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from pybq import Quantizer
 from pybq._choice import theory
-
-CORE = Path(__file__).parents[2] / "extension" / "core" / "bqcode.h"
 
 
 def decoded(x, transform=0):
@@ -45,14 +40,6 @@ def profiles(dim=1024):
 @pytest.fixture(params=profiles())
 def sigma(request):
     return profiles()[request.param]
-
-
-def test_constants_are_those_of_the_core():
-    text = CORE.read_text()
-    for name in ("THRESHOLD", "WEAK", "STRONG"):
-        value = re.search(rf"#define BQ_{name} ([0-9.]+)", text)
-        assert value is not None
-        assert getattr(theory, name) == float(value[1])
 
 
 def test_gaussian_code_equals_simulation():
