@@ -10,10 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pybq._codes import core
-from pybq._codes.arrays import fill_mask
-
-# Rows of `_values`, as in extension/core/bqmoments.h.
-_MEAN, _M2, _CODE_MEAN, _CODE_M2, _COMOMENT, _POSITIVE = range(6)
+from pybq._codes.arrays import as_vectors
 
 # Rows that are summed on their own before they are merged. Short sums keep rounding errors down:
 # for a mean of 1e6 and a spread of 0.07, M2 is right to 3e-10 with 256 rows, 1e-9 with 4,096. A
@@ -23,8 +20,9 @@ _CHUNK_NBYTES = 256 << 10  # of float32
 
 # The struct BqSearches of extension/core/bqsearch.h, as one array: how many, then two values each,
 # by distance and by inner product.
-_SEARCHES = 7
-_FOUND_AXES, _FOUND_ROTATED, _SQUARES = slice(1, 3), slice(3, 5), slice(5, 7)
+_FOUND_AXES, _FOUND_ROTATED, _SQUARES = (
+    slice(1 + i * core.SEARCH_ORDERS, 1 + (i + 1) * core.SEARCH_ORDERS) for i in range(3)
+)
 
 Row = tuple[
     int,
@@ -105,8 +103,8 @@ class Statistics:
         self.normalize = normalize
         self.search = search
         self._count = 0
-        self._values = np.zeros((6, self.dim))
-        self._searches = np.zeros(_SEARCHES, np.int64)
+        self._values = np.zeros((core.MOMENTS, self.dim))
+        self._searches = np.zeros(_SQUARES.stop, np.int64)
         self._row = 0  # of the stream that `update` sees
         self._window: list[NDArray[np.float32]] = []  # rows of the one that is not full
 
@@ -134,12 +132,7 @@ class Statistics:
             If the shape does not match `dim`, a value is not finite or a norm is above
             2.65e36; names the first such row. Nothing has been added then.
         """
-        rows = fill_mask(vectors)
-        if rows.dtype.kind not in "fiu":
-            raise TypeError(f"expected vectors of float32, got dtype {rows.dtype}")
-        if rows.ndim not in (1, 2) or rows.shape[-1] != self.dim:
-            raise ValueError(f"expected vectors of shape (n, {self.dim}), got {rows.shape}")
-        rows = np.atleast_2d(rows)
+        rows = np.atleast_2d(as_vectors(vectors, self.dim, single=True))
         chunk_rows = max(1, min(_CHUNK_ROWS, _CHUNK_NBYTES // (4 * self.dim)))
         room = np.empty((min(chunk_rows, len(rows)), self.dim), np.float32)
         count = 0
@@ -245,12 +238,12 @@ class Statistics:
             raise ValueError(f"expected 6 arrays of shape (dim,), got {sorted(shapes)}")
         statistics = cls(len(arrays[0]), normalize)
         values = np.stack(arrays)
-        positive = values[_POSITIVE]
+        positive = values[core.POSITIVE]
         if not np.isfinite(values).all():
             raise ValueError("expected finite statistics, got NaN or infinity")
         if count < 0 or (positive < 0).any() or (positive > count).any():
             raise ValueError(f"expected 0 <= positive <= count, got count {count}")
-        if (values[_M2] < 0).any() or (values[_CODE_M2] < 0).any():
+        if (values[core.M2] < 0).any() or (values[core.CODE_M2] < 0).any():
             raise ValueError("expected m2 and code_m2 of at least 0")
         sums = [np.asarray(field) for field in row[8:]]
         if any(part.shape != (2,) or part.dtype.kind not in "iu" for part in sums):
@@ -276,32 +269,32 @@ class Statistics:
     @property
     def mean(self) -> NDArray[np.float64]:
         """Mean of x_j, shape (dim,)."""
-        return self._read_only(_MEAN)
+        return self._read_only(core.MEAN)
 
     @property
     def m2(self) -> NDArray[np.float64]:
         """Sum of (x_j - mean)^2, shape (dim,)."""
-        return self._read_only(_M2)
+        return self._read_only(core.M2)
 
     @property
     def code_mean(self) -> NDArray[np.float64]:
         """Mean of f_j, the decoded code, shape (dim,)."""
-        return self._read_only(_CODE_MEAN)
+        return self._read_only(core.CODE_MEAN)
 
     @property
     def code_m2(self) -> NDArray[np.float64]:
         """Sum of (f_j - code_mean)^2, shape (dim,)."""
-        return self._read_only(_CODE_M2)
+        return self._read_only(core.CODE_M2)
 
     @property
     def comoment(self) -> NDArray[np.float64]:
         """Sum of (x_j - mean) (f_j - code_mean), shape (dim,)."""
-        return self._read_only(_COMOMENT)
+        return self._read_only(core.COMOMENT)
 
     @property
     def positive(self) -> NDArray[np.int64]:
         """Number of vectors with x_j > 0, shape (dim,)."""
-        positive: NDArray[np.int64] = self._values[_POSITIVE].astype(np.int64)
+        positive: NDArray[np.int64] = self._values[core.POSITIVE].astype(np.int64)
         return positive
 
     @property
@@ -329,17 +322,17 @@ class Statistics:
     @property
     def variance(self) -> NDArray[np.float64]:
         """Var x_j, shape (dim,): over the count, not one less, so 0 for a single vector."""
-        return self._average(_M2)
+        return self._average(core.M2)
 
     @property
     def code_variance(self) -> NDArray[np.float64]:
         """Var f_j, shape (dim,)."""
-        return self._average(_CODE_M2)
+        return self._average(core.CODE_M2)
 
     @property
     def covariance(self) -> NDArray[np.float64]:
         """Cov(x_j, f_j) of coordinate and decoded code, shape (dim,)."""
-        return self._average(_COMOMENT)
+        return self._average(core.COMOMENT)
 
     @property
     def cv_sigma(self) -> float:
@@ -355,7 +348,7 @@ class Statistics:
     @property
     def sign_entropy(self) -> float:
         """Mean entropy of the sign bits in bits: 1 = signs even, 0 = every sign constant."""
-        p = self._values[_POSITIVE] / max(self._count, 1)
+        p = self._values[core.POSITIVE] / max(self._count, 1)
         inside = p[(p > 0) & (p < 1)]
         entropy = -(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside))
         return float(entropy.sum() / self.dim)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pybq._codes import core
-from pybq._codes.arrays import fill_mask
+from pybq._codes.arrays import as_vectors, fill_mask
 from pybq._codes.vector import Code, Query
 
 # Input that one core encodes in about a millisecond: less is not worth a second thread.
@@ -216,11 +216,7 @@ class Quantizer:
 
     def _as_rows(self, vectors: ArrayLike) -> tuple[NDArray[Any], bool]:
         """Vectors as an array of shape (n, dim) and any float type; whether it was only one."""
-        array = fill_mask(vectors)
-        if array.dtype.kind not in "fiu":
-            raise TypeError(f"expected vectors of float32, got dtype {array.dtype}")
-        if array.ndim not in (1, 2) or array.shape[-1] != self.dim:
-            raise ValueError(f"expected vectors of shape (n, {self.dim}), got {array.shape}")
+        array = as_vectors(vectors, self.dim, single=True)
         return (array[None], True) if array.ndim == 1 else (array, False)
 
     def _run(self, work: Callable[[int, int], None], rows: NDArray[Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pybq._codes import core
-from pybq._codes.arrays import fill_mask
+from pybq._codes.arrays import as_numbers
 
 _Buffer = bytes | bytearray | memoryview
 
@@ -176,9 +176,7 @@ class Query:
     __slots__ = ("_transform", "_values")
 
     def __init__(self, values: ArrayLike, transform: int = 0) -> None:
-        array = fill_mask(values)
-        if array.dtype.kind not in "fiu" and array.size:
-            raise TypeError(f"expected values of float32, got dtype {array.dtype}")
+        array = as_numbers(values, "values")
         if array.ndim != 1:
             raise ValueError(f"expected values of shape (dim,), got {array.shape}")
         self._transform = operator.index(transform)

@@ -19,6 +19,7 @@ from psycopg.pq import Format
 
 from pybq._catalog.database import Database, Row
 from pybq._catalog.schema import Layout
+from pybq._codes.arrays import as_numbers
 from pybq._codes.quantizer import Quantizer
 from pybq._searching.condition import Where, make_condition
 from pybq._searching.results import Output, Results
@@ -84,10 +85,8 @@ class Search:
         recall: float | None = None,
         probes: int | None = None,
     ) -> None:
-        array = np.asarray(query)
+        array = as_numbers(query, "a query")
         dim = layout.dim
-        if array.dtype.kind not in "fiu":
-            raise TypeError(f"expected a query of float32, got dtype {array.dtype}")
         if array.ndim not in (1, 2) or array.shape[-1] != dim:
             raise ValueError(f"expected a query of shape ({dim},) or (q, {dim}), got {array.shape}")
         k = operator.index(k)
