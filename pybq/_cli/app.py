@@ -30,9 +30,8 @@ from typer.core import TyperGroup
 import pybq
 from pybq._catalog.schema import TableOptions, name_table
 from pybq._catalog.status import Status
-from pybq._choice.probe import probe
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import Decision, choose
+from pybq._choice.strategy import Decision, choose, choose_by_sample
 from pybq._cli import doctor as doctors
 from pybq._loading.source import Source
 from pybq._loading.sources import load_numpy, open_source
@@ -828,8 +827,7 @@ def _advise_file(source: Source, metric: Metric) -> tuple[Statistics, Decision]:
         parts.append(part)
         start += len(batch.vectors)
     vectors = np.concatenate(parts)
-    measured = probe(vectors, metric=metric) if len(vectors) > 1 else None
-    return statistics, choose(statistics, measured, metric=metric)
+    return statistics, choose_by_sample(statistics, vectors, metric)
 
 
 def _wrong_row(source: Source, start: int, step: int, part: np.ndarray[Any, Any]) -> CommandError:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic, sleep
 
+import numpy as np
 from psycopg import sql
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 
@@ -20,9 +21,9 @@ from pybq._catalog.database import Database
 from pybq._catalog.indexes import VectorIndex, find_indexes, write_index
 from pybq._catalog.schema import Layout
 from pybq._catalog.status import no_statistics, read_statistics
-from pybq._choice.probe import PROBE_QUERIES, PROBE_ROWS, probe
+from pybq._choice.probe import PROBE_QUERIES, PROBE_ROWS
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import MIN_ROWS, Decision, choose
+from pybq._choice.strategy import MIN_ROWS, Decision, choose_by_sample
 from pybq._codes.quantizer import Quantizer
 from pybq._loading.ingest import finite
 from pybq._loading.progress import show_progress
@@ -188,12 +189,10 @@ async def _decide(db: Database, layout: Layout, measure: bool) -> tuple[Statisti
         )
         if row is not None and row[0] is not None:
             statistics = Statistics.from_row(row, statistics.normalize)
-    measured = None
+    sample = np.empty((0, layout.dim), np.float32)
     if measure:
-        _, vectors = await sample_rows(db, layout, PROBE_ROWS + PROBE_QUERIES)
-        if len(vectors) >= MIN_ROWS:
-            measured = await db.compute(lambda: probe(vectors, metric=layout.metric))
-    return statistics, await db.compute(lambda: choose(statistics, measured, metric=layout.metric))
+        _, sample = await sample_rows(db, layout, PROBE_ROWS + PROBE_QUERIES)
+    return statistics, await db.compute(choose_by_sample, statistics, sample, layout.metric)
 
 
 async def _check_dependents(db: Database, layout: Layout, state: _State) -> None:
