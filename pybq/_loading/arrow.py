@@ -39,19 +39,18 @@ def open_parquet(
     return _open_arrow(str(path), schema, rows, sizes, read, vector_column, id_column, stamp)
 
 
-def open_frame(
-    frame: Any, package: str, vector_column: str | None, id_column: str | None
-) -> Source:
-    """A DataFrame, or one of Arrow's tables and readers."""
+def open_frame(frame: Any, vector_column: str | None, id_column: str | None) -> Source:
+    """A DataFrame, or anything else that Arrow can read as a table."""
     pyarrow = _import_pyarrow()
-    if package == "pandas":
-        frame = pyarrow.Table.from_pandas(frame, preserve_index=False)
-    elif package == "polars":
-        frame = frame.to_arrow()
-    if isinstance(frame, pyarrow.RecordBatch):
-        frame = pyarrow.Table.from_batches([frame])
-    if not isinstance(frame, pyarrow.Table):
-        raise TypeError(f"expected a frame or a table, got {type(frame).__name__}")
+    kind = type(frame).__name__
+    try:
+        if type(frame).__module__.startswith("pandas."):  # before 2.2 it has no stream
+            frame = pyarrow.Table.from_pandas(frame, preserve_index=False)
+        elif hasattr(frame, "to_arrow"):  # the stream of polars has types for the latest pyarrow
+            frame = frame.to_arrow()
+        frame = pyarrow.table(frame)
+    except (AttributeError, TypeError, pyarrow.ArrowInvalid) as error:
+        raise TypeError(f"expected a frame or a table, got {kind}: {error}") from error
 
     def read(columns: list[str], batch_rows: int, groups: Sequence[int] | None) -> Iterator[Any]:
         # one chunk per column first, or batches would end where chunks do

@@ -15,7 +15,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from pybq._codes.arrays import by_place, fill_mask, spread, unmask
+from pybq._codes.arrays import by_place, fill_mask, holds_numbers, spread, unmask
 from pybq._loading.arrow import open_frame, open_parquet
 from pybq._loading.source import Batch, Source, choose_column, choose_id
 
@@ -74,7 +74,8 @@ def open_source(
         - ``.fvecs``, ``.bvecs``: rows of float32 or uint8, each after its dim as int32, mapped.
         - ``.h5``, ``.hdf5``: datasets by name, as in an ``.npz``. Needs h5py.
         - ndarray of shape (n, dim), or a mapping of arrays by name, as in an ``.npz``.
-        - pandas or polars DataFrame, pyarrow Table or RecordBatchReader. Needs pyarrow.
+        - pandas or polars DataFrame, pyarrow Table or RecordBatchReader, and any other frame
+          with ``__arrow_c_stream__``, as of DuckDB. Needs pyarrow.
         - an iterable of batches: each an array of shape (n, dim), a tuple (ids, vectors) or
           (ids, vectors, columns), or a mapping of arrays by name.
     vector_column, id_column : str, optional
@@ -111,15 +112,11 @@ def open_source(
     if isinstance(source, (str, os.PathLike)):
         return _open_file(Path(source), vector_column, id_column)
     package = type(source).__module__.partition(".")[0]
-    if package == "pyarrow" and type(source).__name__ == "RecordBatchReader":
-        batches = (batch for batch in source if len(batch))
-        return _open_iterable(
-            (open_frame(batch, package, vector_column, id_column) for batch in batches),
-            vector_column,
-            id_column,
-        )
-    if package in ("pandas", "polars", "pyarrow"):
-        return open_frame(source, package, vector_column, id_column)
+    if package == "pyarrow" and type(source).__name__ == "RecordBatchReader":  # is read once
+        batches = (open_frame(batch, vector_column, id_column) for batch in source if len(batch))
+        return _open_iterable(batches, vector_column, id_column)
+    if package in ("pandas", "pyarrow") or hasattr(source, "__arrow_c_stream__"):
+        return open_frame(source, vector_column, id_column)
     if isinstance(source, np.ndarray):
         return _open_arrays("array", {"vectors": source}, vector_column, id_column)
     if isinstance(source, Mapping):
@@ -181,7 +178,7 @@ def _open_arrays(
     vectors = arrays.pop(vector_name)
     if isinstance(vectors, np.ma.MaskedArray):
         vectors = fill_mask(vectors)
-    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+    if vectors.ndim != 2 or not holds_numbers(vectors.dtype):
         raise ValueError(
             f"{name}: expected vectors of shape (n, dim), got {vectors.shape} of {vectors.dtype}"
         )

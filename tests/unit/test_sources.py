@@ -252,3 +252,32 @@ def test_a_first_row_without_a_vector_is_refused() -> None:
     table = pa.table({"v": pa.array([None, [1.0, 2.0]], pa.list_(pa.float32()))})
     with pytest.raises(ValueError, match="v: expected a vector in the first row"):
         open_source(table)
+
+
+class Stream:
+    """A frame of any library, known by Arrow's protocol alone."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self._data.__arrow_c_stream__(requested_schema)
+
+
+def test_any_arrow_stream_is_a_frame(vectors: np.ndarray) -> None:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"id": range(len(vectors)), "v": vectors.tolist()})
+    source = open_source(Stream(table))
+    (batch,) = source.batches()
+    assert (source.rows, source.dim) == vectors.shape
+    assert batch.ids == list(range(len(vectors)))
+    np.testing.assert_allclose(batch.vectors, vectors)
+    np.testing.assert_allclose(source.sample(len(vectors)), vectors)
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "pandas", "polars"])
+def test_one_column_is_no_frame(library: str) -> None:
+    module = pytest.importorskip(library)
+    column = module.chunked_array([[1, 2]]) if library == "pyarrow" else module.Series([1, 2])
+    with pytest.raises(TypeError, match="expected a frame or a table, got (ChunkedArray|Series)"):
+        open_source(column)
