@@ -397,6 +397,15 @@ def _as_codes(codes):
     return np.ascontiguousarray(codes)
 
 
+cdef _check_alike(codes, int dim, object transform):
+    """Check codes, which must be of this dim, and of this transform unless it is None."""
+    found_dim, found_transform = check_codes(codes)
+    if found_dim != dim:
+        raise ValueError(f"different dimensions {found_dim} and {dim}")
+    if transform is not None and found_transform != transform:
+        raise ValueError(f"different transforms {found_transform} and {transform}")
+
+
 cdef _code_distances(BqCodeDistance distance, codes, code):
     codes = _as_codes(codes)
     cdef const uint8_t[::1] one = np.ascontiguousarray(code, np.uint8)
@@ -406,11 +415,7 @@ cdef _code_distances(BqCodeDistance distance, codes, code):
     out = np.empty(n, np.int32)
     if n == 0:
         return out
-    found_dim, found_transform = check_codes(codes)
-    if found_dim != dim:
-        raise ValueError(f"different dimensions {found_dim} and {dim}")
-    if found_transform != transform:
-        raise ValueError(f"different transforms {found_transform} and {transform}")
+    _check_alike(codes, dim, transform)
 
     cdef const uint8_t[:, ::1] rows = codes
     cdef int32_t[::1] result = out
@@ -450,9 +455,7 @@ cdef _query_distances(BqQueryDistance distance, codes, values):
     out = np.empty(n, np.float64)
     if n == 0:
         return out
-    found_dim, _ = check_codes(codes)
-    if found_dim != dim:
-        raise ValueError(f"different dimensions {found_dim} and {dim}")
+    _check_alike(codes, dim, None)
 
     cdef const uint8_t[:, ::1] rows = codes
     cdef double[::1] result = out

@@ -23,6 +23,24 @@ _SAMPLE_GROUPS = 16
 # which may be all of the file: reading one of 150 MB took 590 MB, and 187 this way.
 _PARQUET_OPTIONS = {"pre_buffer": False, "buffer_size": 1 << 20}
 
+# kind of an Arrow type, as pyarrow.types asks for it -> SQL type of a column made for it
+_SQL_TYPES = {
+    "string": "text",
+    "large_string": "text",
+    "string_view": "text",
+    "integer": "bigint",
+    "floating": "double precision",
+    "boolean": "boolean",
+    "date": "date",
+    "time": "time",
+    "duration": "interval",
+    "decimal": "numeric",
+    "binary": "bytea",
+    "large_binary": "bytea",
+    "binary_view": "bytea",
+    "struct": "jsonb",
+}
+
 
 def open_parquet(
     path: Path, vector_column: str | None, id_column: str | None, stamp: str
@@ -141,13 +159,18 @@ def _open_arrow(
     )
 
 
+def _is_list(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
 def _is_vector(kind: pyarrow.DataType) -> bool:
     from pyarrow import types
 
-    listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    if not listed:
-        return False
-    return bool(types.is_floating(kind.value_type) or types.is_integer(kind.value_type))
+    return _is_list(kind) and bool(
+        types.is_floating(kind.value_type) or types.is_integer(kind.value_type)
+    )
 
 
 def _arrow_type(kind: pyarrow.DataType) -> str | None:
@@ -156,31 +179,15 @@ def _arrow_type(kind: pyarrow.DataType) -> str | None:
 
     if types.is_dictionary(kind):
         kind = kind.value_type
-    if types.is_string(kind) or types.is_large_string(kind):
-        return "text"
-    if types.is_integer(kind):
-        return "bigint"
-    if types.is_floating(kind):
-        return "double precision"
-    if types.is_boolean(kind):
-        return "boolean"
-    if types.is_date(kind):
-        return "date"
-    if types.is_timestamp(kind):
-        return "timestamptz" if kind.tz else "timestamp"
-    if types.is_time(kind):
-        return "time"
-    if types.is_duration(kind):
-        return "interval"
-    if types.is_decimal(kind):
-        return "numeric"
-    if types.is_binary(kind) or types.is_large_binary(kind):
-        return "bytea"
-    if types.is_struct(kind):
-        return "jsonb"
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    if _is_list(kind):
         item = _arrow_type(kind.value_type)
         return None if item is None or item.endswith("[]") else f"{item}[]"
+    if types.is_timestamp(kind):
+        return "timestamptz" if kind.tz else "timestamp"
+    for name, sql_type in _SQL_TYPES.items():
+        is_kind = getattr(types, f"is_{name}", None)  # not all are known to every pyarrow
+        if is_kind is not None and is_kind(kind):
+            return sql_type
     return None
 
 

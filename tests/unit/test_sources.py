@@ -266,9 +266,11 @@ class Stream:
 
 def test_any_arrow_stream_is_a_frame(vectors: np.ndarray) -> None:
     pa = pytest.importorskip("pyarrow")
-    table = pa.table({"id": range(len(vectors)), "v": vectors.tolist()})
+    names = pa.array([f"n{i}" for i in range(len(vectors))], pa.string_view())  # as of DataFusion
+    table = pa.table({"id": range(len(vectors)), "v": vectors.tolist(), "name": names})
     source = open_source(Stream(table))
-    (batch,) = source.batches()
+    (batch,) = source.batches(["name"])
+    assert source.column_types == {"name": "text"} and batch.columns["name"][1] == "n1"
     assert (source.rows, source.dim) == vectors.shape
     assert batch.ids == list(range(len(vectors)))
     np.testing.assert_allclose(batch.vectors, vectors)
