@@ -24,13 +24,11 @@ import numpy as np
 import psycopg
 import pytest
 from databases import Databases, OwnServers
-from shared import Conn, Vectors, load_lsa
+from shared import SEED, Conn, Vectors, load_lsa
 
 import pybq
 from pybq import embedded
 from pybq.psycopg import register_bq
-
-SEED = 20261121
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,6 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--bin",
         help="folder of the programs of a PostgreSQL that has bq installed, for embedded servers",
+    )
+    group.addoption(
+        "--random-queries",
+        type=int,
+        default=60,
+        help="how many to ask of each kind of column (60); --hypothesis-seed says which",
     )
 
 

@@ -10,6 +10,8 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 
+SEED = 20261121
+
 Conn = psycopg.Connection[Any]
 Vectors = NDArray[np.float32]
 
