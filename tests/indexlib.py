@@ -124,6 +124,21 @@ def clustered_vectors(rng: np.random.Generator, n: int, dim: int) -> Vectors:
     return cast(Vectors, vectors)
 
 
+def sparse(rng: np.random.Generator, n: int, dim: int) -> Vectors:
+    return random_vectors(rng, n, dim) * (rng.random((n, dim)) < 0.05)
+
+
+def corners(rng: np.random.Generator, n: int, dim: int) -> Vectors:
+    return cast(Vectors, rng.choice([-1, 1], (n, dim)).astype(np.float32))
+
+
+def some_queries(rng: np.random.Generator, vectors: Vectors) -> Vectors:
+    """A new vector, one of the table, and the zero vector."""
+    dim = vectors.shape[1]
+    zero = np.zeros((1, dim), np.float32)
+    return np.vstack([random_vectors(rng, 1, dim), vectors[:1], zero]).astype(np.float32)
+
+
 def create(
     conn: Conn,
     vectors: Vectors,
@@ -161,6 +176,15 @@ def insert(
         copy.set_types(["int4", column.type, "int4"])
         for i, value in enumerate(values, first):
             copy.write_row((i, value, i % 10))
+
+
+def create_index(
+    conn: Conn, column: Column, options: str = "lists = 1", table: str = "items"
+) -> None:
+    name = f"{table}_{column.name}"
+    conn.execute(
+        cast(Any, f"CREATE INDEX {name} ON {table} USING bq ({column.key}) WITH ({options})")
+    )
 
 
 def operand(operator: str, vector: Vectors, transform: int = 0) -> Code | Query:
@@ -285,6 +309,14 @@ def _with_cosine(
     """The rows whose distance is a number among the others."""
     ids = {i for i, distance in others if not np.isnan(distance)}
     return [row for row in rows if row[0] in ids]
+
+
+def refused(conn: Conn, statement: str, parameters: Any = None) -> str:
+    with pytest.raises(psycopg.Error) as error:
+        conn.execute(cast(Any, statement), parameters)
+    diag = error.value.diag
+    assert diag.sqlstate != "XX000", diag.message_primary
+    return f"{diag.message_primary} / {diag.message_hint}"
 
 
 def check(conn: Conn, index: str) -> None:
