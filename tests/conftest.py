@@ -57,6 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "autocommit: its `conn` commits each statement")
     if config.getoption("bin"):
         _use_installation(config, Path(config.getoption("bin")).absolute())
 
@@ -163,11 +164,12 @@ def _create_extensions(conn: Conn) -> None:
 
 
 @pytest.fixture
-def conn(databases_of_tests: Databases) -> Iterator[Conn]:
+def conn(databases_of_tests: Databases, request: pytest.FixtureRequest) -> Iterator[Conn]:
     """A connection to a database as new, with bq, and pgvector if the server has it."""
     with contextlib.closing(psycopg.connect(databases_of_tests.provide())) as conn:
         register_bq(conn)
         conn.commit()
+        conn.autocommit = request.node.get_closest_marker("autocommit") is not None
         yield conn
 
 

@@ -8,8 +8,10 @@ differs is made anew.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import psycopg
@@ -90,13 +92,17 @@ def _describe(conn: Conn) -> object:
 
 
 class Databases:
-    """The databases of one server that tests use, one after the other."""
+    """The databases of one server that tests use, one after the other.
+
+    Beside them, those of tables that several tests use: `provide_filled`.
+    """
 
     def __init__(self, dsn: str, fill: Callable[[Conn], None]) -> None:
         self.dsn = make_conninfo(dsn, dbname=DATABASE)
         self._admin = psycopg.connect(dsn, autocommit=True)
         self._conn: Conn | None = None  # to the tests' database
         self._original: Original | None = None
+        self._numbers = itertools.count()
         self._drop(TEMPLATE, DATABASE)
         self._create(TEMPLATE, "template1")
         with psycopg.connect(dsn, dbname=TEMPLATE) as conn:
@@ -111,6 +117,20 @@ class Databases:
             self._original = Original(self._conn)
         return self.dsn
 
+    @contextlib.contextmanager
+    def provide_filled(self, fill: Callable[[Conn], None]) -> Iterator[str]:
+        """A database that is filled once; how to connect to it."""
+        name = f"{DATABASE}_filled_{next(self._numbers)}"
+        self._drop(name)
+        self._create(name, TEMPLATE)
+        dsn = make_conninfo(self.dsn, dbname=name)
+        try:
+            with contextlib.closing(psycopg.connect(dsn, autocommit=True)) as conn:
+                fill(conn)
+            yield dsn
+        finally:
+            self._drop(name)
+
     def close(self) -> None:
         self._drop(DATABASE, TEMPLATE)
         self._admin.close()
@@ -120,7 +140,7 @@ class Databases:
         self._admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
 
     def _drop(self, *names: str) -> None:
-        if self._conn is not None:
+        if self._conn is not None and DATABASE in names:
             self._conn.close()
         for name in names:
             statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import psycopg
 import pytest
-from psycopg import sql
+from databases import Databases
 from shared import Conn, Vectors
 
 import pybq
@@ -75,9 +75,18 @@ def vector_column(type: str, metric: str) -> Column:
     return Column("embedding", type, f"{type}_{metric}_ops", (METRICS[metric],))
 
 
-VECTOR_COLUMNS = [
-    vector_column(type, metric) for type in ("vector", "halfvec") for metric in METRICS
-]
+COSINE, IP, L2 = (vector_column("vector", metric) for metric in METRICS)
+HALF_COSINE, HALF_IP, HALF_L2 = (vector_column("halfvec", metric) for metric in METRICS)
+VECTOR_COLUMNS = [COSINE, IP, L2, HALF_COSINE, HALF_IP, HALF_L2]
+
+
+def of_columns(*columns: Column) -> pytest.MarkDecorator:
+    """For tests of `column`, by turns each of these."""
+    return pytest.mark.parametrize("column", columns, ids=lambda column: column.opclass)
+
+
+each_column = of_columns(*VECTOR_COLUMNS)
+each_metric = of_columns(COSINE, IP, L2)
 
 
 def connect(dsn: str) -> Conn:
@@ -179,12 +188,10 @@ def insert(
 
 
 def create_index(
-    conn: Conn, column: Column, options: str = "lists = 1", table: str = "items"
+    conn: Conn, column: Column = CODES, options: str = "lists = 1", table: str = "items"
 ) -> None:
     name = f"{table}_{column.name}"
-    conn.execute(
-        cast(Any, f"CREATE INDEX {name} ON {table} USING bq ({column.key}) WITH ({options})")
-    )
+    conn.execute(f"CREATE INDEX {name} ON {table} USING bq ({column.key}) WITH ({options})")
 
 
 def operand(operator: str, vector: Vectors, transform: int = 0) -> Code | Query:
@@ -194,17 +201,28 @@ def operand(operator: str, vector: Vectors, transform: int = 0) -> Code | Query:
 
 def statement(
     operator: str, table: str, where: str, limit: int | None, column: Column = CODES
-) -> sql.SQL:
+) -> str:
     distance = f"{column.name} {operator} %(q)s"
     text = f"SELECT id, {distance} AS distance FROM {table} WHERE {where} ORDER BY {distance}"
     if limit is not None:
         text += f" LIMIT {limit}"
-    return sql.SQL(cast(Any, text))
+    return text
 
 
-def explain(conn: Conn, query: Any, parameters: Any = None) -> str:
-    rows = conn.execute(sql.SQL("EXPLAIN ") + query, parameters).fetchall()
+def explain(conn: Conn, query: str, parameters: Any = None, options: str = "COSTS OFF") -> str:
+    rows = conn.execute(cast(Any, f"EXPLAIN ({options}) {query}"), parameters).fetchall()
     return "\n".join(row[0] for row in rows)
+
+
+def measure_scan(conn: Conn, query: str, parameters: Any = None) -> dict[str, Any]:
+    """Run a query; what EXPLAIN tells of its scan: Actual Rows, Lists Read, Codes Compared, ..."""
+    query = f"EXPLAIN (ANALYZE, FORMAT JSON) {query}"
+    row = conn.execute(cast(Any, query), parameters).fetchone()
+    assert row is not None
+    node = row[0][0]["Plan"]
+    while "Plans" in node:
+        node = node["Plans"][0]
+    return cast("dict[str, Any]", node)
 
 
 def by_sort(
@@ -223,7 +241,7 @@ def by_sort(
         conn.execute("SET LOCAL enable_indexscan = off; SET LOCAL enable_seqscan = on")
         plan = explain(conn, query, {"q": q})
         assert "Index Scan" not in plan, plan
-        return conn.execute(query, {"q": q}).fetchall()
+        return conn.execute(cast(Any, query), {"q": q}).fetchall()
 
 
 def by_index(
@@ -251,7 +269,7 @@ def by_index(
             conn.execute("SET LOCAL bq.recall = 1")
         plan = explain(conn, query, {"q": q})
         assert "Index Scan using" in plan and "Sort" not in plan, plan
-        return conn.execute(query, {"q": q}).fetchall()
+        return conn.execute(cast(Any, query), {"q": q}).fetchall()
 
 
 def assert_same_order(
@@ -327,6 +345,32 @@ def info(conn: Conn, index: str) -> dict[str, Any]:
     cursor = conn.execute("SELECT * FROM bq_index_info(%s)", (index,))
     assert cursor.description is not None
     return dict(zip((column.name for column in cursor.description), cursor.fetchone(), strict=True))
+
+
+@contextlib.contextmanager
+def provide_items(
+    databases: Databases, vectors: Vectors, options: str, column: Column = CODES
+) -> Iterator[str]:
+    """A table and its index for several tests to read; how to connect to their database."""
+
+    def fill(conn: Conn) -> None:
+        register_bq(conn)
+        prepare(conn, column)
+        create(conn, vectors, column=column)
+        create_index(conn, column, options)
+        conn.execute("VACUUM ANALYZE items")
+
+    with databases.provide_filled(fill) as dsn:
+        yield dsn
+
+
+@contextlib.contextmanager
+def connect_to_read(dsn: str) -> Iterator[Conn]:
+    """For tests whose tables are those of others, too: it writes nothing."""
+    with contextlib.closing(connect(dsn)) as conn:
+        conn.prepare_threshold = None  # psycopg drops what it prepared, and what tests did, too
+        conn.execute("SET default_transaction_read_only = on")
+        yield conn
 
 
 # -- servers ------------------------------------------------------------------------------

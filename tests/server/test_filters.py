@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
-from indexlib import check, clustered_vectors, operand, random_vectors
-from shared import Conn
+from databases import Databases
+from indexlib import (
+    check,
+    clustered_vectors,
+    connect,
+    explain,
+    measure_scan,
+    operand,
+    random_vectors,
+)
+from shared import SEED, Conn
 
 from pybq import Code, Quantizer, Query
+from pybq.psycopg import register_bq
 
 DIM = 16
 ROWS = 1500
@@ -67,15 +79,12 @@ def value_of(column: str, i: int) -> Any:
             return ["", "a", "b", "ab", "A", "ä", "a b"][k]
 
 
-@pytest.fixture
-def conn(conn: Conn) -> Conn:
-    conn.autocommit = True
-    return conn
+pytestmark = pytest.mark.autocommit
 
 
-@pytest.fixture
-def items(conn: Conn, rng: np.random.Generator) -> Conn:
-    """A table with a column of each type, and for each an index on codes that filters by it."""
+def create_items(conn: Conn) -> None:
+    """A table with a column of each type to filter by."""
+    rng = np.random.default_rng((SEED, 1))
     conn.execute("CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy')")
     columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
     conn.execute(f"CREATE TABLE items (id int, code bqvec({DIM}), {columns})")
@@ -89,7 +98,23 @@ def items(conn: Conn, rng: np.random.Generator) -> Conn:
                 for i, code in enumerate(codes)
             ],
         )
-    return conn
+
+
+@pytest.fixture(scope="module")
+def database(databases_of_tests: Databases) -> Iterator[str]:
+    def fill(conn: Conn) -> None:
+        register_bq(conn)
+        create_items(conn)
+
+    with databases_of_tests.provide_filled(fill) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def items(database: str) -> Iterator[Conn]:
+    """The table; what a test makes of it, indexes and all, is rolled back."""
+    with contextlib.closing(connect(database)) as conn, conn.transaction(force_rollback=True):
+        yield conn
 
 
 @pytest.fixture
@@ -106,7 +131,7 @@ def rows_by(conn: Conn, how: str, where: str, q: Query, limit: str = "") -> list
             conn.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
         else:
             conn.execute("SET LOCAL enable_indexscan = off")
-        plan = "\n".join(r[0] for r in conn.execute("EXPLAIN " + query, {"q": q}))  # type: ignore[arg-type]
+        plan = explain(conn, query, {"q": q})
         assert ("Index Cond" in plan) == (how == "index"), plan
         return conn.execute(query, {"q": q}).fetchall()  # type: ignore[arg-type]
 
@@ -208,21 +233,20 @@ def test_nulls_of_the_first_column(items: Conn, q: Query) -> None:
         assert len(items.execute(f"SELECT id FROM items WHERE {where} {order}").fetchall()) == count
 
 
-def test_keys_follow_their_rows(items: Conn, q: Query, rng: np.random.Generator) -> None:
+def test_keys_follow_their_rows(conn: Conn, q: Query, rng: np.random.Generator) -> None:
     """Inserted, updated, deleted, vacuumed, moved to other lists."""
-    items.execute(
-        "CREATE INDEX items_code ON items USING bq (code, number, name) WITH (lists = 20)"
-    )
-    items.execute("SET bq.probes = 65536")
+    create_items(conn)
+    conn.execute("CREATE INDEX items_code ON items USING bq (code, number, name) WITH (lists = 20)")
+    conn.execute("SET bq.probes = 65536")
 
     def same() -> None:
-        check(items, "items_code")
+        check(conn, "items_code")
         for where in ("number = 3", "number IS NULL", "name = 'ab' AND number < 5", "number = 77"):
-            assert_same(items, where, q)
+            assert_same(conn, where, q)
 
     same()
     codes = Quantizer(DIM, 0).encode(random_vectors(rng, 500, DIM))
-    with items.cursor() as cursor:
+    with conn.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO items (id, code, number, name) VALUES (%s, %s, %s, %s)",
             [
@@ -231,15 +255,15 @@ def test_keys_follow_their_rows(items: Conn, q: Query, rng: np.random.Generator)
             ],
         )
     same()
-    items.execute("UPDATE items SET number = 77 WHERE id % 17 = 3")
+    conn.execute("UPDATE items SET number = 77 WHERE id % 17 = 3")
     same()
-    items.execute("DELETE FROM items WHERE id % 5 = 1")
-    items.execute("VACUUM items")
+    conn.execute("DELETE FROM items WHERE id % 5 = 1")
+    conn.execute("VACUUM items")
     same()
-    items.execute("INSERT INTO items SELECT * FROM items")
-    items.execute("VACUUM items")
+    conn.execute("INSERT INTO items SELECT * FROM items")
+    conn.execute("VACUUM items")
     same()
-    items.execute("REINDEX INDEX items_code")
+    conn.execute("REINDEX INDEX items_code")
     same()
 
 
@@ -261,14 +285,10 @@ def test_narrow_filters_find_their_rows_by_default(
 
 def test_rows_that_do_not_match_are_not_fetched(items: Conn, q: Query) -> None:
     items.execute("CREATE INDEX items_code ON items USING bq (code, number)")
-    items.execute("VACUUM ANALYZE items")
+    items.execute("ANALYZE items")
     items.execute("SET enable_seqscan = off")
-    (plan,) = items.execute(
-        "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, FORMAT JSON) SELECT id FROM items"
-        " WHERE number = 3 AND id > 0 ORDER BY code <=> %s LIMIT 10",
-        (q,),
-    ).fetchone()  # type: ignore[misc]
-    node = plan[0]["Plan"]["Plans"][0]
+    query = "SELECT id FROM items WHERE number = 3 AND id > 0 ORDER BY code <=> %s LIMIT 10"
+    node = measure_scan(items, query, (q,))
     assert node["Index Cond"] == "(number = 3)"
     assert node.get("Rows Removed by Filter", 0) == 0
     assert node.get("Rows Removed by Index Recheck", 0) == 0

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from indexlib import (
     CODES,
+    HALF_IP,
     Column,
     assert_index_equals_sort,
     check,
@@ -21,10 +22,10 @@ from indexlib import (
     create,
     info,
     insert,
+    of_columns,
     operand,
     prepare,
     random_vectors,
-    vector_column,
 )
 from shared import Conn
 
@@ -67,9 +68,7 @@ def column() -> Column:
     return CODES
 
 
-each_column = pytest.mark.parametrize(
-    "column", [CODES, vector_column("halfvec", "ip")], ids=lambda column: column.type
-)
+each_column = of_columns(CODES, HALF_IP)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from indexlib import (
     CODES,
+    HALF_COSINE,
     Column,
     assert_index_equals_sort,
     by_index,
@@ -24,11 +25,11 @@ from indexlib import (
     create,
     info,
     insert,
+    of_columns,
     prepare,
     random_vectors,
     run_threads,
     start_standby,
-    vector_column,
     wait_for_replay,
 )
 from shared import Conn
@@ -37,9 +38,7 @@ import pybq
 
 DIM = 32
 
-each_column = pytest.mark.parametrize(
-    "column", [CODES, vector_column("halfvec", "cosine")], ids=lambda column: column.type
-)
+each_column = of_columns(CODES, HALF_COSINE)
 
 
 # -- crashes --------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import psycopg
 import pytest
 from indexlib import (
     CODES,
+    COSINE,
+    HALF_COSINE,
     Column,
     Places,
     by_index,
@@ -18,10 +20,10 @@ from indexlib import (
     create,
     damage,
     insert,
+    of_columns,
     operand,
     prepare,
     random_vectors,
-    vector_column,
 )
 from psycopg import sql
 from shared import Conn
@@ -30,9 +32,7 @@ import pybq
 
 DIM = 32
 
-each_column = pytest.mark.parametrize(
-    "column", [CODES, vector_column("halfvec", "cosine")], ids=lambda column: column.type
-)
+each_column = of_columns(CODES, HALF_COSINE)
 
 
 def test_check_finds_damage(own_server: pybq.Server, rng: np.random.Generator) -> None:
@@ -243,7 +243,7 @@ def test_check_compares_filter_keys(own_server: pybq.Server, rng: np.random.Gene
 
 def test_check_finds_zero_vectors(own_server: pybq.Server, rng: np.random.Generator) -> None:
     """They have no cosine: an index for it that has one has kept a vector that is no more."""
-    column = vector_column("vector", "cosine")
+    column = COSINE
     with connect(own_server.dsn) as conn:
         prepare(conn, column)
         create(conn, random_vectors(rng, 10, DIM), nulls=0, column=column)

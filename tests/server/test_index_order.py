@@ -25,11 +25,7 @@ from shared import Conn
 
 from pybq import Code, Quantizer, Query
 
-
-@pytest.fixture
-def conn(conn: Conn) -> Conn:
-    conn.autocommit = True
-    return conn
+pytestmark = pytest.mark.autocommit
 
 
 @pytest.mark.parametrize("make", [random_vectors, clustered_vectors])

@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from databases import Databases
 from indexlib import (
     CODES,
+    COSINE,
+    HALF_IP,
     Column,
     clustered_vectors,
+    connect_to_read,
     create,
+    explain,
+    measure_scan,
+    of_columns,
     operand,
     prepare,
+    provide_items,
     random_vectors,
-    vector_column,
 )
-from shared import Conn
+from shared import SEED, Conn
 
 from pybq import Query
 
-COSINE = vector_column("vector", "cosine")
-HALF_IP = vector_column("halfvec", "ip")
 DIM = 16
 ROWS = 4000
 LISTS = 40
 
-each_column = pytest.mark.parametrize("column", [CODES, COSINE], ids=lambda column: column.type)
+each_column = of_columns(CODES, COSINE)
+
+
+pytestmark = pytest.mark.autocommit
+
+
+OPTIONS = f"lists = {LISTS}, probes = 1"
+
+
+@pytest.fixture(scope="module")
+def database(databases_of_tests: Databases) -> Iterator[str]:
+    vectors = clustered_vectors(np.random.default_rng((SEED, 1)), ROWS, DIM)
+    with provide_items(databases_of_tests, vectors, OPTIONS) as dsn:
+        yield dsn
 
 
 @pytest.fixture
-def conn(conn: Conn) -> Conn:
-    conn.autocommit = True
-    return conn
-
-
-@pytest.fixture
-def items(conn: Conn, rng: np.random.Generator) -> Conn:
-    """A table with an index of 40 lists, of which a scan reads one first."""
-    create(conn, clustered_vectors(rng, ROWS, DIM))
-    conn.execute(
-        f"CREATE INDEX items_code ON items USING bq (code) WITH (lists = {LISTS}, probes = 1)"
-    )
-    conn.execute("VACUUM ANALYZE items")
-    return conn
+def items(database: str) -> Iterator[Conn]:
+    """A table with an index of 40 lists, of which a scan reads one first; not to be written to."""
+    with connect_to_read(database) as conn:
+        yield conn
 
 
 @pytest.fixture
@@ -51,11 +59,6 @@ def q(rng: np.random.Generator) -> Query:
     query = operand("<=>", random_vectors(rng, 1, DIM)[0])
     assert isinstance(query, Query)
     return query
-
-
-def plan_of(conn: Conn, statement: str, parameters: Any = None) -> str:
-    rows = conn.execute("EXPLAIN (COSTS OFF) " + statement, parameters)  # type: ignore[arg-type]
-    return "\n".join(row[0] for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +77,10 @@ def test_planner_takes_the_index_for_the_nearest(
         right = column.operand(operator, np.ones(dim, np.float32))
         order = f"SELECT id FROM items{{where}} ORDER BY {column.name} {operator} %s"
         nearest = order + " LIMIT 10"
-        assert "by_distance" in plan_of(conn, nearest.format(where=""), (right,))
-        assert "by_distance" in plan_of(conn, nearest.format(where=" WHERE other < 5"), (right,))
+        assert "by_distance" in explain(conn, nearest.format(where=""), (right,))
+        assert "by_distance" in explain(conn, nearest.format(where=" WHERE other < 5"), (right,))
         descending = order.format(where="") + " DESC LIMIT 10"
-        assert "by_distance" not in plan_of(conn, descending, (right,))
+        assert "by_distance" not in explain(conn, descending, (right,))
 
 
 @each_column
@@ -99,13 +102,13 @@ def test_planner_leaves_the_index_where_it_does_not_help(
         "SELECT id FROM items ORDER BY id LIMIT 1",
         f"SELECT id FROM items WHERE id = 5 ORDER BY {distance} LIMIT 1",
     ):
-        assert "by_distance" not in plan_of(conn, statement, q), statement
+        assert "by_distance" not in explain(conn, statement, q), statement
     conn.execute("SET enable_seqscan = off")
-    assert "by_distance" not in plan_of(conn, "SELECT count(*) FROM items")
+    assert "by_distance" not in explain(conn, "SELECT count(*) FROM items")
     conn.execute("RESET enable_seqscan")
     conn.execute("SET enable_indexscan = off")
     nearest = f"SELECT id FROM items ORDER BY {distance} LIMIT 1"
-    assert "by_distance" not in plan_of(conn, nearest, q)
+    assert "by_distance" not in explain(conn, nearest, q)
 
 
 def test_a_second_distance_orders_ties(conn: Conn, rng: np.random.Generator) -> None:
@@ -118,7 +121,7 @@ def test_a_second_distance_orders_ties(conn: Conn, rng: np.random.Generator) -> 
         "b": operand("<~>", random_vectors(rng, 1, 8)[0]),
     }
     ties = "SELECT code <~> %(a)s, code <~> %(b)s FROM items ORDER BY 1, 2 LIMIT 100"
-    assert "items_code" not in plan_of(conn, ties, parameters)
+    assert "items_code" not in explain(conn, ties, parameters)
     rows = conn.execute(ties, parameters).fetchall()
     assert rows == sorted(rows)
 
@@ -132,7 +135,7 @@ def test_groups_have_all_their_rows(items: Conn) -> None:
     assert (None, 3) in expected[0]
     items.execute("SET enable_seqscan = off; SET enable_sort = off; SET enable_hashagg = off")
     for statement, rows in zip((groups, ordered), expected, strict=True):
-        assert "items_code" not in plan_of(items, statement)
+        assert "items_code" not in explain(items, statement)
         assert items.execute(statement).fetchall() == rows
 
 
@@ -141,8 +144,7 @@ def test_explain_shows_what_was_read(items: Conn, q: Query) -> None:
         pytest.skip("hooks of EXPLAIN came with PostgreSQL 18")
     nearest = "SELECT id FROM items ORDER BY code <#> %s LIMIT 1"
     items.execute("SET bq.probes = 7")
-    (plan,) = items.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {nearest}", (q,)).fetchone() or ()
-    scan = plan[0]["Plan"]["Plans"][0]
+    scan = measure_scan(items, nearest, (q,))
     assert scan["Index Name"] == "items_code"
     assert scan["Lists Read"] == 7
     assert 32 * 7 <= scan["Codes Compared"] <= ROWS
@@ -169,14 +171,8 @@ def test_each_query_reads_the_lists_that_it_needs(conn: Conn, rng: np.random.Gen
     counts = []
     for vector in vectors[::100]:
         right = operand("<=>", vector)
-        (plan,) = (
-            conn.execute(
-                "EXPLAIN (ANALYZE, FORMAT JSON) SELECT id FROM items ORDER BY code <=> %s LIMIT 1",
-                (right,),
-            ).fetchone()
-            or ()
-        )
-        counts.append(plan[0]["Plan"]["Plans"][0]["Lists Read"])
+        nearest = "SELECT id FROM items ORDER BY code <=> %s LIMIT 1"
+        counts.append(measure_scan(conn, nearest, (right,))["Lists Read"])
     assert 3 <= min(counts) < max(counts) <= 48
     assert 8 < np.mean(counts) < 18, np.mean(counts)
 
@@ -194,14 +190,8 @@ def test_a_recall_of_one_reads_blocks_to_their_end(conn: Conn, rng: np.random.Ge
 
     def codes_compared(recall: float) -> int:
         conn.execute(f"SET bq.recall = {recall}")
-        (plan,) = (
-            conn.execute(
-                "EXPLAIN (ANALYZE, FORMAT JSON) SELECT id FROM items ORDER BY code <#> %s LIMIT 1",
-                (operand("<#>", vectors[7]),),
-            ).fetchone()
-            or ()
-        )
-        scan = plan[0]["Plan"]["Plans"][0]
+        nearest = "SELECT id FROM items ORDER BY code <#> %s LIMIT 1"
+        scan = measure_scan(conn, nearest, (operand("<#>", vectors[7]),))
         assert scan["Lists Read"] == 25
         return int(scan["Codes Compared"])
 
@@ -236,6 +226,7 @@ def test_distance_is_computed_only_where_it_is_read(
     if items.info.server_version < 170000 and "{d}, id" in query:
         pytest.skip("only from 17 on is an order by distance alone good for part of another")
     items.execute("SET enable_seqscan = off; SET bq.probes = 40")
+    items.execute("SET default_transaction_read_only = off")  # FOR UPDATE locks rows
     items.execute("SELECT bq_simd()")  # the library is loaded by now, also without an index
     text = query.format(d="code <=> %(q)s")
     rows = items.execute("EXPLAIN (VERBOSE, COSTS OFF) " + text, {"q": q})  # type: ignore[arg-type]

@@ -24,10 +24,10 @@ from indexlib import (
     clustered_vectors,
     create,
     explain,
+    of_columns,
     prepare,
     random_vectors,
 )
-from psycopg import sql
 from shared import SEED, Conn, Vectors
 
 DIM = 6  # few codes, so that many are equal
@@ -367,8 +367,7 @@ class Asker:
 
     def assert_used(self, question: Question, parameters: Any) -> bool:
         """Whether the index is used; wherever it is all that would do, it must be."""
-        text = sql.SQL(cast(Any, self.write(question.text, question)))
-        plan = explain(self.conn, text, parameters)
+        plan = explain(self.conn, self.write(question.text, question), parameters)
         used = "Index Scan using by_distance" in plan
         self.asked[used] += 1
         # before 17 the planner drops arrays, or the order, of columns after the first
@@ -400,7 +399,7 @@ def comparable(value: Any) -> Any:
     return "NaN" if value != value else value
 
 
-@pytest.mark.parametrize("column", [CODES, *VECTOR_COLUMNS], ids=lambda column: column.opclass)
+@of_columns(CODES, *VECTOR_COLUMNS)
 def test_random_queries(conn: Conn, pytestconfig: pytest.Config, column: Column) -> None:
     asker = Asker(conn, column)
     seed = pytestconfig.getoption("--hypothesis-seed")

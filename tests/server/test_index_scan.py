@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import psycopg
 import pytest
+from databases import Databases
 from indexlib import (
     CODES,
+    COSINE,
     OPERATORS,
     Column,
     Places,
@@ -20,42 +22,57 @@ from indexlib import (
     check,
     clustered_vectors,
     connect,
+    connect_to_read,
     create,
+    create_index,
     damage,
+    explain,
     info,
     insert,
+    measure_scan,
+    of_columns,
     operand,
     prepare,
+    provide_items,
     random_vectors,
-    vector_column,
 )
-from shared import Conn
+from shared import SEED, Conn
 
 import pybq
 from pybq import Query
 
-COSINE = vector_column("vector", "cosine")
-HALF_IP = vector_column("halfvec", "ip")
 DIM = 16
 ROWS = 4000
 LISTS = 40
 
-each_column = pytest.mark.parametrize("column", [CODES, COSINE], ids=lambda column: column.type)
+each_column = of_columns(CODES, COSINE)
+
+
+pytestmark = pytest.mark.autocommit
+
+
+OPTIONS = f"lists = {LISTS}, probes = 1"
+
+
+@pytest.fixture(scope="module")
+def database(databases_of_tests: Databases) -> Iterator[str]:
+    vectors = clustered_vectors(np.random.default_rng((SEED, 1)), ROWS, DIM)
+    with provide_items(databases_of_tests, vectors, OPTIONS) as dsn:
+        yield dsn
 
 
 @pytest.fixture
-def conn(conn: Conn) -> Conn:
-    conn.autocommit = True
-    return conn
+def items(database: str) -> Iterator[Conn]:
+    """A table with an index of 40 lists, of which a scan reads one first; not to be written to."""
+    with connect_to_read(database) as conn:
+        yield conn
 
 
 @pytest.fixture
-def items(conn: Conn, rng: np.random.Generator) -> Conn:
-    """A table with an index of 40 lists, of which a scan reads one first."""
+def own_items(conn: Conn, rng: np.random.Generator) -> Conn:
+    """The same of one's own."""
     create(conn, clustered_vectors(rng, ROWS, DIM))
-    conn.execute(
-        f"CREATE INDEX items_code ON items USING bq (code) WITH (lists = {LISTS}, probes = 1)"
-    )
+    create_index(conn, CODES, OPTIONS)
     conn.execute("VACUUM ANALYZE items")
     return conn
 
@@ -65,11 +82,6 @@ def q(rng: np.random.Generator) -> Query:
     query = operand("<=>", random_vectors(rng, 1, DIM)[0])
     assert isinstance(query, Query)
     return query
-
-
-def plan_of(conn: Conn, statement: str, parameters: Any = None) -> str:
-    rows = conn.execute("EXPLAIN (COSTS OFF) " + statement, parameters)  # type: ignore[arg-type]
-    return "\n".join(row[0] for row in rows)
 
 
 # -- how far a scan goes -----------------------------------------------------------------
@@ -138,10 +150,7 @@ def test_draining_reads_no_list_often(items: Conn, q: Query, work_mem: str) -> N
     items.execute(f"SET work_mem = '{work_mem}'")
     items.execute("SET enable_seqscan = off; SET enable_sort = off")
     query = "SELECT id FROM items ORDER BY code <=> %s"
-    rows = items.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + query, (q,)).fetchone()  # type: ignore[arg-type]
-    node = rows[0][0]["Plan"]  # type: ignore[index]
-    while "Plans" in node:
-        node = node["Plans"][0]
+    node = measure_scan(items, query, (q,))
     assert node["Actual Rows"] > 0.9 * ROWS
     # 64 rows kept, then 4 times as many, and so on until work_mem, then all
     assert node["Codes Compared"] < 8 * ROWS * 1.5
@@ -163,7 +172,7 @@ def test_planner_may_trust_the_order(items: Conn, rng: np.random.Generator, oper
     items.execute("SET enable_seqscan = off")
     for query in ordered:
         items.execute("SET enable_sort = off; SET bq.probes = 0")
-        assert "items_code" in plan_of(items, query, {"q": right})
+        assert "items_code" in explain(items, query, {"q": right})
         rows = items.execute(query, {"q": right}).fetchall()
         assert len(rows) >= 100
         distances = [next(v for v in row if isinstance(v, float)) for row in rows]
@@ -198,7 +207,7 @@ def test_questions_about_all_rows_are_not_the_index_s(
     for vector in random_vectors(rng, 5, DIM):
         right = operand("<~>", vector)
         text = query.format(d="code <~> %(q)s")
-        assert "items_code" not in plan_of(items, text, {"q": right})
+        assert "items_code" not in explain(items, text, {"q": right})
         found = items.execute(text, {"q": right}).fetchall()
         items.execute("SET enable_indexscan = off")
         assert found == items.execute(text, {"q": right}).fetchall()
@@ -255,17 +264,17 @@ def test_max_scan_tuples_ends_a_scan(items: Conn, q: Query) -> None:
     assert count(ROWS) == count(-1) == ROWS
 
 
-def test_setting_beats_option_beats_measurement(items: Conn, q: Query) -> None:
-    items.execute("SET bq.iterative_scan = off")
-    one = len(by_index(items, "<=>", q, probes=None))
-    items.execute("ALTER INDEX items_code SET (probes = 40)")
-    assert len(by_index(items, "<=>", q, probes=None)) == ROWS
-    assert len(by_index(items, "<=>", q, probes=1)) == one
-    items.execute("ALTER INDEX items_code RESET (probes)")
-    measured = info(items, "items_code")["probes"]
-    items.execute("SET bq.iterative_scan = off")
-    expected = len(by_index(items, "<=>", q, probes=measured))
-    assert len(by_index(items, "<=>", q, probes=None)) == expected
+def test_setting_beats_option_beats_measurement(own_items: Conn, q: Query) -> None:
+    own_items.execute("SET bq.iterative_scan = off")
+    one = len(by_index(own_items, "<=>", q, probes=None))
+    own_items.execute("ALTER INDEX items_code SET (probes = 40)")
+    assert len(by_index(own_items, "<=>", q, probes=None)) == ROWS
+    assert len(by_index(own_items, "<=>", q, probes=1)) == one
+    own_items.execute("ALTER INDEX items_code RESET (probes)")
+    measured = info(own_items, "items_code")["probes"]
+    own_items.execute("SET bq.iterative_scan = off")
+    expected = len(by_index(own_items, "<=>", q, probes=measured))
+    assert len(by_index(own_items, "<=>", q, probes=None)) == expected
 
 
 def test_little_work_mem_gives_the_same_rows(items: Conn, q: Query) -> None:
@@ -285,7 +294,7 @@ def test_prepared_statement_with_generic_plan(items: Conn, rng: np.random.Genera
         "PREPARE nearest(bqquery, int) AS"
         " SELECT id, code <=> $1 FROM items ORDER BY code <=> $1 LIMIT $2"
     )
-    assert "items_code" in plan_of(
+    assert "items_code" in explain(
         items, "EXECUTE nearest('0:[1]', 1)".replace("[1]", str([1] * DIM))
     )
     for vector in random_vectors(rng, 5, DIM):
@@ -301,7 +310,7 @@ def test_rescans_in_lateral_join(items: Conn) -> None:
         " LATERAL (SELECT i.id, i.code <~> a.code AS distance FROM items AS i{condition}"
         " ORDER BY i.code <~> a.code LIMIT 4) AS b ORDER BY a.id, b.distance, b.id"
     )
-    plan = plan_of(items, statement.format(condition=""))
+    plan = explain(items, statement.format(condition=""))
     assert "Nested Loop" in plan and "Index Scan using items_code" in plan
     found = items.execute(statement.format(condition="")).fetchall()  # type: ignore[call-overload]
     items.execute("SET enable_indexscan = off")
@@ -312,12 +321,12 @@ def test_rescans_in_lateral_join(items: Conn) -> None:
     assert [(row[0], row[2]) for row in found] == [(row[0], row[2]) for row in expected]
 
 
-def test_cursor_outlives_vacuum(items: Conn, rng: np.random.Generator, q: Query) -> None:
+def test_cursor_outlives_vacuum(own_items: Conn, rng: np.random.Generator, q: Query) -> None:
     """Rows deleted, vacuumed away and replaced in their slots: a snapshot sees none of it."""
     # strict order passes over more or fewer rows by how many it has met, seen or not
-    items.execute("SET bq.iterative_scan = relaxed_order")
-    expected = by_index(items, "<=>", q, probes=1)
-    with psycopg.connect(items.info.dsn) as reader:
+    own_items.execute("SET bq.iterative_scan = relaxed_order")
+    expected = by_index(own_items, "<=>", q, probes=1)
+    with psycopg.connect(own_items.info.dsn) as reader:
         reader.execute("SET enable_seqscan = off; SET enable_sort = off; SET bq.probes = 1")
         reader.execute("SET bq.iterative_scan = relaxed_order")
         text = f"code <=> '{q.to_text()}'"
@@ -325,24 +334,24 @@ def test_cursor_outlives_vacuum(items: Conn, rng: np.random.Generator, q: Query)
             cursor.execute(f"SELECT id, {text} FROM items ORDER BY {text}")
             found = cursor.fetchmany(100)
             for step in range(5):
-                items.execute("DELETE FROM items WHERE id %% 5 = %s", (step,))
-                items.execute("VACUUM items")
-                insert(items, clustered_vectors(rng, 500, DIM), first=ROWS + 1000 * step)
+                own_items.execute("DELETE FROM items WHERE id %% 5 = %s", (step,))
+                own_items.execute("VACUUM items")
+                insert(own_items, clustered_vectors(rng, 500, DIM), first=ROWS + 1000 * step)
                 found += cursor.fetchmany(400)
             found += cursor.fetchall()
     assert found == expected
-    check(items, "items_code")
+    check(own_items, "items_code")
 
 
-def test_cursor_does_not_see_later_commands(items: Conn, q: Query) -> None:
+def test_cursor_does_not_see_later_commands(own_items: Conn, q: Query) -> None:
     text = f"code <=> '{q.to_text()}'"
-    items.execute("SET bq.iterative_scan = relaxed_order")
-    with items.transaction():
-        items.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
-        with items.cursor("reader") as cursor:
+    own_items.execute("SET bq.iterative_scan = relaxed_order")
+    with own_items.transaction():
+        own_items.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
+        with own_items.cursor("reader") as cursor:
             cursor.execute(f"SELECT id FROM items ORDER BY {text}")
             first = cursor.fetchmany(10)
-            items.execute("UPDATE items SET id = id + 100000, code = code")
+            own_items.execute("UPDATE items SET id = id + 100000, code = code")
             rest = cursor.fetchall()
     assert sorted(i for (i,) in first + rest) == list(range(ROWS))
 
@@ -364,31 +373,31 @@ def test_nothing_is_nearer_to_null(items: Conn, operator: str, kind: str) -> Non
     items.execute("SET plan_cache_mode = force_generic_plan")
     items.execute("SET enable_seqscan = off; SET enable_sort = off")
     items.execute(f"PREPARE n({kind}) AS SELECT id FROM items ORDER BY code {operator} $1")
-    assert "items_code" in plan_of(items, "EXECUTE n(NULL)")
+    assert "items_code" in explain(items, "EXECUTE n(NULL)")
     rows = items.execute("EXECUTE n(NULL)").fetchall()
     assert sorted(i for (i,) in rows) == list(range(ROWS))
 
 
-def test_subtransaction_and_rollback(items: Conn, rng: np.random.Generator, q: Query) -> None:
-    before = by_index(items, "<=>", q)
-    with items.transaction(force_rollback=True):
-        insert(items, random_vectors(rng, 100, DIM), first=ROWS)
-        with items.transaction(force_rollback=True):
-            insert(items, random_vectors(rng, 100, DIM), first=ROWS + 100)
-            assert len(by_index(items, "<=>", q)) == ROWS + 200
-        assert len(by_index(items, "<=>", q)) == ROWS + 100
-        with items.transaction(force_rollback=True):
-            items.execute("REINDEX INDEX items_code")
-            assert len(by_index(items, "<=>", q)) == ROWS + 100
-        with items.transaction(force_rollback=True):
-            items.execute("TRUNCATE items")
-            assert by_index(items, "<=>", q) == []
-        assert len(by_index(items, "<=>", q)) == ROWS + 100
-    assert by_index(items, "<=>", q) == before
-    check(items, "items_code")
-    items.execute("VACUUM items")
-    check(items, "items_code")
-    assert info(items, "items_code")["live_rows"] == ROWS
+def test_subtransaction_and_rollback(own_items: Conn, rng: np.random.Generator, q: Query) -> None:
+    before = by_index(own_items, "<=>", q)
+    with own_items.transaction(force_rollback=True):
+        insert(own_items, random_vectors(rng, 100, DIM), first=ROWS)
+        with own_items.transaction(force_rollback=True):
+            insert(own_items, random_vectors(rng, 100, DIM), first=ROWS + 100)
+            assert len(by_index(own_items, "<=>", q)) == ROWS + 200
+        assert len(by_index(own_items, "<=>", q)) == ROWS + 100
+        with own_items.transaction(force_rollback=True):
+            own_items.execute("REINDEX INDEX items_code")
+            assert len(by_index(own_items, "<=>", q)) == ROWS + 100
+        with own_items.transaction(force_rollback=True):
+            own_items.execute("TRUNCATE items")
+            assert by_index(own_items, "<=>", q) == []
+        assert len(by_index(own_items, "<=>", q)) == ROWS + 100
+    assert by_index(own_items, "<=>", q) == before
+    check(own_items, "items_code")
+    own_items.execute("VACUUM items")
+    check(own_items, "items_code")
+    assert info(own_items, "items_code")["live_rows"] == ROWS
 
 
 # -- kinds of tables and indexes -----------------------------------------------------------
@@ -466,15 +475,15 @@ def test_create_index_concurrently_while_rows_change(
     assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), column=column)
 
 
-def test_a_check_of_something_else_waits_for_nobody(items: Conn) -> None:
+def test_a_check_of_something_else_waits_for_nobody(own_items: Conn) -> None:
     """Else anybody could keep writers out of any table, by waiting for its lock."""
-    with psycopg.connect(items.info.dsn) as writer:
+    with psycopg.connect(own_items.info.dsn) as writer:
         writer.execute("INSERT INTO items VALUES (-9, NULL, 0)")
-        items.execute("SET lock_timeout = '10ms'")
+        own_items.execute("SET lock_timeout = '10ms'")
         with pytest.raises(psycopg.errors.WrongObjectType, match="not a bq index"):
-            items.execute("SELECT bq_index_check('items')")
+            own_items.execute("SELECT bq_index_check('items')")
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            items.execute("SELECT bq_index_check('items_code')")
+            own_items.execute("SELECT bq_index_check('items_code')")
 
 
 # -- interrupts and memory -------------------------------------------------------------------
@@ -510,13 +519,13 @@ def _memory(conn: Conn) -> int:
     return int(row[0])
 
 
-def test_no_memory_is_lost(items: Conn, rng: np.random.Generator) -> None:
+def test_no_memory_is_lost(own_items: Conn, rng: np.random.Generator) -> None:
     """By 10,000 rescans, nor by 10,000 insertions in one statement."""
 
     def largest(statement: str) -> int:
         """Peak of the backend's resident memory in kB, the statement included."""
-        items.execute(statement)  # type: ignore[call-overload]
-        pid = items.info.backend_pid
+        own_items.execute(statement)  # type: ignore[call-overload]
+        pid = own_items.info.backend_pid
         try:
             with open(f"/proc/{pid}/status") as status:
                 lines = dict(line.split(":", 1) for line in status)
@@ -528,18 +537,18 @@ def test_no_memory_is_lost(items: Conn, rng: np.random.Generator) -> None:
         "SELECT count(s.id) FROM generate_series(1, {n}) AS n, LATERAL (SELECT id FROM items"
         " WHERE n > 0 ORDER BY code <~> (SELECT code FROM items WHERE id = 1) LIMIT 1) AS s"
     )
-    items.execute("SET enable_seqscan = off")
-    plan = items.execute("EXPLAIN ANALYZE " + rescans.format(n=10)).fetchall()
+    own_items.execute("SET enable_seqscan = off")
+    plan = own_items.execute("EXPLAIN ANALYZE " + rescans.format(n=10)).fetchall()
     scan = next(line for (line,) in plan if "Index Scan using items_code" in line)
     assert "loops=10)" in scan
     before = largest(rescans.format(n=100))
     assert largest(rescans.format(n=10_000)) - before < 2048
 
     insertions = "INSERT INTO items SELECT id, code FROM items LIMIT {n}"
-    items.execute("SET enable_seqscan = on")
+    own_items.execute("SET enable_seqscan = on")
     before = largest(insertions.format(n=100))
     assert largest(insertions.format(n=4_000)) - before < 2048
-    total = _memory(items)
+    total = _memory(own_items)
     for vector in random_vectors(rng, 200, DIM):
-        by_index(items, "<=>", operand("<=>", vector), limit=3, probes=None)
-    assert _memory(items) - total < 1 << 20
+        by_index(own_items, "<=>", operand("<=>", vector), limit=3, probes=None)
+    assert _memory(own_items) - total < 1 << 20

@@ -12,6 +12,8 @@ import psycopg
 import pytest
 from indexlib import (
     CODES,
+    COSINE,
+    HALF_L2,
     Column,
     Places,
     assert_index_equals_sort,
@@ -25,12 +27,12 @@ from indexlib import (
     damage,
     info,
     insert,
+    of_columns,
     operand,
     prepare,
     random_vectors,
     run_threads,
     start_standby,
-    vector_column,
     wait_for,
     wait_for_replay,
 )
@@ -41,11 +43,8 @@ import pybq
 
 DIM = 32
 
-COSINE = vector_column("vector", "cosine")
-L2 = vector_column("halfvec", "l2")
 
-
-@pytest.fixture(params=[CODES, L2], ids=lambda column: column.type)
+@pytest.fixture(params=[CODES, HALF_L2], ids=lambda column: column.type)
 def column(request: pytest.FixtureRequest) -> Column:
     return cast(Column, request.param)
 
@@ -85,7 +84,7 @@ def topics(rng: np.random.Generator, rows: int, dim: int, kinds: int, axis: int)
     return vectors
 
 
-codes_and_cosines = pytest.mark.parametrize("column", [CODES, COSINE], ids=lambda c: c.type)
+codes_and_cosines = of_columns(CODES, COSINE)
 
 
 def recall(conn: Conn, queries: Vectors, column: Column) -> float:

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from indexlib import (
     CODES,
+    HALF_IP,
+    L2,
     Column,
     assert_same_order,
     by_index,
     check,
     insert,
     prepare,
-    vector_column,
 )
 from shared import Conn
 
@@ -165,7 +166,7 @@ def run(conn: Conn, column: Column, examples: int, steps: int) -> None:
 # by these every vector has a distance, the zero vector, too
 each_column = pytest.mark.parametrize(
     "column",
-    [CODES, vector_column("vector", "l2"), vector_column("halfvec", "ip")],
+    [CODES, L2, HALF_IP],
     ids=lambda column: column.type,
 )
 

@@ -11,6 +11,8 @@ import psycopg
 import pytest
 from indexlib import (
     CODES,
+    HALF_COSINE,
+    L2,
     Column,
     assert_index_equals_sort,
     by_index,
@@ -21,10 +23,10 @@ from indexlib import (
     create,
     info,
     insert,
+    of_columns,
     prepare,
     random_vectors,
     run_threads,
-    vector_column,
     wait_for,
 )
 from shared import Conn
@@ -33,9 +35,7 @@ import pybq
 
 DIM = 32
 
-each_column = pytest.mark.parametrize(
-    "column", [CODES, vector_column("halfvec", "cosine")], ids=lambda column: column.type
-)
+each_column = of_columns(CODES, HALF_COSINE)
 
 
 def count_zeros(conn: Conn, column: Column) -> int:
@@ -110,7 +110,7 @@ def _concurrent_work(
 
 @pytest.mark.parametrize(
     "column, lists",
-    [(CODES, 1), (CODES, 50), (vector_column("vector", "l2"), 50)],
+    [(CODES, 1), (CODES, 50), (L2, 50)],
     ids=lambda value: getattr(value, "type", None),
 )
 def test_concurrent_changes(

@@ -8,7 +8,7 @@ import numpy as np
 import psycopg
 import pytest
 from indexlib import (
-    VECTOR_COLUMNS,
+    COSINE,
     Column,
     Places,
     check,
@@ -17,11 +17,11 @@ from indexlib import (
     create,
     create_index,
     damage,
+    each_metric,
     info,
     insert,
     random_vectors,
     sparse,
-    vector_column,
 )
 from shared import Conn, Vectors
 
@@ -29,18 +29,7 @@ import pybq
 from pybq._choice.statistics import Statistics
 from pybq._choice.probe import searched
 
-each_column = pytest.mark.parametrize("column", VECTOR_COLUMNS, ids=lambda column: column.opclass)
-each_metric = pytest.mark.parametrize("column", VECTOR_COLUMNS[:3], ids=lambda c: c.opclass)
-
-COSINE = vector_column("vector", "cosine")
-L2 = vector_column("vector", "l2")
-IP = vector_column("vector", "ip")
-
-
-@pytest.fixture
-def conn(conn: Conn, bq_pgvector: None) -> Conn:
-    conn.autocommit = True
-    return conn
+pytestmark = [pytest.mark.autocommit, pytest.mark.usefixtures("bq_pgvector")]
 
 
 # -- how the choice is made --------------------------------------------------------------------

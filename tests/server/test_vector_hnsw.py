@@ -7,34 +7,21 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from indexlib import (
-    VECTOR_COLUMNS,
     Column,
     assert_same_order,
     by_index,
     clustered_vectors,
     create,
     create_index,
+    each_column,
     explain,
     random_vectors,
     refused,
     some_queries,
-    vector_column,
 )
-from psycopg import sql
 from shared import Conn
 
-each_column = pytest.mark.parametrize("column", VECTOR_COLUMNS, ids=lambda column: column.opclass)
-each_metric = pytest.mark.parametrize("column", VECTOR_COLUMNS[:3], ids=lambda c: c.opclass)
-
-COSINE = vector_column("vector", "cosine")
-L2 = vector_column("vector", "l2")
-IP = vector_column("vector", "ip")
-
-
-@pytest.fixture
-def conn(conn: Conn, bq_pgvector: None) -> Conn:
-    conn.autocommit = True
-    return conn
+pytestmark = [pytest.mark.autocommit, pytest.mark.usefixtures("bq_pgvector")]
 
 
 @each_column
@@ -93,9 +80,9 @@ def answers(conn: Conn, query: str, parameters: Any = None) -> list[list[tuple[A
     """Of bq, then of hnsw, to a query of {table}; their indexes are used."""
     found = []
     for table in ("items", "others"):
-        text = sql.SQL(cast(Any, query.format(table=table)))
+        text = query.format(table=table)
         assert f"Index Scan using {table}_embedding" in explain(conn, text, parameters)
-        found.append(conn.execute(text, parameters).fetchall())
+        found.append(conn.execute(cast(Any, text), parameters).fetchall())
     return found
 
 

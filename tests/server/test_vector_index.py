@@ -7,8 +7,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from indexlib import (
+    COSINE,
+    L2,
     METRICS,
-    VECTOR_COLUMNS,
     Column,
     assert_index_equals_sort,
     assert_same_order,
@@ -18,6 +19,7 @@ from indexlib import (
     clustered_vectors,
     create,
     create_index,
+    each_column,
     explain,
     info,
     insert,
@@ -25,21 +27,9 @@ from indexlib import (
     refused,
     vector_column,
 )
-from psycopg import sql
 from shared import Conn
 
-each_column = pytest.mark.parametrize("column", VECTOR_COLUMNS, ids=lambda column: column.opclass)
-each_metric = pytest.mark.parametrize("column", VECTOR_COLUMNS[:3], ids=lambda c: c.opclass)
-
-COSINE = vector_column("vector", "cosine")
-L2 = vector_column("vector", "l2")
-IP = vector_column("vector", "ip")
-
-
-@pytest.fixture
-def conn(conn: Conn, bq_pgvector: None) -> Conn:
-    conn.autocommit = True
-    return conn
+pytestmark = [pytest.mark.autocommit, pytest.mark.usefixtures("bq_pgvector")]
 
 
 # -- what is refused ---------------------------------------------------------------------------
@@ -144,7 +134,7 @@ def test_expression_index(
     conn.execute("SET enable_seqscan = off")
     conn.execute("SET enable_sort = off")
     conn.execute("SET bq.recall = 1")
-    assert "Index Scan using items_e" in explain(conn, sql.SQL(cast(Any, query)), parameters)
+    assert "Index Scan using items_e" in explain(conn, query, parameters)
     assert_same_order(conn.execute(cast(Any, query), parameters).fetchall(), expected)
     assert len(expected) > 300
     check(conn, "items_e")
@@ -161,7 +151,7 @@ def test_two_indexes_on_one_column(conn: Conn, rng: np.random.Generator) -> None
     conn.execute("SET enable_seqscan = off")
     for metric, operator in METRICS.items():
         query = f"SELECT id FROM items ORDER BY embedding {operator} %s::vector LIMIT 5"
-        plan = explain(conn, sql.SQL(cast(Any, query)), (str([1] * 16),))
+        plan = explain(conn, query, (str([1] * 16),))
         assert f"Index Scan using by_{metric}" in plan
         column = vector_column("vector", metric)
         assert_index_equals_sort(conn, vectors[:2], column=column)
@@ -283,7 +273,7 @@ def test_partitioned_table(conn: Conn, rng: np.random.Generator) -> None:
     conn.execute("SET enable_seqscan = off")
     conn.execute("SET enable_sort = off")
     conn.execute("SET bq.recall = 1")
-    query = sql.SQL("SELECT id, embedding <-> %(q)s FROM items ORDER BY embedding <-> %(q)s")
+    query = "SELECT id, embedding <-> %(q)s FROM items ORDER BY embedding <-> %(q)s"
     plan = explain(conn, query, {"q": q})
     assert "Merge Append" in plan and plan.count("Index Scan") == 3
     assert_same_order(conn.execute(query, {"q": q}).fetchall(), expected)

@@ -7,8 +7,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from indexlib import (
+    IP,
+    L2,
     METRICS,
-    VECTOR_COLUMNS,
     Column,
     assert_index_equals_sort,
     assert_same_order,
@@ -19,29 +20,20 @@ from indexlib import (
     corners,
     create,
     create_index,
+    each_column,
+    each_metric,
     explain,
     info,
     insert,
+    of_columns,
     random_vectors,
     some_queries,
     sparse,
     vector_column,
 )
-from psycopg import sql
 from shared import Conn, Vectors
 
-each_column = pytest.mark.parametrize("column", VECTOR_COLUMNS, ids=lambda column: column.opclass)
-each_metric = pytest.mark.parametrize("column", VECTOR_COLUMNS[:3], ids=lambda c: c.opclass)
-
-COSINE = vector_column("vector", "cosine")
-L2 = vector_column("vector", "l2")
-IP = vector_column("vector", "ip")
-
-
-@pytest.fixture
-def conn(conn: Conn, bq_pgvector: None) -> Conn:
-    conn.autocommit = True
-    return conn
+pytestmark = [pytest.mark.autocommit, pytest.mark.usefixtures("bq_pgvector")]
 
 
 @pytest.mark.parametrize("make", [random_vectors, clustered_vectors])
@@ -146,7 +138,7 @@ def test_norms_of_any_size(
         assert_same_order(found, expected, scale)
 
 
-@pytest.mark.parametrize("column", [IP, L2], ids=lambda column: column.opclass)
+@of_columns(IP, L2)
 @pytest.mark.parametrize("lists", [1, 8])
 def test_products_beyond_floats(
     conn: Conn, rng: np.random.Generator, column: Column, lists: int
@@ -232,7 +224,7 @@ def test_nothing_is_nearer_to_null(conn: Conn, rng: np.random.Generator, column:
     query += f" ORDER BY embedding {column.operators[0]} $1"
     conn.execute(cast(Any, f"PREPARE n({column.type}) AS {query}"))
     conn.execute(cast(Any, f"PREPARE few({column.type}) AS {query} LIMIT 7"))
-    assert column.index in explain(conn, sql.SQL("EXECUTE n(NULL)"))
+    assert column.index in explain(conn, "EXECUTE n(NULL)")
     for recall in (0, 1):
         conn.execute(cast(Any, f"SET bq.recall = {recall}"))
         found = conn.execute("EXECUTE n(NULL)").fetchall()

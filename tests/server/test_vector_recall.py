@@ -8,15 +8,18 @@ import numpy as np
 import psycopg
 import pytest
 from indexlib import (
+    COSINE,
+    HALF_COSINE,
+    IP,
+    L2,
     Column,
     check,
     create,
     explain,
     info,
     insert,
-    vector_column,
+    measure_scan,
 )
-from psycopg import sql
 from shared import Conn, Vectors
 
 K = 10
@@ -24,21 +27,17 @@ TOLERANCE = 0.02
 DEFAULT_RECALL = 0.98
 RECALLS = (0.9, 0.95, 0.98, 0.99)
 
-COSINE = vector_column("vector", "cosine")
 COLUMNS = [
     COSINE,
-    vector_column("vector", "ip"),
-    vector_column("vector", "l2"),
-    vector_column("halfvec", "cosine"),
+    IP,
+    L2,
+    HALF_COSINE,
 ]
 
 each_column = pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.opclass)
 
 
-@pytest.fixture
-def conn(conn: Conn, bq_pgvector: None) -> Conn:
-    conn.autocommit = True
-    return conn
+pytestmark = [pytest.mark.autocommit, pytest.mark.usefixtures("bq_pgvector")]
 
 
 def distances(column: Column, base: Vectors, queries: Vectors) -> Any:
@@ -54,7 +53,7 @@ def measure(conn: Conn, column: Column, keys: Any, queries: Vectors, k: int = K)
     """Recall@k of the index; rows as near as the tenth count, whichever they are."""
     operator = column.operators[0]
     distance = f"embedding {operator} %(q)s"
-    query = sql.SQL(cast(Any, f"SELECT id FROM items ORDER BY {distance} LIMIT {k}"))
+    query: Any = f"SELECT id FROM items ORDER BY {distance} LIMIT {k}"
     conn.execute("SET enable_seqscan = off")
     plan = explain(conn, query, {"q": column.operand(operator, queries[0])})
     assert "Index Scan using" in plan, plan
@@ -174,7 +173,7 @@ def test_recall_of_rewritten_tables(conn: Conn, lsa: tuple[Vectors, Vectors], co
         conn.execute("VACUUM FULL items")
     elif command == "ALTER TYPE":
         conn.execute("DROP INDEX items_embedding")
-        create_index(conn, vector_column("vector", "cosine"), 40)
+        create_index(conn, COSINE, 40)
         conn.execute("ALTER TABLE items ALTER COLUMN other TYPE bigint")
     elif command == "SET LOGGED":
         conn.execute("ALTER TABLE items SET UNLOGGED")
@@ -261,14 +260,9 @@ def test_half_read_blocks_are_looked_at_again(
 
 def codes_compared(conn: Conn, queries: Vectors) -> float:
     """In all dimensions, by queries for ten rows."""
-    query = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) SELECT id FROM items ORDER BY embedding <=> ")
-    total = 0.0
-    for vector in queries:
-        operand = COSINE.operand("<=>", vector)
-        row = conn.execute(query + sql.SQL("%s LIMIT 10"), (operand,)).fetchone()
-        assert row is not None
-        total += row[0][0]["Plan"]["Plans"][0]["Codes Compared"]
-    return total
+    query = "SELECT id FROM items ORDER BY embedding <=> %s LIMIT 10"
+    scans = (measure_scan(conn, query, (COSINE.operand("<=>", vector),)) for vector in queries)
+    return float(sum(scan["Codes Compared"] for scan in scans))
 
 
 def test_blocks_are_left_half_read(conn: Conn, wide: tuple[Vectors, Vectors]) -> None:

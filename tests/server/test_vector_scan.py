@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 import psycopg
 import pytest
+from databases import Databases
 from indexlib import (
+    COSINE,
+    HALF_L2,
+    IP,
+    L2,
+    Column,
     assert_index_equals_sort,
     assert_same_order,
     by_index,
@@ -15,47 +22,52 @@ from indexlib import (
     check,
     clustered_vectors,
     connect,
+    connect_to_read,
     create,
+    create_index,
     explain,
     info,
     insert,
+    provide_items,
     random_vectors,
-    vector_column,
 )
-from psycopg import sql
-from shared import Conn
+from shared import SEED, Conn
 
 DIM = 16
 ROWS = 3000
 LISTS = 30
 
-COSINE = vector_column("vector", "cosine")
-L2 = vector_column("halfvec", "l2")
-IP = vector_column("vector", "ip")
+
+pytestmark = pytest.mark.autocommit
 
 
-@pytest.fixture
-def conn(conn: Conn, bq_pgvector: None) -> Conn:
-    conn.autocommit = True
-    return conn
+OPTIONS = f"lists = {LISTS}, probes = 1"
 
 
-@pytest.fixture(params=[COSINE, L2, IP], ids=lambda column: column.opclass)
+@pytest.fixture(scope="module", params=[COSINE, HALF_L2, IP], ids=lambda column: column.opclass)
 def column(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def database(databases_of_tests: Databases, column: Column) -> Iterator[str]:
+    vectors = clustered_vectors(np.random.default_rng((SEED, 1)), ROWS, DIM)
+    with provide_items(databases_of_tests, vectors, OPTIONS, column) as dsn:
+        yield dsn
+
+
 @pytest.fixture
-def items(conn: Conn, rng: np.random.Generator, column: Any) -> Conn:
-    """A table with an index of 30 lists, of which a scan reads one first."""
+def items(database: str) -> Iterator[Conn]:
+    """A table with an index of 30 lists, of which a scan reads one first; not to be written to."""
+    with connect_to_read(database) as conn:
+        yield conn
+
+
+@pytest.fixture
+def own_items(conn: Conn, bq_pgvector: None, rng: np.random.Generator, column: Column) -> Conn:
+    """The same of one's own."""
     create(conn, clustered_vectors(rng, ROWS, DIM), column=column)
-    conn.execute(
-        cast(
-            Any,
-            f"CREATE INDEX items_embedding ON items USING bq ({column.key})"
-            f" WITH (lists = {LISTS}, probes = 1)",
-        )
-    )
+    create_index(conn, column, OPTIONS)
     conn.execute("VACUUM ANALYZE items")
     return conn
 
@@ -137,12 +149,12 @@ def test_filters_get_their_rows(items: Conn, column: Any, q: Any, where: str, mo
 
 
 def test_cursor_sees_its_snapshot(
-    items: Conn, rng: np.random.Generator, column: Any, q: Any
+    own_items: Conn, rng: np.random.Generator, column: Any, q: Any
 ) -> None:
     """Rows come, change, go, and are vacuumed while a cursor is half way."""
     operator = column.operators[0]
-    expected = with_distance(column, by_sort(items, operator, q, column=column))
-    with connect(items.info.dsn) as reader, reader.transaction():
+    expected = with_distance(column, by_sort(own_items, operator, q, column=column))
+    with connect(own_items.info.dsn) as reader, reader.transaction():
         reader.execute("SET LOCAL enable_seqscan = off")
         reader.execute("SET LOCAL enable_sort = off")
         reader.execute("SET LOCAL bq.recall = 1")
@@ -156,26 +168,26 @@ def test_cursor_sees_its_snapshot(
             {"q": q},
         )
         found = run(reader, "FETCH 10 FROM c")
-        insert(items, clustered_vectors(rng, 500, DIM), first=10_000, column=column)
-        items.execute("UPDATE items SET other = -1 WHERE id % 2 = 0")
-        items.execute("UPDATE items SET embedding = NULL WHERE id % 5 = 0")
-        items.execute("DELETE FROM items WHERE id % 3 = 0")
-        items.execute("VACUUM items")
-        insert(items, clustered_vectors(rng, 500, DIM), first=20_000, column=column)
+        insert(own_items, clustered_vectors(rng, 500, DIM), first=10_000, column=column)
+        own_items.execute("UPDATE items SET other = -1 WHERE id % 2 = 0")
+        own_items.execute("UPDATE items SET embedding = NULL WHERE id % 5 = 0")
+        own_items.execute("DELETE FROM items WHERE id % 3 = 0")
+        own_items.execute("VACUUM items")
+        insert(own_items, clustered_vectors(rng, 500, DIM), first=20_000, column=column)
         found += run(reader, "FETCH 500 FROM c")
         # nor does it see what its own transaction does later
         insert(reader, clustered_vectors(rng, 50, DIM), first=30_000, column=column)
         found += run(reader, "FETCH ALL FROM c")
     assert_same_order(found, expected)
-    check(items, "items_embedding")
+    check(own_items, "items_embedding")
 
 
-def test_vacuum_removes_rows_that_a_cursor_waits_for(items: Conn, column: Any, q: Any) -> None:
+def test_vacuum_removes_rows_that_a_cursor_waits_for(own_items: Conn, column: Any, q: Any) -> None:
     """Deleted before the snapshot, removed after the scan began: candidates that are no more."""
     operator = column.operators[0]
-    items.execute("DELETE FROM items WHERE id % 2 = 0")
-    expected = with_distance(column, by_sort(items, operator, q, column=column))
-    with connect(items.info.dsn) as reader, reader.transaction():
+    own_items.execute("DELETE FROM items WHERE id % 2 = 0")
+    expected = with_distance(column, by_sort(own_items, operator, q, column=column))
+    with connect(own_items.info.dsn) as reader, reader.transaction():
         reader.execute("SET LOCAL enable_seqscan = off")
         reader.execute("SET LOCAL enable_sort = off")
         reader.execute("SET LOCAL bq.recall = 1")
@@ -189,33 +201,33 @@ def test_vacuum_removes_rows_that_a_cursor_waits_for(items: Conn, column: Any, q
             {"q": q},
         )
         found = run(reader, "FETCH 5 FROM c")
-        items.execute("VACUUM (INDEX_CLEANUP ON) items")
-        insert(items, np.ones((300, DIM), np.float32), first=50_000, column=column)
+        own_items.execute("VACUUM (INDEX_CLEANUP ON) items")
+        insert(own_items, np.ones((300, DIM), np.float32), first=50_000, column=column)
         found += run(reader, "FETCH ALL FROM c")
     assert_same_order(found, expected)
 
 
-def test_lateral_join_rescans(items: Conn, rng: np.random.Generator, column: Any) -> None:
+def test_lateral_join_rescans(own_items: Conn, rng: np.random.Generator, column: Any) -> None:
     """Many queries of one scan, some with NULL or the zero vector between them."""
     operator = column.operators[0]
-    items.execute(cast(Any, f"CREATE TABLE queries (n int, embedding {column.type}({DIM}))"))
+    own_items.execute(cast(Any, f"CREATE TABLE queries (n int, embedding {column.type}({DIM}))"))
     queries = random_vectors(rng, 6, DIM)
     for n, vector in enumerate(queries):
-        items.execute("INSERT INTO queries VALUES (%s, %s)", (n, column.operand("", vector)))
-    items.execute("INSERT INTO queries VALUES (6, NULL)")
-    read_everything(items)
+        own_items.execute("INSERT INTO queries VALUES (%s, %s)", (n, column.operand("", vector)))
+    own_items.execute("INSERT INTO queries VALUES (6, NULL)")
+    read_everything(own_items)
     join = f"""
         SELECT queries.n, near.id, near.d FROM queries, LATERAL (
             SELECT id, items.embedding {operator} queries.embedding AS d FROM items
             ORDER BY items.embedding {operator} queries.embedding LIMIT 7) AS near
         ORDER BY n"""
-    items.execute("SET enable_seqscan = off")
-    assert "Index Scan using items_embedding" in explain(items, sql.SQL(cast(Any, join)))
-    rows = run(items, join)
-    items.execute("RESET enable_seqscan")
+    own_items.execute("SET enable_seqscan = off")
+    assert "Index Scan using items_embedding" in explain(own_items, join)
+    rows = run(own_items, join)
+    own_items.execute("RESET enable_seqscan")
     for n, vector in enumerate(queries):
         q = column.operand("", vector)
-        expected = by_sort(items, operator, q, column=column, limit=7)
+        expected = by_sort(own_items, operator, q, column=column, limit=7)
         found = [(i, d) for k, i, d in rows if k == n]
         assert_same_order(sorted(found, key=lambda row: row[1]), expected)
     assert sum(k == 6 for k, _, _ in rows) == 7
@@ -239,7 +251,7 @@ def test_prepared_statement_with_generic_plan(
             f" ORDER BY embedding {operator} $1 LIMIT 10",
         )
     )
-    assert "Index Scan" in explain(items, sql.SQL("EXECUTE nearest(NULL)"))
+    assert "Index Scan" in explain(items, "EXECUTE nearest(NULL)")
     for q, rows in zip(queries, expected, strict=True):
         text = q.to_text()
         found = run(items, f"EXECUTE nearest('{text}')")
@@ -248,85 +260,84 @@ def test_prepared_statement_with_generic_plan(
         assert_same_order(found, rows)
 
 
-def test_parallel_query(items: Conn, column: Any, q: Any) -> None:
+def test_parallel_query(own_items: Conn, column: Any, q: Any) -> None:
     """The index beside parallel workers, in one and the same statement."""
     operator = column.operators[0]
-    expected = by_sort(items, operator, q, column=column, limit=10)
-    items.execute("ALTER TABLE items SET (parallel_workers = 2)")
+    expected = by_sort(own_items, operator, q, column=column, limit=10)
+    own_items.execute("ALTER TABLE items SET (parallel_workers = 2)")
     for setting in ("parallel_setup_cost", "parallel_tuple_cost", "min_parallel_table_scan_size"):
-        items.execute(cast(Any, f"SET {setting} = 0"))
-    query = sql.SQL(
-        cast(
-            Any,
-            "WITH near AS MATERIALIZED (SELECT id, d FROM (SELECT id, embedding"
-            f" {operator} %(q)s AS d FROM items ORDER BY embedding {operator} %(q)s LIMIT 10) AS n)"
-            " SELECT near.id, near.d, (SELECT count(*) FROM items) FROM near ORDER BY d",
-        )
+        own_items.execute(cast(Any, f"SET {setting} = 0"))
+    query = (
+        "WITH near AS MATERIALIZED (SELECT id, d FROM (SELECT id, embedding"
+        f" {operator} %(q)s AS d FROM items ORDER BY embedding {operator} %(q)s LIMIT 10) AS n)"
+        " SELECT near.id, near.d, (SELECT count(*) FROM items) FROM near ORDER BY d"
     )
-    read_everything(items)
-    plan = explain(items, query, {"q": q})
+    read_everything(own_items)
+    plan = explain(own_items, query, {"q": q})
     assert "Index Scan using items_embedding" in plan and "Gather" in plan
-    rows = items.execute(query, {"q": q}).fetchall()
+    rows = run(own_items, query, {"q": q})
     assert_same_order([(i, d) for i, d, _ in rows], expected)
     assert {n for _, _, n in rows} == {ROWS + 3}
 
 
-def test_repeatable_read_keeps_its_rows(items: Conn, column: Any, q: Any) -> None:
+def test_repeatable_read_keeps_its_rows(own_items: Conn, column: Any, q: Any) -> None:
     """Deleted, changed and vacuumed by others after the snapshot: all as it was."""
     operator = column.operators[0]
-    with connect(items.info.dsn) as reader, reader.transaction():
+    with connect(own_items.info.dsn) as reader, reader.transaction():
         reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         expected = with_distance(column, by_sort(reader, operator, q, column=column))
         assert_same_order(by_index(reader, operator, q, column=column), expected)
-        items.execute("DELETE FROM items WHERE id % 2 = 0")
-        items.execute(
+        own_items.execute("DELETE FROM items WHERE id % 2 = 0")
+        own_items.execute(
             "UPDATE items SET embedding = (SELECT embedding FROM items WHERE id = 1)"
             " WHERE id % 3 = 1"
         )
-        items.execute("VACUUM items")
-        items.execute("UPDATE items SET other = 5")
+        own_items.execute("VACUUM items")
+        own_items.execute("UPDATE items SET other = 5")
         assert_same_order(by_index(reader, operator, q, column=column), expected)
-    later = with_distance(column, by_sort(items, operator, q, column=column))
+    later = with_distance(column, by_sort(own_items, operator, q, column=column))
     assert len(later) < len(expected)
-    assert_same_order(by_index(items, operator, q, column=column), later)
+    assert_same_order(by_index(own_items, operator, q, column=column), later)
 
 
 def test_rows_of_open_transactions(
-    items: Conn, rng: np.random.Generator, column: Any, q: Any
+    own_items: Conn, rng: np.random.Generator, column: Any, q: Any
 ) -> None:
     """What another one has inserted or deleted counts from its commit on."""
     operator = column.operators[0]
-    with connect(items.info.dsn) as other:
-        before = by_sort(items, operator, q, column=column)
+    with connect(own_items.info.dsn) as other:
+        before = by_sort(own_items, operator, q, column=column)
         with other.transaction():
             insert(other, clustered_vectors(rng, 300, DIM), first=10_000, column=column)
             other.execute("DELETE FROM items WHERE id % 2 = 0")
             assert_same_order(
-                by_index(items, operator, q, column=column), with_distance(column, before)
+                by_index(own_items, operator, q, column=column), with_distance(column, before)
             )
             assert_index_equals_sort(other, random_vectors(rng, 1, DIM), column=column)
-        assert_index_equals_sort(items, random_vectors(rng, 1, DIM), column=column)
+        assert_index_equals_sort(own_items, random_vectors(rng, 1, DIM), column=column)
 
 
-def test_subtransaction_and_rollback(items: Conn, rng: np.random.Generator, column: Any) -> None:
+def test_subtransaction_and_rollback(
+    own_items: Conn, rng: np.random.Generator, column: Any
+) -> None:
     vectors = clustered_vectors(rng, 300, DIM)
     query = random_vectors(rng, 1, DIM)
-    with items.transaction():
-        insert(items, vectors[:100], first=10_000, column=column)
-        with items.transaction(force_rollback=True):
-            insert(items, vectors[100:200], first=20_000, column=column)
-            items.execute("DELETE FROM items WHERE id < 500")
-            assert_index_equals_sort(items, query, column=column)
-        assert_index_equals_sort(items, query, column=column)
-    assert_index_equals_sort(items, query, column=column)
-    with items.transaction(force_rollback=True):
-        insert(items, vectors[200:], first=30_000, column=column)
-    items.execute("VACUUM items")
-    check(items, "items_embedding")
-    assert_index_equals_sort(items, query, column=column)
+    with own_items.transaction():
+        insert(own_items, vectors[:100], first=10_000, column=column)
+        with own_items.transaction(force_rollback=True):
+            insert(own_items, vectors[100:200], first=20_000, column=column)
+            own_items.execute("DELETE FROM items WHERE id < 500")
+            assert_index_equals_sort(own_items, query, column=column)
+        assert_index_equals_sort(own_items, query, column=column)
+    assert_index_equals_sort(own_items, query, column=column)
+    with own_items.transaction(force_rollback=True):
+        insert(own_items, vectors[200:], first=30_000, column=column)
+    own_items.execute("VACUUM items")
+    check(own_items, "items_embedding")
+    assert_index_equals_sort(own_items, query, column=column)
 
 
-def test_create_index_concurrently(conn: Conn, rng: np.random.Generator) -> None:
+def test_create_index_concurrently(conn: Conn, bq_pgvector: None, rng: np.random.Generator) -> None:
     vectors = clustered_vectors(rng, 1500, DIM)
     create(conn, vectors, column=COSINE)
     for command in (
@@ -341,26 +352,26 @@ def test_create_index_concurrently(conn: Conn, rng: np.random.Generator) -> None
         assert_index_equals_sort(conn, vectors[:2], column=COSINE)
 
 
-def test_for_update_and_changes_by_the_index(items: Conn, column: Any, q: Any) -> None:
+def test_for_update_and_changes_by_the_index(own_items: Conn, column: Any, q: Any) -> None:
     """The rows that a statement changes are those that its scan finds."""
     operator = column.operators[0]
-    expected = by_sort(items, operator, q, column=column, limit=20)
-    items.execute("SET enable_seqscan = off")
-    read_everything(items)
+    expected = by_sort(own_items, operator, q, column=column, limit=20)
+    own_items.execute("SET enable_seqscan = off")
+    read_everything(own_items)
     distance = f"embedding {operator} %(q)s"
     near = f"SELECT id FROM items ORDER BY {distance} LIMIT 20 FOR UPDATE"
     change = f"UPDATE items SET other = 999 WHERE id IN ({near}) RETURNING {distance}"
-    rows = run(items, change, {"q": q})
+    rows = run(own_items, change, {"q": q})
     assert sorted(d for (d,) in rows) == [d for _, d in expected]
-    items.execute("SET enable_sort = off")
-    assert_same_order(by_index(items, operator, q, column=column, limit=20), expected)
+    own_items.execute("SET enable_sort = off")
+    assert_same_order(by_index(own_items, operator, q, column=column, limit=20), expected)
 
 
 @pytest.mark.parametrize("operator", ["<=>", "<#>", "<->"])
 def test_questions_about_all_rows_are_not_the_index_s(
-    conn: Conn, rng: np.random.Generator, operator: str
+    conn: Conn, bq_pgvector: None, rng: np.random.Generator, operator: str
 ) -> None:
-    column = next(c for c in (COSINE, IP, vector_column("vector", "l2")) if operator in c.operators)
+    column = next(c for c in (COSINE, IP, L2) if operator in c.operators)
     create(conn, clustered_vectors(rng, 2000, DIM), column=column)
     conn.execute(cast(Any, f"CREATE INDEX ON items USING bq ({column.key}) WITH (probes = 1)"))
     q = {"q": column.operand("", random_vectors(rng, 1, DIM)[0])}
@@ -372,7 +383,7 @@ def test_questions_about_all_rows_are_not_the_index_s(
         f"SELECT count(*) FROM items GROUP BY {d} LIMIT 5",
         f"SELECT id FROM items WHERE {d} < 0.5",
     ):
-        plan = explain(conn, sql.SQL(cast(Any, query)), q)
+        plan = explain(conn, query, q)
         assert "items_embedding_idx" not in plan, (query, plan)
 
 
