@@ -91,7 +91,8 @@ each_metric = of_columns(COSINE, IP, L2)
 
 def connect(dsn: str) -> Conn:
     """Connect, with bq's types registered, and pgvector's if they are there."""
-    conn = psycopg.connect(dsn, autocommit=True)
+    # Else psycopg prepares what comes often, and drops it at ROLLBACK with what tests prepared.
+    conn = psycopg.connect(dsn, autocommit=True, prepare_threshold=None)
     register_bq(conn)
     _register_vector(conn)
     return conn
@@ -368,7 +369,6 @@ def provide_items(
 def connect_to_read(dsn: str) -> Iterator[Conn]:
     """For tests whose tables are those of others, too: it writes nothing."""
     with contextlib.closing(connect(dsn)) as conn:
-        conn.prepare_threshold = None  # psycopg drops what it prepared, and what tests did, too
         conn.execute("SET default_transaction_read_only = on")
         yield conn
 

@@ -18,14 +18,19 @@ Vectors = NDArray[np.float32]
 needs_pgvector = pytest.mark.usefixtures("vector")
 
 
-def load_lsa() -> tuple[Vectors, Vectors]:
-    """Real vectors, shape (2000, 256), of different norms, and 100 queries: tests/data."""
-    with np.load(Path(__file__).parent / "data" / "lsa.npz") as file:
+def load_vectors(path: Path) -> tuple[Vectors, Vectors]:
+    """Real vectors (n, dim), of different norms, and queries; README.md beside them."""
+    with np.load(path) as file:
         base, queries = (
             file[part] * file[f"{part}_scale"][:, None].astype(np.float32)
             for part in ("base", "queries")
         )
     return base, queries
+
+
+def load_lsa() -> tuple[Vectors, Vectors]:
+    """Shapes (2000, 256) and (100, 256)."""
+    return load_vectors(Path(__file__).parent / "data" / "lsa.npz")
 
 
 def exact_distances(metric: str, vectors: NDArray[Any], query: NDArray[Any]) -> NDArray[Any]:

@@ -72,20 +72,6 @@ def test_rows_of_another_kind_call_for_another_choice(conn: Conn, rng: np.random
     assert status.decided_count == 1000 and status.transform == 0
 
 
-def test_choice_that_was_given_is_compared_too(conn: Conn, rng: np.random.Generator) -> None:
-    table = pybq.Table.create(conn, "items", DIM, store=None, transform=0)
-    table.ingest(range(1000), make_uneven(rng, 1000))
-    drift = table.status().drift
-    assert drift is not None and drift.better
-    assert (drift.mean_shift, drift.spread_shift) == (None, None)
-
-
-def test_too_few_rows_say_nothing(conn: Conn, rng: np.random.Generator) -> None:
-    table = pybq.Table.create(conn, "items", DIM, store=None, transform=0)
-    table.ingest(range(20), make_uneven(rng, 20))
-    assert table.status().drift is None
-
-
 def test_rows_are_those_that_are_left(
     conn: Conn, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
