@@ -162,7 +162,7 @@ def test_crashes(own_server: pybq.Server, rng: np.random.Generator, column: Colu
 @pytest.mark.slow
 @each_column
 def test_many_crashes(own_server: pybq.Server, rng: np.random.Generator, column: Column) -> None:
-    _crash(own_server, rng, column, rounds=12)
+    _crash(own_server, rng, column, rounds=6)
 
 
 @each_column
@@ -270,7 +270,7 @@ def test_standby_reads_while_it_replays(
         primary.execute(f"CREATE INDEX {column.index} ON items USING bq ({column.key})")
         with connect(server.dsn) as standby:
             wait_for_replay(primary, standby)
-        end = time.monotonic() + 3
+        end = time.monotonic() + 2
         distance = f"{column.name} {column.operators[-1]} %s"
 
         def write() -> None:

@@ -136,11 +136,11 @@ def test_one_list_becomes_many(
 ) -> None:
     """An index made on an empty table, and one that grew tenfold by steps, are as good as new."""
     dim = 64
-    vectors = topics(rng, 40_100, dim, 400, 0)
+    vectors = topics(rng, 20_100, dim, 200, 0)
     queries, vectors = vectors[:100], vectors[100:]
     with connect(own_server.dsn) as conn:
         prepare(conn, column)
-        for table, steps in (("once", [40_000]), ("steps", [4000, *[6000] * 6])):
+        for table, steps in (("once", [20_000]), ("steps", [2000, *[3000] * 6])):
             columns = f"id int, {column.name} {column.type}({dim}), other int"
             conn.execute(f"CREATE TABLE {table} ({columns})")
             conn.execute(f"CREATE INDEX {table}_code ON {table} USING bq ({column.key})")
@@ -151,8 +151,8 @@ def test_one_list_becomes_many(
                 first += step
                 conn.execute(f"VACUUM {table}")
             facts = info(conn, f"{table}_code")
-            assert facts["live_rows"] == 40_000
-            assert facts["lists"] >= 40_000 // 160 // 1.5, table
+            assert facts["live_rows"] == 20_000
+            assert facts["lists"] >= 20_000 // 160 // 1.5, table
             assert facts["hint"] is None or "VACUUM" not in facts["hint"]
             check(conn, f"{table}_code")
         conn.execute("ALTER TABLE once RENAME TO items")

@@ -179,4 +179,4 @@ def test_random_changes(conn: Conn, column: Column) -> None:
 @pytest.mark.slow
 @each_column
 def test_many_random_changes(conn: Conn, column: Column) -> None:
-    run(conn, column, examples=200 if column == CODES else 60, steps=50)
+    run(conn, column, examples=120 if column == CODES else 40, steps=50)

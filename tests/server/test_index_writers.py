@@ -114,14 +114,19 @@ def _concurrent_work(
     ids=lambda value: getattr(value, "type", None),
 )
 def test_concurrent_changes(
-    own_server: pybq.Server, rng: np.random.Generator, column: Column, lists: int, dim: int = DIM
+    own_server: pybq.Server,
+    rng: np.random.Generator,
+    column: Column,
+    lists: int,
+    dim: int = DIM,
+    seconds: float = 2,
 ) -> None:
     with connect(own_server.dsn) as conn:
         prepare(conn, column)
         create(conn, clustered_vectors(rng, 1000, dim), nulls=0, column=column)
         index = f"{column.index} ON items USING bq ({column.key})"
         conn.execute(f"CREATE INDEX {index} WITH (lists = {lists})")
-        _concurrent_work(own_server.dsn, 4, rng, dim, column)
+        _concurrent_work(own_server.dsn, seconds, rng, dim, column)
         check(conn, column.index)
         conn.execute("VACUUM items")
         check(conn, column.index)
@@ -133,7 +138,7 @@ def test_concurrent_changes(
 def test_more_concurrent_changes(
     own_server: pybq.Server, rng: np.random.Generator, dim: int
 ) -> None:
-    test_concurrent_changes(own_server, rng, CODES, 20, dim)
+    test_concurrent_changes(own_server, rng, CODES, 20, dim, seconds=4)
 
 
 @each_column
@@ -145,7 +150,7 @@ def test_splitting_beside_writers(
         prepare(conn, column)
         conn.execute(f"CREATE TABLE items (id int, {column.name} {column.type}({DIM}), other int)")
         conn.execute(f"CREATE INDEX {column.index} ON items USING bq ({column.key})")
-        end = time.monotonic() + 3
+        end = time.monotonic() + 2
 
         def write(first: int) -> None:
             own = np.random.default_rng(first)
@@ -253,7 +258,7 @@ def test_churn_does_not_grow(
     own_server: pybq.Server, rng: np.random.Generator, column: Column
 ) -> None:
     """Delete half, vacuum, insert it again: the index keeps its size and its recall."""
-    index, rows = column.index, 24_000
+    index, rows = column.index, 12_000
     recall_of_index = f"SELECT bq_recall('{index}', 200)"
     centres = rng.standard_normal((200, DIM))
     noise = 0.5 * rng.standard_normal((rows, DIM))

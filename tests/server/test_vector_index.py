@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from indexlib import (
     COSINE,
+    HALF_IP,
     L2,
     METRICS,
     Column,
@@ -23,6 +24,7 @@ from indexlib import (
     explain,
     info,
     insert,
+    of_columns,
     random_vectors,
     refused,
     vector_column,
@@ -157,7 +159,7 @@ def test_two_indexes_on_one_column(conn: Conn, rng: np.random.Generator) -> None
         assert_index_equals_sort(conn, vectors[:2], column=column)
 
 
-@each_column
+@of_columns(COSINE, HALF_IP, L2)
 def test_after_changes(conn: Conn, rng: np.random.Generator, column: Column) -> None:
     """Insert, delete, vacuum, update of the vector and of others, reindex, truncate."""
     vectors = clustered_vectors(rng, 2400, 24)
