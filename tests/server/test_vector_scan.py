@@ -30,6 +30,7 @@ from indexlib import (
     insert,
     provide_items,
     random_vectors,
+    statement,
 )
 from shared import SEED, Conn
 
@@ -148,6 +149,15 @@ def test_filters_get_their_rows(items: Conn, column: Any, q: Any, where: str, mo
         assert len(found) == min(10, len(expected))
 
 
+def declare_cursor(conn: Conn, operator: str, q: Any) -> None:
+    """`c` reads all rows by the index."""
+    conn.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
+    conn.execute("SET LOCAL bq.recall = 1; SET LOCAL bq.probes = 65536")
+    query = statement(operator, "items", "true", None, COSINE)  # the names are those of all columns
+    assert "Index Scan" in explain(conn, query, {"q": q})
+    conn.execute(cast(Any, f"DECLARE c CURSOR FOR {query}"), {"q": q})
+
+
 def test_cursor_sees_its_snapshot(
     own_items: Conn, rng: np.random.Generator, column: Any, q: Any
 ) -> None:
@@ -155,18 +165,7 @@ def test_cursor_sees_its_snapshot(
     operator = column.operators[0]
     expected = with_distance(column, by_sort(own_items, operator, q, column=column))
     with connect(own_items.info.dsn) as reader, reader.transaction():
-        reader.execute("SET LOCAL enable_seqscan = off")
-        reader.execute("SET LOCAL enable_sort = off")
-        reader.execute("SET LOCAL bq.recall = 1")
-        reader.execute("SET LOCAL bq.probes = 65536")
-        reader.execute(
-            cast(
-                Any,
-                f"DECLARE c CURSOR FOR SELECT id, embedding {operator} %(q)s FROM items"
-                f" ORDER BY embedding {operator} %(q)s",
-            ),
-            {"q": q},
-        )
+        declare_cursor(reader, operator, q)
         found = run(reader, "FETCH 10 FROM c")
         insert(own_items, clustered_vectors(rng, 500, DIM), first=10_000, column=column)
         own_items.execute("UPDATE items SET other = -1 WHERE id % 2 = 0")
@@ -188,18 +187,7 @@ def test_vacuum_removes_rows_that_a_cursor_waits_for(own_items: Conn, column: An
     own_items.execute("DELETE FROM items WHERE id % 2 = 0")
     expected = with_distance(column, by_sort(own_items, operator, q, column=column))
     with connect(own_items.info.dsn) as reader, reader.transaction():
-        reader.execute("SET LOCAL enable_seqscan = off")
-        reader.execute("SET LOCAL enable_sort = off")
-        reader.execute("SET LOCAL bq.recall = 1")
-        reader.execute("SET LOCAL bq.probes = 65536")
-        reader.execute(
-            cast(
-                Any,
-                f"DECLARE c CURSOR FOR SELECT id, embedding {operator} %(q)s FROM items"
-                f" ORDER BY embedding {operator} %(q)s",
-            ),
-            {"q": q},
-        )
+        declare_cursor(reader, operator, q)
         found = run(reader, "FETCH 5 FROM c")
         own_items.execute("VACUUM (INDEX_CLEANUP ON) items")
         insert(own_items, np.ones((300, DIM), np.float32), first=50_000, column=column)
