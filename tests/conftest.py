@@ -51,8 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--random-queries",
         type=int,
-        default=30,
-        help="how many to ask of each kind of column (30); --hypothesis-seed says which",
+        default=60,
+        help="how many to ask of each kind of column (60); --hypothesis-seed says which",
     )
 
 
