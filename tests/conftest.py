@@ -8,6 +8,10 @@ The suite starts one embedded server; another one, which has bq installed, is na
 Tests that crash servers start more of them.  With --bin they, too, are of another installation:
 
     pytest --bin /path/to/postgresql/bin
+
+Random queries are 60 for each kind of column, the same in every run; more, and others:
+
+    pytest tests/server/test_index_queries.py --random-queries 5000 --hypothesis-seed 7
 """
 
 from __future__ import annotations
