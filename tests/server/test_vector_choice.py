@@ -26,8 +26,8 @@ from indexlib import (
 from shared import Conn, Vectors
 
 import pybq
-from pybq._choice.statistics import Statistics
 from pybq._choice.probe import searched
+from pybq._choice.statistics import Statistics
 
 pytestmark = [pytest.mark.autocommit, pytest.mark.usefixtures("bq_pgvector")]
 
