@@ -50,7 +50,7 @@ import math
 import operator
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -79,6 +79,7 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
 
+from pybq._codes.metric import OPERATORS, Metric, check_metric
 from pybq._codes.quantizer import Quantizer
 from pybq._codes.vector import Code, Query
 from pybq.psycopg import _BinaryDumper, _TextDumper
@@ -89,11 +90,6 @@ if TYPE_CHECKING:
     _Ts = TypeVarTuple("_Ts")
 
 __all__ = ["BQQuery", "BQVec", "bq_encode", "bq_query", "nearest"]
-
-Metric = Literal["cosine", "l2", "inner_product"]
-
-# The same sign means the same distance on codes and on pgvector's types.
-_OPERATORS = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
 
 _Value = TypeVar("_Value", Code, Query)
 _Entity = TypeVar("_Entity")
@@ -457,8 +453,7 @@ def nearest(
     ...     select(items.c.id), code=items.c.code, vector=items.c.embedding,
     ...     query=bindparam("query"))  # session.execute(statement, {"query": [1, 0, 2]})
     """
-    if metric not in _OPERATORS:
-        raise ValueError(f"expected metric of {', '.join(_OPERATORS)}, got {metric!r}")
+    check_metric(metric)
     if vector is not None and (isinstance(query, Query) or _has_type(query, BQQuery)):
         raise TypeError("expected a vector to re-rank by, got Query; leave out `vector`")
     if k < 1:
@@ -491,7 +486,7 @@ def nearest(
     ]
     stored = candidates.corresponding_column(vector)
     assert stored is not None
-    distance = stored.op(_OPERATORS[metric], return_type=Double())(query).label("distance")
+    distance = stored.op(OPERATORS[metric], return_type=Double())(query).label("distance")
     return select(*found, distance).order_by(distance).limit(_limit(k))
 
 

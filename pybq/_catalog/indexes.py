@@ -9,22 +9,8 @@ from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
 from pybq._catalog.database import Database
-from pybq._choice.strategy import Metric
+from pybq._codes.metric import Metric, find_metric, name_opclass
 from pybq.errors import ExtensionMissingError
-
-# How names of operator classes end, in pgvector and in bq_pgvector.
-OPCLASS_SUFFIXES: dict[Metric, str] = {"cosine": "cosine", "l2": "l2", "inner_product": "ip"}
-
-
-def name_opclass(type_name: str, metric: Metric) -> str:
-    return f"{type_name}_{OPCLASS_SUFFIXES[metric]}_ops"
-
-
-_METRICS = {
-    name_opclass(type_name, metric): metric
-    for type_name in ("vector", "halfvec")
-    for metric in OPCLASS_SUFFIXES
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +103,7 @@ async def find_indexes(db: Database, table: int, column: str) -> list[VectorInde
             schema,
             name,
             method,
-            _METRICS.get(opclass),
+            find_metric(opclass),
             tuple(columns),
             dict(option.split("=", 1) for option in options or []),
             *rest,

@@ -10,10 +10,11 @@ from typing import Any
 from psycopg import sql
 
 from pybq._catalog.database import Database
-from pybq._catalog.indexes import VectorIndex, find_indexes, name_opclass, tell_index, write_index
-from pybq._catalog.schema import Layout
+from pybq._catalog.indexes import VectorIndex, find_indexes, tell_index, write_index
+from pybq._catalog.layout import Layout
 from pybq._choice.drift import Drift, compare
 from pybq._choice.statistics import Statistics
+from pybq._codes.metric import name_opclass
 from pybq.errors import TableError
 
 # Tables of more bytes are not counted: that would take longer than a second.

@@ -9,7 +9,8 @@ import numpy as np
 
 from pybq._choice.probe import Probe, searched, searched_since
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import MIN_ROWS, Metric, choose
+from pybq._choice.strategy import MIN_ROWS, choose
+from pybq._codes.metric import Metric
 
 
 @dataclass(frozen=True, slots=True)

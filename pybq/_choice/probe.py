@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pybq._choice.statistics import Statistics
 from pybq._codes import core
+from pybq._codes.metric import Metric, check_metric
 from pybq._codes.quantizer import Quantizer
-
-Metric = Literal["cosine", "l2", "inner_product"]
 
 # The probe: rows searched, and queries taken from the other rows.
 PROBE_ROWS = 2000
@@ -187,11 +185,6 @@ def _as_probe(
     error = math.sqrt(max(int(squares) / (n * k**2) - (rotate - axis) ** 2, 0) / n)
     rows = min(statistics.count, core.window_rows(statistics.dim))
     return Probe(axis, rotate, error, rows=rows, queries=n, k=k)
-
-
-def check_metric(metric: str) -> None:
-    if metric not in ("cosine", "l2", "inner_product"):
-        raise ValueError(f'expected metric "cosine", "l2" or "inner_product", got {metric!r}')
 
 
 def _draw(rng: np.random.Generator, rows: NDArray[np.generic], most: int) -> NDArray[np.float32]:

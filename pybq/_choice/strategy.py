@@ -9,10 +9,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pybq._choice.fidelity import fidelities
-from pybq._choice.probe import Metric as Metric
-from pybq._choice.probe import Probe, check_metric, probe, searched
+from pybq._choice.probe import Probe, probe, searched
 from pybq._choice.statistics import Statistics
 from pybq._codes import core
+from pybq._codes.metric import Metric, check_metric
 
 # Rotation is chosen unless the axes are ahead, because their mistakes cost differently: what
 # statistics of single coordinates cannot see (correlation) makes the axes worse by up to 0.3

@@ -28,11 +28,13 @@ from rich.table import Table as Grid
 from typer.core import TyperGroup
 
 import pybq
-from pybq._catalog.schema import TableOptions, name_table
+from pybq._catalog.layout import name_table
+from pybq._catalog.schema import TableOptions
 from pybq._catalog.status import Status
 from pybq._choice.statistics import Statistics
 from pybq._choice.strategy import Decision, choose, choose_by_sample
 from pybq._cli import doctor as doctors
+from pybq._codes.metric import Metric
 from pybq._loading.source import Source
 from pybq._loading.sources import load_numpy, open_source
 from pybq._searching.calibrate import SAMPLE
@@ -40,7 +42,7 @@ from pybq._searching.search import RERANK
 from pybq._tables.bench import bench_table
 from pybq._tables.comparison import Comparison, compare_indexes, find_column, find_indexes
 from pybq._tables.recall import measure_recall
-from pybq._tables.table import Metric, Table
+from pybq._tables.table import Table
 from pybq.errors import BuildError, ExtensionMissingError, LoadError, ServerError, TableError
 
 # Rows of a file that `advise --file` looks at, spread evenly over it.

@@ -13,7 +13,7 @@ from psycopg.errors import InsufficientPrivilege
 from psycopg.rows import dict_row, tuple_row
 
 import pybq
-from pybq._catalog.indexes import name_opclass
+from pybq._codes.metric import name_opclass
 from pybq._codes.quantizer import Quantizer
 
 # PostgreSQL versions that the extension is made for.

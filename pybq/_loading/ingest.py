@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from psycopg import sql
 
 from pybq._catalog.database import Database
-from pybq._catalog.schema import Column, Layout
+from pybq._catalog.layout import Column, Layout
 from pybq._catalog.status import SAMPLE_ROWS, no_statistics, read_transform
 from pybq._choice.statistics import Statistics
 from pybq._choice.strategy import Decision, choose_by_sample

@@ -18,7 +18,7 @@ from psycopg import BaseConnection
 from psycopg.rows import tuple_row
 
 from pybq._catalog.database import BlockingDatabase, Database, Row, run
-from pybq._catalog.schema import Layout
+from pybq._catalog.layout import Layout
 from pybq._catalog.status import SAMPLE_ROWS
 from pybq._codes.arrays import as_vectors
 from pybq._loading.ingest import (

@@ -14,7 +14,7 @@ from psycopg import sql
 from psycopg.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
 from pybq._catalog.database import Database, Row
-from pybq._catalog.schema import Layout
+from pybq._catalog.layout import Layout
 from pybq._catalog.status import count_rows, estimate_rows, read_calibrations
 from pybq._codes.quantizer import Quantizer
 from pybq._searching.search import MAX_PROBES, Effort, Search, Shape, check_recall

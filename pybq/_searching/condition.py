@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from psycopg import BaseConnection, sql
 
-from pybq._catalog.schema import Layout, check_text
+from pybq._catalog.layout import Layout, check_text
 
 if TYPE_CHECKING:
     import sqlalchemy

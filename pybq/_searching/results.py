@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pybq._catalog.database import Row
-from pybq._catalog.schema import Layout
+from pybq._catalog.layout import Layout
 
 Output = Literal["hits", "numpy", "arrow", "pandas", "polars"]
 

@@ -18,7 +18,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
 from pybq._catalog.database import Database, Row
-from pybq._catalog.schema import Layout
+from pybq._catalog.layout import Layout
 from pybq._codes.arrays import as_numbers
 from pybq._codes.quantizer import Quantizer
 from pybq._searching.condition import Where, make_condition

@@ -13,8 +13,7 @@ from psycopg.pq import TransactionStatus
 
 from pybq._catalog.database import BlockingDatabase, Statement, run
 from pybq._catalog.indexes import VectorIndex, find_opclass, write_index
-from pybq._catalog.schema import OPERATORS
-from pybq._choice.strategy import Metric
+from pybq._codes.metric import Metric, check_metric
 from pybq._tables.comparison import (
     Comparison,
     VectorColumn,
@@ -147,8 +146,8 @@ def adopt(
     """
     if not isinstance(conn, Connection):
         raise TypeError(f"expected a psycopg.Connection, got {type(conn).__name__}")
-    if metric is not None and metric not in OPERATORS:
-        raise ValueError(f"expected metric of {', '.join(OPERATORS)}, got {metric!r}")
+    if metric is not None:
+        check_metric(metric)
     if recall is not None and not 0 < recall <= 1:
         raise ValueError(f"expected recall above 0 and at most 1, got {recall}")
     if isinstance(filters, str):

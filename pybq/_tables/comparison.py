@@ -18,9 +18,9 @@ from psycopg.rows import tuple_row
 from pybq._catalog import indexes as catalog
 from pybq._catalog.database import BlockingDatabase, Statement, escape_percent, run
 from pybq._catalog.indexes import VectorIndex
-from pybq._catalog.schema import OPERATORS, name_table
-from pybq._choice.strategy import Metric
+from pybq._catalog.layout import name_table
 from pybq._codes.arrays import spread
+from pybq._codes.metric import OPERATORS, Metric
 from pybq.errors import TableError
 
 # The setting that says how much a query of each method reads, its default, and its maximum.

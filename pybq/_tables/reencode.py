@@ -19,7 +19,7 @@ from psycopg.errors import DeadlockDetected, LockNotAvailable
 
 from pybq._catalog.database import Database
 from pybq._catalog.indexes import VectorIndex, find_indexes, write_index
-from pybq._catalog.schema import Layout
+from pybq._catalog.layout import Layout
 from pybq._catalog.status import no_statistics, read_statistics
 from pybq._choice.probe import PROBE_QUERIES, PROBE_ROWS
 from pybq._choice.statistics import Statistics

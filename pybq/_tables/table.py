@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from psycopg import AsyncConnection, Connection, DataError, sql
 
 from pybq._catalog.database import AsyncDatabase, BlockingDatabase, Database, run
+from pybq._catalog.layout import Layout, Store
 from pybq._catalog.schema import (
-    Layout,
-    Store,
     TableOptions,
     create_index,
     create_table,
@@ -24,7 +23,7 @@ from pybq._catalog.schema import (
 )
 from pybq._catalog.status import Status, read_statistics, read_status, read_transform
 from pybq._choice.statistics import Statistics
-from pybq._choice.strategy import Metric
+from pybq._codes.metric import Metric
 from pybq._codes.quantizer import Quantizer
 from pybq._loading.ingest import OnConflict, delete_rows, ingest
 from pybq._loading.load import load
