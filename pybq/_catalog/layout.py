@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,6 +112,11 @@ class Layout:
         return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(
             self.keys, arrays
         ), self.split_keys(ids)
+
+    def take_key(self, row: Sequence[Any]) -> Any:
+        """The key of a row that begins with it, as `Hit.id` has it."""
+        n = len(self.key)
+        return row[0] if n == 1 else tuple(row[:n])
 
     def split_keys(self, ids: Iterable[Any]) -> list[Any]:
         """Return the values of each column of the key."""

@@ -10,6 +10,7 @@ from typing import TypedDict
 from psycopg import DataError, ProgrammingError, sql
 from psycopg.errors import DuplicateTable
 
+from pybq._catalog import registry
 from pybq._catalog.database import Database
 from pybq._catalog.indexes import VectorIndex, find_indexes, find_opclass, write_index
 from pybq._catalog.layout import (
@@ -89,13 +90,9 @@ async def _check_options(db: Database, layout: Layout, options: TableOptions) ->
         raise _disagrees(layout, "codes", layout.has_codes, options.get("codes"))
     transform = options.get("transform")
     if transform is not None:
-        there = await db.fetch_one(
-            "SELECT CASE WHEN decided_at IS NOT NULL THEN transform END FROM bq_columns"
-            " WHERE table_name = %s AND code_column = %s",
-            [layout.oid, layout.searched.name],
-        )
-        if there is None or there[0] != transform:
-            raise _disagrees(layout, "transform", there and there[0], transform)
+        there = await registry.read_transform(db, layout)
+        if there != transform:
+            raise _disagrees(layout, "transform", there, transform)
     wanted = dict(options.get("columns") or {})
     for name in wanted:
         if name not in layout.columns:
@@ -134,12 +131,7 @@ async def _read_layout(
 ) -> Layout:
     """Find out what a table is: of its columns of codes and vectors the one that was named."""
     regclass = name_table(name, schema).as_string(db.connection)
-    found = await db.fetch(
-        "SELECT table_name::oid, code_column, source_column, dim, metric, next_column"
-        " FROM bq_columns WHERE table_name = %s::regclass ORDER BY code_column",
-        [regclass],
-    )
-    managed = {row[1]: row for row in found}
+    managed = await registry.find_entries(db, regclass)
     oid, attributes = await _read_attributes(db, regclass)
     if await db.fetch_one("SELECT 1 FROM pg_class WHERE oid = %s AND relkind = 'v'", [oid]):
         raise TableError(f"{name!r} is a view: its rows have no place or key; open its table")
@@ -157,33 +149,38 @@ async def _read_layout(
     if column not in managed and column not in dims:
         there = ", ".join({**managed, **dims}) or "none of codes or vectors"
         raise TableError(f"table {name!r} has columns {there}, expected {column}")
-    _, _, source, known_dim, known_metric, unfinished = managed.get(column, (None,) * 6)
+    entry = managed.get(column)
+    source, unfinished = (entry.source, entry.next_column) if entry else (None, None)
     for each in (column, source):
         if each is not None and each not in columns:
             raise TableError(
                 f"table {name!r} has no column {each!r}, which bq_columns names; if it was "
                 "renamed, call bq_rename_column, if it was dropped, bq_forget_column, too"
             )
-    has_codes = column in managed and source != column
+    has_codes = entry is not None and source != column
     keys = tuple(each for each, _, is_key in attributes if is_key) or (PLACE,)
     if has_codes and (len(keys) != 1 or keys == (PLACE,)):
         raise TableError(f"table {name!r} has no primary key of one column")
     searched = columns.pop(column)
-    vectors = (source and columns.pop(source)) if has_codes else searched
+    vectors: Column | None = searched
+    if has_codes:
+        vectors = None if source is None else columns.pop(source)
     if vectors is not None and vectors.type_name not in ITEM_NBYTES:
+        there = f"halfvec({entry.dim if entry else 'n'})"
         raise TableError(
             f"column {source!r} of table {name!r} is of type {vectors.declared}, expected"
-            f" {' or '.join(ITEM_NBYTES)}; change its type, for example to halfvec({known_dim})"
+            f" {' or '.join(ITEM_NBYTES)}; change its type, for example to {there}"
         )
     for each in (*(key.name for key in keys), unfinished):  # the last one is of Table.reencode
         columns.pop(str(each), None)
     declared = has_codes or dims[column] is not None
-    if not has_codes:
-        known_metric = await _find_metric(db, name, oid, column, known_metric, metric)
-        known_dim = known_dim or dims[column] or await _read_dim(db, name, schema, column, dim)
-    return Layout(
-        name, schema, oid, known_dim, known_metric, keys, searched, vectors, columns, declared
-    )
+    if entry is not None and has_codes:
+        dim, metric = entry.dim, entry.metric
+    else:
+        metric = await _find_metric(db, name, oid, column, entry and entry.metric, metric)
+        known_dim = (entry and entry.dim) or dims[column]
+        dim = known_dim or await _read_dim(db, name, schema, column, dim)
+    return Layout(name, schema, oid, dim, metric, keys, searched, vectors, columns, declared)
 
 
 async def _read_attributes(
@@ -324,17 +321,14 @@ async def create_table(
             code_nbytes = nbytes(dim) if codes else 0
             row_nbytes = ITEM_NBYTES[store] * dim + code_nbytes + EXTRA_COLUMN_NBYTES * len(columns)
             await _keep_inline(db, identifier, ROW_OVERHEAD_NBYTES + row_nbytes)
-        await db.execute(
-            "SELECT bq_register_column(%s::regclass, %s, %s, %s, %s, %s, %s)",
-            [
-                identifier.as_string(db.connection),
-                "code" if codes else "embedding",
-                None if store is None else "embedding",
-                dim,
-                metric,
-                transform,
-                None if transform is None else "set when the table was created",
-            ],
+        await registry.enter_column(
+            db,
+            identifier.as_string(db.connection),
+            "code" if codes else "embedding",
+            None if store is None else "embedding",
+            dim,
+            metric,
+            transform,
         )
 
 

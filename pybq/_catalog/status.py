@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from psycopg import sql
 
+from pybq._catalog import registry
 from pybq._catalog.database import Database
 from pybq._catalog.indexes import VectorIndex, find_indexes, tell_index, write_index
 from pybq._catalog.layout import Layout
+from pybq._catalog.registry import Calibration
+from pybq._catalog.sample import sample_statistics
+from pybq._catalog.size import tell_rows
 from pybq._choice.drift import Drift, compare
 from pybq._choice.statistics import Statistics
 from pybq._codes.metric import name_opclass
-from pybq.errors import TableError
-
-# Tables of more bytes are not counted: that would take longer than a second.
-MAX_COUNTED_NBYTES = 1 << 30
-# Rows from which axes or rotation is decided, spread evenly over the first ingest: enough that
-# the fidelities of another sample differ by less than the margin of the choice.
-SAMPLE_ROWS = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What searches need for a recall, as `Table.calibrate` measured it.
-
-    Attributes
-    ----------
-    recall : float
-    k : int
-        Share of the true k nearest rows that is found.
-    rerank : float
-    probes : int or None
-        As given to `Table.search`.
-    rows : int or None
-        Rows of the table then.
-    measured_at : datetime
-    """
-
-    recall: float
-    k: int
-    rerank: float
-    probes: int | None
-    rows: int | None
-    measured_at: datetime
-
-    def __str__(self) -> str:
-        probes = "" if self.probes is None else f" and probes {self.probes}"
-        rows = "" if self.rows is None else f", measured at {self.rows:,} rows"
-        return f"{self.recall:g} of the {self.k} nearest by rerank {self.rerank:g}{probes}{rows}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +133,7 @@ async def read_status(db: Database, layout: Layout) -> Status:
     if not any(index.method == "bq" and index.answers(layout.metric) for index in indexes):
         row = await db.fetch_one("SELECT relkind = 'p' FROM pg_class WHERE oid = %s", [layout.oid])
         advice = _advise(layout, partitioned=row == (True,)).as_string(db.connection)
-    rows, exact = await count_rows(db, layout)
+    rows, exact = await tell_rows(db, layout)
     facts: tuple[Any, ...] = (layout.searched.name, layout.has_codes, indexes, advice, rows, exact)
     if layout.has_codes:
         facts += await _read_codes(db, layout)
@@ -192,124 +158,28 @@ def _advise(layout: Layout, partitioned: bool) -> sql.Composed:
 
 async def _read_codes(db: Database, layout: Layout) -> tuple[Any, ...]:
     """What bq_columns says of codes: the attributes of `Status` from `count` on."""
-    row = await db.fetch_one(
-        """
-        SELECT transform, decided_at IS NOT NULL, f_axis, f_rotate, reason, decided_count,
-               decided_at, next_transform, (statistics).*, (decided_statistics).*
-        FROM bq_columns WHERE table_name = %s AND code_column = %s
-        """,
-        [layout.oid, layout.code.name],
-    )
-    if row is None:
-        raise _gone(layout)
-    transform, decided, f_axis, f_rotate, reason, decided_count, decided_at, following = row[:8]
-    now, then = _make_statistics(layout, row[8:19]), _make_statistics(layout, row[19:])
+    known = await registry.read_record(db, layout)
     drift = None
-    if decided:
+    if known.transform is not None:
         drift = await db.compute(
-            compare, transform, then if then.count else None, now, layout.metric
+            compare, known.transform, known.decided_statistics, known.statistics, layout.metric
         )
-    known = transform if decided else None
-    calibrations = await read_calibrations(db, layout, transform)
     return (
-        *(now.count, known, f_axis, f_rotate, reason, decided_count, decided_at, drift, following),
-        calibrations,
+        known.statistics.count,
+        known.transform,
+        known.f_axis,
+        known.f_rotate,
+        known.reason,
+        known.decided_count,
+        known.decided_at,
+        drift,
+        known.next_transform,
+        await registry.read_calibrations(db, layout, known.transform),
     )
-
-
-async def count_rows(db: Database, layout: Layout) -> tuple[int | None, bool]:
-    """Return the number of rows, None for who may not read, and whether it was counted."""
-    row = await db.fetch_one(
-        "SELECT has_any_column_privilege(%s::oid, 'SELECT'), pg_relation_size(%s::oid)",
-        [layout.oid, layout.oid],
-    )
-    if row is None or not row[0]:
-        return None, True
-    if row[1] > MAX_COUNTED_NBYTES:
-        estimated = await estimate_rows(db, layout)
-        if estimated is not None:
-            return estimated, False
-    counted = await db.fetch_one(sql.SQL("SELECT count(*) FROM {}").format(layout.identifier))
-    assert counted is not None
-    return int(counted[0]), True
-
-
-async def estimate_rows(db: Database, layout: Layout) -> int | None:
-    """Estimate the number of rows as the planner does; None before the first VACUUM or ANALYZE."""
-    row = await db.fetch_one(
-        "SELECT round(reltuples / relpages"
-        " * (pg_relation_size(oid) / current_setting('block_size')::int))::bigint"
-        " FROM pg_class WHERE oid = %s AND reltuples >= 0 AND relpages > 0",
-        [layout.oid],
-    )
-    return None if row is None else int(row[0])
-
-
-async def read_calibrations(
-    db: Database, layout: Layout, transform: int | None
-) -> list[Calibration]:
-    """Ask the database for what was measured of codes of this transform."""
-    rows = await db.fetch(
-        """
-        SELECT c.recall, c.k, c.rerank, c.probes, c.rows, c.measured_at
-        FROM bq_columns, jsonb_to_recordset(calibrations) AS c(
-            recall float8, k int, rerank float8, probes int, rows bigint, transform int,
-            measured_at timestamptz)
-        WHERE table_name = %s AND code_column = %s AND c.transform = %s ORDER BY c.k, c.recall
-        """,
-        [layout.oid, layout.code.name, transform],
-    )
-    return [Calibration(*row) for row in rows]
-
-
-async def read_transform(db: Database, layout: Layout) -> int | None:
-    """Ask the database for the transform of the codes; None before the first ingest."""
-    row = await db.fetch_one(
-        "SELECT transform, decided_at IS NOT NULL FROM bq_columns"
-        " WHERE table_name = %s AND code_column = %s",
-        [layout.oid, layout.code.name],
-    )
-    if row is None:
-        raise _gone(layout)
-    transform, decided = row
-    return int(transform) if decided else None
 
 
 async def read_statistics(db: Database, layout: Layout) -> Statistics:
     """Ask for the statistics of all vectors that were ingested; without codes, of a sample."""
-    if not layout.has_codes:
-        return await _sample_statistics(db, layout)
-    row = await db.fetch_one(
-        "SELECT (statistics).* FROM bq_columns WHERE table_name = %s AND code_column = %s",
-        [layout.oid, layout.code.name],
-    )
-    return _make_statistics(layout, row or [None])
-
-
-async def _sample_statistics(db: Database, layout: Layout) -> Statistics:
-    """Statistics of about SAMPLE_ROWS vectors, from pages drawn at random, made by the server."""
-    rows = await estimate_rows(db, layout)
-    percent = 100 if not rows else min(100, 100 * SAMPLE_ROWS / rows)
-    row = await db.fetch_one(
-        sql.SQL(
-            "SELECT (s).* FROM (SELECT bq_statistics({0}::real[], %s) AS s FROM {1}"
-            " TABLESAMPLE SYSTEM (%s) REPEATABLE (0) WHERE {0} IS NOT NULL) AS sample"
-        ).format(layout.searched.identifier, layout.identifier),
-        [no_statistics(layout).normalize, percent],
-    )
-    return _make_statistics(layout, row or [None])
-
-
-def no_statistics(layout: Layout) -> Statistics:
-    """The statistics of no vectors, of the kind that the table's metric calls for."""
-    # Cosine distance does not see the lengths of vectors, so neither must the statistics.
-    return Statistics(layout.dim, normalize=layout.metric == "cosine")
-
-
-def _make_statistics(layout: Layout, row: Sequence[Any]) -> Statistics:
-    statistics = no_statistics(layout)
-    return statistics if row[0] is None else Statistics.from_row(row, statistics.normalize)
-
-
-def _gone(layout: Layout) -> TableError:
-    return TableError(f"table {layout.name!r} is gone from bq_columns")
+    if layout.has_codes:
+        return await registry.read_statistics(db, layout)
+    return await sample_statistics(db, layout)

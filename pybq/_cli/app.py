@@ -28,7 +28,9 @@ from rich.table import Table as Grid
 from typer.core import TyperGroup
 
 import pybq
+from pybq._catalog.database import BlockingDatabase, run
 from pybq._catalog.layout import name_table
+from pybq._catalog.registry import find_tables
 from pybq._catalog.schema import TableOptions
 from pybq._catalog.status import Status
 from pybq._choice.statistics import Statistics
@@ -755,9 +757,7 @@ def _open(
     try:
         return Table(conn, name, schema=schema, column=column)
     except TableError as error:
-        with conn.cursor(row_factory=tuple_row) as cursor:
-            rows = cursor.execute("SELECT table_name::text FROM bq_columns ORDER BY 1").fetchall()
-        known = ", ".join(row[0] for row in rows)
+        known = ", ".join(run(find_tables(BlockingDatabase(conn))))
         hint = f"tables of pybq here: {known}" if known else "make one with: pybq ingest, or create"
         raise CommandError(str(error).replace("; give dim to create it", ""), hint) from error
 

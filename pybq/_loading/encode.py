@@ -18,7 +18,7 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import Format
 from psycopg.types.json import Json, Jsonb
 
-from pybq._catalog.schema import Column
+from pybq._catalog.layout import Column
 from pybq._choice.statistics import Statistics
 from pybq._codes import core
 from pybq._codes.arrays import to_half

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -12,9 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from psycopg import sql
 
+from pybq._catalog import registry
 from pybq._catalog.database import Database
 from pybq._catalog.layout import Column, Layout
-from pybq._catalog.status import SAMPLE_ROWS, no_statistics, read_transform
+from pybq._catalog.registry import no_statistics
+from pybq._catalog.sample import SAMPLE_ROWS
 from pybq._choice.statistics import Statistics
 from pybq._choice.strategy import Decision, choose_by_sample
 from pybq._codes.arrays import as_vectors, by_place, spread
@@ -54,7 +55,7 @@ async def ingest(
             written, statistics = await write_rows(
                 db, layout, quantizer, ids, array, columns, on_conflict, advance
             )
-        await add_statistics(db, layout, statistics)
+        await registry.add_statistics(db, layout, statistics)
     return written
 
 
@@ -195,41 +196,11 @@ async def decide(
     if not layout.has_codes:
         return None
     await db.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(layout.identifier))
-    transform = await read_transform(db, layout)
+    transform = await registry.read_transform(db, layout)
     if transform is not None:
         return Quantizer(layout.dim, transform)
     decision, statistics = await db.compute(_choose, layout, sample)
-    row = statistics.to_row()
-    fields = ", ".join(["%b"] * len(row))
-    decided = await db.fetch_one(
-        f"SELECT bq_decide(%s::oid, %s, %s, ROW({fields})::bq_statistics, %s, %s, %s)",
-        [
-            layout.oid,
-            layout.code.name,
-            decision.transform,
-            *row,
-            finite(decision.f_axis),
-            finite(decision.f_rotate),
-            decision.reason,
-        ],
-    )
-    assert decided is not None
-    return Quantizer(layout.dim, int(decided[0]))
-
-
-async def add_statistics(db: Database, layout: Layout, statistics: Statistics) -> None:
-    """Merge in the database, under the row's lock: what others added meanwhile stays.
-
-    Without codes there is nothing to decide from them: the index looks at the rows themselves.
-    """
-    if not layout.has_codes:
-        return
-    row = statistics.to_row()
-    fields = ", ".join(["%b"] * len(row))
-    await db.execute(
-        f"SELECT bq_add_statistics(%s::oid, %s, ROW({fields})::bq_statistics)",
-        [layout.oid, layout.code.name, *row],
-    )
+    return Quantizer(layout.dim, await registry.decide(db, layout, decision, statistics))
 
 
 def _choose(
@@ -239,11 +210,6 @@ def _choose(
     rows = sample()
     statistics.update(rows)
     return choose_by_sample(statistics, rows, layout.metric), statistics
-
-
-def finite(value: float) -> float | None:
-    """Return what the database keeps of a fidelity."""
-    return value if math.isfinite(value) else None
 
 
 def check_columns(layout: Layout, n: int, ids: Any, columns: Mapping[str, Any]) -> None:

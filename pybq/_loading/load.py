@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from psycopg import BaseConnection
 from psycopg.rows import tuple_row
 
+from pybq._catalog import registry
 from pybq._catalog.database import BlockingDatabase, Database, Row, run
 from pybq._catalog.layout import Layout
-from pybq._catalog.status import SAMPLE_ROWS
+from pybq._catalog.sample import SAMPLE_ROWS
 from pybq._codes.arrays import as_vectors
 from pybq._loading.ingest import (
     ON_CONFLICT,
     OnConflict,
-    add_statistics,
     check_columns,
     decide,
     write_rows,
@@ -180,12 +180,8 @@ async def _find_done(db: Database, task: Task) -> set[int]:
     """Return the batches that are there already, if this goes on with them."""
     if not task.resume:
         return set()
-    rows = await db.fetch(
-        "SELECT batch, batch_rows, fingerprint FROM bq_loads WHERE table_name = %s AND source = %s"
-        " AND loader = quote_ident(current_user)::regrole",  # others' say is not taken
-        [task.layout.oid, task.source],
-    )
-    for _, batch_rows, fingerprint in rows:
+    batches = await registry.find_batches(db, task.layout, task.source)
+    for _, batch_rows, fingerprint in batches:
         if fingerprint != task.fingerprint:
             raise TableError(
                 f"{task.source} has changed since its load began, or is read in another way: it "
@@ -196,7 +192,7 @@ async def _find_done(db: Database, task: Task) -> set[int]:
             raise TableError(
                 f"the load of {task.source} began with batch_rows={batch_rows}; resume with that"
             )
-    return {batch for batch, _, _ in rows}
+    return {batch.number for batch in batches}
 
 
 def _split(
@@ -277,20 +273,11 @@ async def write_part(db: Database, task: Task, part: Part) -> int:
         if task.source:
             if not task.resume and part.number == 0:
                 # Not before: if this batch fails, an earlier load can still be resumed.
-                await db.execute("SELECT bq_forget_load(%s::oid, %s)", [layout.oid, task.source])
-            await db.execute(
-                "SELECT bq_record_load(%s::oid, %s, %s, %s, %s, %s)",
-                [
-                    layout.oid,
-                    task.source,
-                    part.number,
-                    task.batch_rows,
-                    task.fingerprint,
-                    written,
-                ],
-            )
+                await registry.forget_batches(db, layout, task.source)
+            done = registry.LoadedBatch(part.number, task.batch_rows, task.fingerprint)
+            await registry.record_batch(db, layout, task.source, done, written)
         # Last, as others wait for its row.
-        await add_statistics(db, layout, statistics)
+        await registry.add_statistics(db, layout, statistics)
     return written
 
 

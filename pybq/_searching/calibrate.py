@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from psycopg import sql
 from psycopg.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
-from pybq._catalog.database import Database, Row
+from pybq._catalog.database import Database
 from pybq._catalog.layout import Layout
-from pybq._catalog.status import count_rows, estimate_rows, read_calibrations
+from pybq._catalog.registry import keep_calibration, read_calibrations
+from pybq._catalog.sample import sample_rows
+from pybq._catalog.size import estimate_rows, tell_rows
 from pybq._codes.quantizer import Quantizer
 from pybq._searching.search import MAX_PROBES, Effort, Search, Shape, check_recall
 from pybq.errors import TableError
@@ -31,8 +32,6 @@ MAX_CANDIDATES = 50_000
 PROBES = tuple(2**power for power in range(3, 16))
 # A table that has so many times the rows it was measured with calls for another measurement.
 GROWTH = 2
-# Pages that are read to draw one row of the sample from.
-PAGES_PER_ROW = 10
 
 _Array = NDArray[np.float64]
 
@@ -113,13 +112,10 @@ def _is_met(found: NDArray[np.bool_], nearest: _Array, recall: float) -> bool:
 
 async def keep_effort(db: Database, layout: Layout, recall: float, k: int, effort: Effort) -> None:
     """Enter what was measured into bq_columns; warn who may not."""
-    rows, _ = await count_rows(db, layout)
+    rows, _ = await tell_rows(db, layout)
     try:
         async with db.transaction():
-            await db.fetch(
-                "SELECT bq_keep_calibration(%s::oid, %s, %s, %s, %s, %s, %s)",
-                [layout.oid, layout.code.name, recall, k, effort.rerank, effort.probes, rows],
-            )
+            await keep_calibration(db, layout, recall, k, *effort, rows)
     except (InsufficientPrivilege, ReadOnlySqlTransaction) as error:
         warnings.warn(
             f"the calibration of table {layout.name!r} holds for this object only: {error}; let "
@@ -156,33 +152,3 @@ def not_calibrated(layout: Layout, recall: float, k: int) -> TableError:
 
 def _advise(recall: float, k: int) -> str:
     return f"call calibrate({recall:g}, k={k}) once, or run pybq calibrate"
-
-
-async def sample_rows(
-    db: Database, layout: Layout, n: int
-) -> tuple[Sequence[Any], NDArray[np.float32]]:
-    """Return keys and vectors of some rows that have one, the same ones each time."""
-    assert layout.source is not None
-    names = {
-        "table": layout.identifier,
-        "id": layout.id.identifier,
-        "vector": layout.source.identifier,
-    }
-    size = await db.fetch_one(
-        "SELECT pg_relation_size(%s::oid) / current_setting('block_size')::int", [layout.oid]
-    )
-    assert size is not None
-    rows: list[Row] = []
-    # Pages with few rows, as after a large DELETE, give too few; then all are read.
-    for percent in (min(100, 100 * PAGES_PER_ROW * n / max(1, size[0])), 100):
-        rows = await db.fetch(
-            sql.SQL(
-                "SELECT {id}, {vector}::real[] FROM {table} TABLESAMPLE SYSTEM (%s) REPEATABLE (0)"
-                " WHERE {vector} IS NOT NULL ORDER BY md5({id}::text) LIMIT %s"
-            ).format(**names),
-            [percent, n],
-        )
-        if len(rows) == n:
-            break
-    vectors = np.array([vector for _, vector in rows], np.float32).reshape(-1, layout.dim)
-    return [key for key, _ in rows], vectors

@@ -11,6 +11,7 @@ from psycopg import Connection, sql
 from psycopg.errors import DuplicateTable, LockNotAvailable
 from psycopg.pq import TransactionStatus
 
+from pybq._catalog import registry
 from pybq._catalog.database import BlockingDatabase, Statement, run
 from pybq._catalog.indexes import VectorIndex, find_opclass, write_index
 from pybq._codes.metric import Metric, check_metric
@@ -162,7 +163,7 @@ def adopt(
         found = find_column(conn, table, column, schema)
         _check_column(conn, found, filters)
         there = find_indexes(conn, found)
-        codes = _find_codes(conn, found)
+        codes = run(registry.find_codes(BlockingDatabase(conn), found.oid, found.name))
         metric = metric or _find_metric(found, there, codes)
         opclass = run(find_opclass(BlockingDatabase(conn), found.type_name, metric))
         name, statement, seconds = _find_same(there, metric, (found.name, *filters)), None, None
@@ -229,19 +230,6 @@ def _check_column(conn: Connection[Any], column: VectorColumn, filters: Sequence
     for name in filters:
         if (name,) not in rows:
             raise TableError(f"table {column.table!r} has no column {name!r} to filter by")
-
-
-def _find_codes(conn: Connection[Any], column: VectorColumn) -> list[tuple[str, Metric]]:
-    """Columns of codes of a column, and their metrics; its own name stands for an index to be."""
-    if fetch(conn, "SELECT to_regclass('bq_columns')") == [(None,)]:
-        return []
-    rows = fetch(
-        conn,
-        "SELECT code_column, metric FROM bq_columns WHERE table_name::oid = %s"
-        " AND source_column = %s ORDER BY 1",
-        [column.oid, column.name],
-    )
-    return [(code, metric) for code, metric in rows]
 
 
 def _find_metric(
@@ -343,7 +331,7 @@ def _write_drop_codes(conn: Connection[Any], column: VectorColumn, code: str) ->
                 for (name,) in triggers
             ),
             sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(table, sql.Identifier(code)),
-            sql.SQL("SELECT bq_forget_column({}, {})").format(table.as_string(conn), code),
+            registry.write_forget(table.as_string(conn), code),
         )
     ]
 

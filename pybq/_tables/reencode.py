@@ -17,17 +17,18 @@ import numpy as np
 from psycopg import sql
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 
+from pybq._catalog import registry
 from pybq._catalog.database import Database
 from pybq._catalog.indexes import VectorIndex, find_indexes, write_index
 from pybq._catalog.layout import Layout
-from pybq._catalog.status import no_statistics, read_statistics
+from pybq._catalog.registry import Encoding
+from pybq._catalog.sample import sample_rows
+from pybq._catalog.size import count_pages
 from pybq._choice.probe import PROBE_QUERIES, PROBE_ROWS
 from pybq._choice.statistics import Statistics
 from pybq._choice.strategy import MIN_ROWS, Decision, choose_by_sample
 from pybq._codes.quantizer import Quantizer
-from pybq._loading.ingest import finite
 from pybq._loading.progress import show_progress
-from pybq._searching.calibrate import sample_rows
 from pybq.errors import TableError
 
 # Pages of one batch, 1 MB: its rows are locked against writers for about 20 ms.
@@ -45,17 +46,6 @@ FILLED = sql.Identifier("bq_reencode_filled")
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
-    """What bq_columns and the catalog say before the work."""
-
-    transform: int
-    next_column: str | None
-    next_transform: int | None
-    schema: str  # of the table, wherever it was found
-    filled: bool  # neither vectors nor codes may be null
-
-
-@dataclass(frozen=True, slots=True)
 class _Job:
     """What is to be done."""
 
@@ -64,7 +54,7 @@ class _Job:
     decision: Decision
     statistics: Statistics
     reason: str
-    state: _State
+    state: Encoding
 
 
 async def reencode(
@@ -126,7 +116,9 @@ async def _begin(db: Database, layout: Layout, transform: int | None) -> _Job | 
             reason = decision.reason
     elif decision.rotate == (state.transform != 0):
         # If a measurement said so against the statistics, status() should know of it.
-        await _record(db, layout, state.transform, statistics, decision, decision.reason)
+        await registry.decide_again(
+            db, layout, state.transform, decision, statistics, decision.reason
+        )
         return None
     else:
         wanted, reason = decision.transform, decision.reason
@@ -148,54 +140,36 @@ async def _begin(db: Database, layout: Layout, transform: int | None) -> _Job | 
     return job
 
 
-async def _read_state(db: Database, layout: Layout) -> _State:
-    row = await db.fetch_one(
-        """
-        SELECT b.transform, b.next_column, b.next_transform, n.nspname,
-               s.attnotnull AND a.attnotnull, b.decided_at IS NULL, a.attgenerated <> '',
-               c.relkind <> 'r' OR c.relhassubclass OR c.relispartition,
-               pg_has_role(c.relowner, 'USAGE')
-        FROM bq_columns b JOIN pg_class c ON c.oid = b.table_name::oid
-        JOIN pg_namespace n ON n.oid = c.relnamespace
-        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = b.code_column
-        JOIN pg_attribute s ON s.attrelid = c.oid AND s.attname = b.source_column
-        WHERE b.table_name = %s AND b.code_column = %s
-        """,
-        [layout.oid, layout.code.name],
-    )
-    if row is None:
-        raise TableError(f"table {layout.name!r} is gone from bq_columns")
-    *known, undecided, generated, partitioned, owner = row
-    if not owner:
+async def _read_state(db: Database, layout: Layout) -> Encoding:
+    """Ask what there is, and refuse what cannot be encoded anew."""
+    state = await registry.read_encoding(db, layout)
+    if not state.owned:
         raise TableError(f"only the owner of table {layout.name!r} can encode it anew")
-    if undecided:
+    if state.undecided:
         raise TableError(f"table {layout.name!r} has no codes yet; the first ingest makes them")
-    if generated:
+    if state.generated:
         raise TableError(
             f"column {layout.code.name!r} is generated; change its expression instead: drop it, "
             "and add it with another transform"
         )
-    if partitioned:
+    if state.partitioned:
         raise TableError(f"table {layout.name!r} is partitioned or inherited, which is not handled")
-    return _State(*known)
+    return state
 
 
 async def _decide(db: Database, layout: Layout, measure: bool) -> tuple[Statistics, Decision]:
     """Choose by the statistics that `Table.status` shows, and by a sample of stored vectors."""
-    statistics = await read_statistics(db, layout)
+    statistics = await registry.read_statistics(db, layout)
     if statistics.count < MIN_ROWS:  # rows were not written by pybq
-        row = await db.fetch_one(
-            "SELECT (bq_sample_statistics(%s::oid, %s)).*", [layout.oid, layout.code.name]
-        )
-        if row is not None and row[0] is not None:
-            statistics = Statistics.from_row(row, statistics.normalize)
+        stored = await registry.recompute_statistics(db, layout)
+        statistics = stored if stored.count else statistics
     sample = np.empty((0, layout.dim), np.float32)
     if measure:
         _, sample = await sample_rows(db, layout, PROBE_ROWS + PROBE_QUERIES)
     return statistics, await db.compute(choose_by_sample, statistics, sample, layout.metric)
 
 
-async def _check_dependents(db: Database, layout: Layout, state: _State) -> None:
+async def _check_dependents(db: Database, layout: Layout, state: Encoding) -> None:
     """Refuse what would go with the old column, or keep it; indexes of ours are built anew."""
     found = await db.fetch(
         """
@@ -272,10 +246,7 @@ async def _prepare(db: Database, layout: Layout, job: _Job) -> None:
             " EXECUTE FUNCTION bq_encode_trigger({next_name}, {source_name}, {transform_name})"
         ).format(**names)
     )
-    await db.execute(
-        "SELECT bq_set_next_column(%s::oid, %s, %s, %s)",
-        [layout.oid, layout.code.name, job.column, job.transform],
-    )
+    await registry.set_next(db, layout, job.column, job.transform)
 
 
 async def _abandon(db: Database, layout: Layout, column: str) -> None:
@@ -284,9 +255,7 @@ async def _abandon(db: Database, layout: Layout, column: str) -> None:
     await db.execute(
         sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(layout.identifier, sql.Identifier(column))
     )
-    await db.execute(
-        "SELECT bq_set_next_column(%s::oid, %s, NULL, NULL)", [layout.oid, layout.code.name]
-    )
+    await registry.set_next(db, layout, None, None)
 
 
 async def _fill(db: Database, layout: Layout, job: _Job, progress: bool | None) -> int:
@@ -310,7 +279,7 @@ async def _fill(db: Database, layout: Layout, job: _Job, progress: bool | None) 
     done = 0
     with show_progress(total[0], f"reencode {layout.name}", progress) as advance:
         while True:
-            pages = await _count_pages(db, layout)
+            pages = await count_pages(db, layout)
             share = max(VACUUM_PAGES, pages // VACUUM_SHARES + 1)
             for start in range(0, pages, BATCH_PAGES):
                 async with db.transaction():
@@ -331,14 +300,6 @@ async def _fill(db: Database, layout: Layout, job: _Job, progress: bool | None) 
             if left is None:
                 return done
             await _pause(db)
-
-
-async def _count_pages(db: Database, layout: Layout) -> int:
-    row = await db.fetch_one(
-        "SELECT pg_relation_size(%s::oid) / current_setting('block_size')::int", [layout.oid]
-    )
-    assert row is not None
-    return int(row[0])
 
 
 async def _build_indexes(db: Database, layout: Layout, job: _Job) -> None:
@@ -411,44 +372,11 @@ async def _swap(db: Database, layout: Layout, job: _Job) -> None:
                     sql.Identifier(index.name),
                 )
             )
-        await _record(db, layout, job.transform, job.statistics, job.decision, job.reason)
+        await registry.decide_again(
+            db, layout, job.transform, job.decision, job.statistics, job.reason
+        )
 
     await _exclusively(db, layout, swap)
-
-
-async def _record(
-    db: Database,
-    layout: Layout,
-    transform: int,
-    statistics: Statistics,
-    decision: Decision,
-    reason: str,
-) -> None:
-    """Write the decision; nothing is under way any longer.
-
-    Statistics that speak against the transform were not what it was decided from, unless a
-    measurement overruled them.
-    """
-    if decision.rotate != (transform != 0):
-        statistics = no_statistics(layout)
-    row = statistics.to_row()
-    fields = ", ".join(["%b"] * len(row))
-    await db.execute(
-        f"""
-        SELECT bq_decide_again(%s::oid, %s, %s,
-            CASE WHEN %s THEN ROW({fields})::bq_statistics END, %s, %s, %s)
-        """,
-        [
-            layout.oid,
-            layout.code.name,
-            transform,
-            statistics.count > 0,
-            *row,
-            finite(decision.f_axis),
-            finite(decision.f_rotate),
-            reason,
-        ],
-    )
 
 
 async def _exclusively(db: Database, layout: Layout, change: Callable[[], Awaitable[None]]) -> None:

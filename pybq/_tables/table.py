@@ -14,6 +14,7 @@ from psycopg import AsyncConnection, Connection, DataError, sql
 
 from pybq._catalog.database import AsyncDatabase, BlockingDatabase, Database, run
 from pybq._catalog.layout import Layout, Store
+from pybq._catalog.registry import read_transform
 from pybq._catalog.schema import (
     TableOptions,
     create_index,
@@ -21,7 +22,7 @@ from pybq._catalog.schema import (
     create_trigger,
     open_table,
 )
-from pybq._catalog.status import Status, read_statistics, read_status, read_transform
+from pybq._catalog.status import Status, read_statistics, read_status
 from pybq._choice.statistics import Statistics
 from pybq._codes.metric import Metric
 from pybq._codes.quantizer import Quantizer

@@ -483,10 +483,10 @@ def test_async_load(server: pybq.Server, conn: Conn, vectors: np.ndarray) -> Non
 CHILD = """
 import sys, time
 import numpy as np, psycopg, pybq
-from pybq._loading import load
+from pybq._catalog import registry
 
 dsn, path, first, hang = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-add, calls = load.add_statistics, 0
+add, calls = registry.add_statistics, 0
 
 async def add_or_hang(*arguments):
     global calls
@@ -496,7 +496,7 @@ async def add_or_hang(*arguments):
         time.sleep(600)
     await add(*arguments)
 
-load.add_statistics = add_or_hang
+registry.add_statistics = add_or_hang
 with psycopg.connect(dsn) as conn:
     table = pybq.Table(conn, "items")
     print(table.load(path, first_id=first, batch_rows=100, resume=True))

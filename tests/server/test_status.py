@@ -87,7 +87,7 @@ def test_rows_are_those_that_are_left(
     assert "statistics: of 2,000 vectors ingested so far" in str(status)
 
     # large tables: as the planner has it, once it knows something
-    monkeypatch.setattr("pybq._catalog.status.MAX_COUNTED_NBYTES", 0)
+    monkeypatch.setattr("pybq._catalog.size.MAX_COUNTED_NBYTES", 0)
     assert (table.status().row_count, table.status().row_count_exact) == (101, True)
     conn.execute("ANALYZE items")
     conn.execute("DELETE FROM items WHERE id >= 50")
