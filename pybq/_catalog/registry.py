@@ -34,11 +34,11 @@ class Entry(NamedTuple):
     next_column: str | None  # of a reencode that has begun
 
 
-async def find_entries(db: Database, table: str) -> dict[str, Entry]:
-    """Find what is known of the columns of a table, a regclass, by their names."""
+async def find_entries(db: Database, table: int) -> dict[str, Entry]:
+    """Find what is known of the columns of a table, by their names."""
     rows = await db.fetch(
         "SELECT code_column, source_column, dim, metric, next_column"
-        " FROM bq_columns WHERE table_name = %s::regclass ORDER BY code_column",
+        " FROM bq_columns WHERE table_name = %s ORDER BY code_column",
         [table],
     )
     return {row[0]: Entry(*row) for row in rows}

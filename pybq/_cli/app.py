@@ -42,7 +42,7 @@ from pybq._loading.sources import load_numpy, open_source
 from pybq._searching.calibrate import SAMPLE
 from pybq._searching.search import RERANK
 from pybq._tables.bench import bench_table
-from pybq._tables.comparison import Comparison, compare_indexes, find_column, find_indexes
+from pybq._tables.comparison import Comparison, compare_all
 from pybq._tables.recall import measure_recall
 from pybq._tables.table import Table
 from pybq.errors import BuildError, ExtensionMissingError, LoadError, ServerError, TableError
@@ -563,7 +563,7 @@ def recall(
     with _connect(dsn) as conn:
         opened = _open(conn, table, schema, vectors)
         if opened.code_column is None:
-            _print_comparison(_compare(opened, schema, k, sample, given), as_json)
+            _print_comparison(compare_all(opened, k, sample, given), as_json)
             return
         measured = measure_recall(opened, given, k, sample)
     if as_json:
@@ -623,7 +623,7 @@ def bench(
     with _connect(dsn) as conn:
         opened = _open(conn, table, schema, vectors)
         if opened.code_column is None:
-            _print_comparison(_compare(opened, schema, k, sample, given), as_json)
+            _print_comparison(compare_all(opened, k, sample, given), as_json)
             return
         found = bench_table(opened, given, k, sample, rerank)
     if as_json:
@@ -850,20 +850,6 @@ def _read_queries(path: Path) -> np.ndarray[Any, Any]:
             raise FileNotFoundError(f"no file {path}")
         return np.atleast_2d(load_numpy(path))
     return np.concatenate([np.asarray(batch.vectors) for batch in open_source(path).batches()])
-
-
-def _compare(
-    table: Table,
-    schema: str | None,
-    k: int,
-    sample: int,
-    queries: np.ndarray[Any, Any] | None,
-) -> Comparison:
-    """Compare the indexes on the vectors of a table, and reading all of them."""
-    column = find_column(table.connection, table.name, table.source_column, schema)
-    column = dataclasses.replace(column, dim=table.dim)  # which it may not declare
-    usable = [one for one in find_indexes(table.connection, column) if one.answers(table.metric)]
-    return compare_indexes(table.connection, column, usable, table.metric, k, sample, queries)
 
 
 # -- arguments and printing -------------------------------------------------------------------

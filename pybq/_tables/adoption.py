@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg import Connection, sql
@@ -12,17 +12,12 @@ from psycopg.errors import DuplicateTable, LockNotAvailable
 from psycopg.pq import TransactionStatus
 
 from pybq._catalog import registry
-from pybq._catalog.database import BlockingDatabase, Statement, run
-from pybq._catalog.indexes import VectorIndex, find_opclass, write_index
+from pybq._catalog.database import BlockingDatabase, run
+from pybq._catalog.indexes import VectorIndex, find_indexes, find_opclass, write_index
+from pybq._catalog.layout import ITEM_NBYTES, PLACE, Layout
+from pybq._catalog.opening import find_table, read_columns
 from pybq._codes.metric import Metric, check_metric
-from pybq._tables.comparison import (
-    Comparison,
-    VectorColumn,
-    compare_indexes,
-    fetch,
-    find_column,
-    find_indexes,
-)
+from pybq._tables.comparison import Comparison, compare_indexes
 from pybq.errors import TableError
 
 # PostgreSQL, src/include/pg_config_manual.h: NAMEDATALEN - 1
@@ -160,86 +155,125 @@ def adopt(
     before = conn.autocommit
     conn.autocommit = True
     try:
-        found = find_column(conn, table, column, schema)
-        _check_column(conn, found, filters)
-        there = find_indexes(conn, found)
-        codes = run(registry.find_codes(BlockingDatabase(conn), found.oid, found.name))
-        metric = metric or _find_metric(found, there, codes)
-        opclass = run(find_opclass(BlockingDatabase(conn), found.type_name, metric))
-        name, statement, seconds = _find_same(there, metric, (found.name, *filters)), None, None
+        db = BlockingDatabase(conn)
+        found = find_column(db, table, column, schema)
+        _check_column(db, found, filters)
+        there = _find_indexes(db, found)
+        vectors = found.searched
+        codes = run(registry.find_codes(db, found.oid, vectors.name))
+        metric = metric or _find_metric(vectors.name, there, codes)
+        found = replace(found, metric=metric)
+        opclass = run(find_opclass(db, vectors.type_name, metric))
+        name, statement, seconds = _find_same(there, metric, (vectors.name, *filters)), None, None
         if name is None:
-            name = _choose_name(conn, found, there)
+            name = _choose_name(db, found, there)
             options = {} if recall is None else {"recall": float(recall)}
             statement = write_index(
-                found.identifier, found.name, opclass, filters, options, name, concurrently=True
+                found.identifier, vectors.name, opclass, filters, options, name, concurrently=True
             ).as_string(conn)
             start = time.perf_counter()
-            _build(conn, found, name, statement)
+            _build(db, found, name, statement)
             seconds = time.perf_counter() - start
-        indexes = {index.name: index for index in find_indexes(conn, found)}
+        indexes = {index.name: index for index in _find_indexes(db, found)}
         made = indexes[name]
         if statement is None and recall not in (None, float(made.options.get("recall", 0))):
-            _execute(
-                conn, sql.SQL("ALTER INDEX {} SET (recall = {})").format(made.identifier, recall)
-            )
-            made = {index.name: index for index in find_indexes(conn, found)}[name]
+            change = sql.SQL("ALTER INDEX {} SET (recall = {})").format(made.identifier, recall)
+            run(db.execute(change))
+            made = {index.name: index for index in _find_indexes(db, found)}[name]
         others = [
             index
             for index in indexes.values()
             if index.method != "bq" and index.metric == metric and index.valid and not index.partial
         ]
         return Adoption(
-            found.table,
             found.name,
+            vectors.name,
             metric,
             name,
             statement,
             seconds,
             made.nbytes,
             [index.name for index in others],
-            compare_indexes(conn, found, [made, *others], metric, k, sample) if compare else None,
+            compare_indexes(conn, found, [made, *others], k, sample) if compare else None,
             [_write_drop(index.identifier).as_string(conn) for index in others],
-            [statement for code, _ in codes for statement in _write_drop_codes(conn, found, code)],
+            [statement for code, _ in codes for statement in _write_drop_codes(db, found, code)],
         )
     finally:
         if not conn.closed:
             conn.autocommit = before
 
 
-def _check_column(conn: Connection[Any], column: VectorColumn, filters: Sequence[str]) -> None:
-    if column.relkind == "p":
+def find_column(
+    db: BlockingDatabase, table: str, column: str | None = None, schema: str | None = None
+) -> Layout:
+    """Find the column of vectors in a table, which need not be named if there is only one.
+
+    Also where bq is not installed. Rows are known by their place; the metric is yet to be found.
+    """
+    there = run(find_table(db, table, schema))
+    if there is None:
+        raise TableError(f"no table {table!r}")
+    attributes = run(read_columns(db, there.oid))
+    dims = {each.name: dim for each, dim, _ in attributes if each.type_name in ITEM_NBYTES}
+    names = ", ".join(dims)
+    if column is not None and column not in dims:
         raise TableError(
-            f"table {column.table!r} is partitioned, and no index on it is made concurrently; "
+            f"table {table!r} has no column {column!r} of type vector or halfvec; it has "
+            f"{names or 'none'}"
+        )
+    if not dims:
+        raise TableError(f"table {table!r} has no column of pgvector's types vector or halfvec")
+    if column is None and len(dims) > 1:
+        raise TableError(f"table {table!r} has vectors in {names}; say which with column")
+    columns = {each.name: each for each, _, _ in attributes}
+    name = column or next(iter(dims))
+    vectors, dim = columns.pop(name), dims[name]
+    return Layout(
+        *(there.name, there.schema, there.oid, dim or 0, "cosine"),
+        key=(PLACE,),
+        searched=vectors,
+        source=vectors,
+        columns=columns,
+        declared=dim is not None,
+    )
+
+
+def _find_indexes(db: BlockingDatabase, layout: Layout) -> list[VectorIndex]:
+    """Find the indexes that begin with the column of vectors, oldest first."""
+    return run(find_indexes(db, layout.oid, layout.searched.name))
+
+
+def _check_column(db: BlockingDatabase, layout: Layout, filters: Sequence[str]) -> None:
+    kind = run(db.fetch_one("SELECT relkind FROM pg_class WHERE oid = %s", [layout.oid]))
+    if kind == ("p",):
+        raise TableError(
+            f"table {layout.name!r} is partitioned, and no index on it is made concurrently; "
             "name its partitions, one by one"
         )
-    if column.relkind not in "rm":
-        raise TableError(f"{column.table!r} is not a table: there is nothing to index")
-    if column.dim is None:
+    if kind not in (("r",), ("m",)):
+        raise TableError(f"{layout.name!r} is not a table: there is nothing to index")
+    vectors = layout.searched
+    if not layout.declared:
         change = sql.SQL("ALTER TABLE {} ALTER {} TYPE {}(384)").format(
-            column.identifier, sql.Identifier(column.name), sql.SQL(column.type_name)
+            layout.identifier, vectors.identifier, sql.SQL(vectors.type_name)
         )
         raise TableError(
-            f"column {column.name!r} of table {column.table!r} has no dimensions; declare them, "
-            f"which rewrites the table, for example by {change.as_string(conn)}"
+            f"column {vectors.name!r} of table {layout.name!r} has no dimensions; declare them, "
+            f"which rewrites the table, for example by {change.as_string(db.connection)}"
         )
-    rows = fetch(
-        conn,
-        "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped",
-        [column.oid],
-    )
     for name in filters:
-        if (name,) not in rows:
-            raise TableError(f"table {column.table!r} has no column {name!r} to filter by")
+        if name not in layout.columns:
+            raise TableError(f"table {layout.name!r} has no column {name!r} to filter by")
 
 
 def _find_metric(
-    column: VectorColumn, indexes: list[VectorIndex], codes: list[tuple[str, Metric]]
+    column: str, indexes: list[VectorIndex], codes: list[tuple[str, Metric]]
 ) -> Metric:
     """The metric of pgvector's index on the column, or of its codes; else cosine."""
     metrics = sorted({i.metric for i in indexes if i.method != "bq" and i.valid and i.metric})
     if len(metrics) > 1:
         raise TableError(
-            f"column {column.name!r} has indexes for {' and '.join(metrics)}; say which with metric"
+            f"column {column!r} has indexes for {' and '.join(metrics)}; say which with metric"
         )
     return next(iter([*metrics, *(metric for _, metric in codes)]), "cosine")
 
@@ -254,9 +288,9 @@ def _find_same(indexes: list[VectorIndex], metric: Metric, columns: tuple[str, .
     return None
 
 
-def _choose_name(conn: Connection[Any], column: VectorColumn, indexes: list[VectorIndex]) -> str:
+def _choose_name(db: BlockingDatabase, layout: Layout, indexes: list[VectorIndex]) -> str:
     """A name that is free, once what an earlier attempt has left under it is dropped."""
-    base = f"{column.table}_{column.name}_bq"
+    base = f"{layout.name}_{layout.searched.name}_bq"
     unfinished = {
         index.name: index for index in indexes if index.method == "bq" and not index.valid
     }
@@ -266,43 +300,43 @@ def _choose_name(conn: Connection[Any], column: VectorColumn, indexes: list[Vect
         room = MAX_NAME_NBYTES - len(suffix)
         name = base.encode()[:room].decode(errors="ignore") + suffix
         if name in unfinished:
-            _drop_leftover(conn, column, unfinished[name])
+            _drop_leftover(db, layout, unfinished[name])
             return name
         taken = "SELECT 1 FROM pg_class c WHERE relname = %s AND relnamespace = %s::regnamespace"
-        schema = sql.Identifier(column.schema).as_string(conn)
-        if not fetch(conn, taken, [name, schema]):
+        schema = sql.Identifier(str(layout.schema)).as_string(db.connection)
+        if not run(db.fetch_one(taken, [name, schema])):
             return name
         number += 1
 
 
-def _drop_leftover(conn: Connection[Any], column: VectorColumn, index: VectorIndex) -> None:
+def _drop_leftover(db: BlockingDatabase, layout: Layout, index: VectorIndex) -> None:
     """Drop an index that is not valid, unless another session is about to make it so."""
-    lock = sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE NOWAIT").format(column.identifier)
+    lock = sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE NOWAIT").format(layout.identifier)
     try:
-        with conn.transaction():
-            _execute(conn, lock)  # which every session holds that builds one
+        with db.connection.transaction():
+            run(db.execute(lock))  # which every session holds that builds one
     except LockNotAvailable as error:
         raise TableError(
-            f"index {index.name!r} is not valid, and table {column.table!r} is being indexed or "
+            f"index {index.name!r} is not valid, and table {layout.name!r} is being indexed or "
             "vacuumed by another session; try again when that has ended"
         ) from error
-    _execute(conn, _write_drop(index.identifier))
+    run(db.execute(_write_drop(index.identifier)))
 
 
-def _build(conn: Connection[Any], column: VectorColumn, name: str, statement: str) -> None:
+def _build(db: BlockingDatabase, layout: Layout, name: str, statement: str) -> None:
     """Make the index; drop what is left of it if that fails or is interrupted."""
     try:
-        _execute(conn, statement)
+        run(db.execute(statement))
     except DuplicateTable:  # another session was faster: that index is not ours to drop
         raise
     except BaseException as error:
-        if conn.closed:
+        if db.connection.closed:
             raise
-        left = [i for i in find_indexes(conn, column) if i.name == name and not i.valid]
+        left = [i for i in _find_indexes(db, layout) if i.name == name and not i.valid]
         for index in left:
-            drop = _write_drop(index.identifier).as_string(conn)
+            drop = _write_drop(index.identifier).as_string(db.connection)
             try:
-                _execute(conn, drop)
+                run(db.execute(drop))
             except Exception:
                 raise TableError(
                     f"index {name!r} was not made, and what is left of it costs writers time; "
@@ -311,36 +345,31 @@ def _build(conn: Connection[Any], column: VectorColumn, name: str, statement: st
         raise
 
 
-def _write_drop_codes(conn: Connection[Any], column: VectorColumn, code: str) -> list[str]:
+def _write_drop_codes(db: BlockingDatabase, layout: Layout, code: str) -> list[str]:
     """Statements that drop a column of codes, what fills it, and what bq_columns knows of it."""
-    if code == column.name:
+    if code == layout.searched.name:
         return []
-    triggers = fetch(
-        conn,
-        "SELECT t.tgname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
-        " WHERE t.tgrelid = %s AND NOT t.tgisinternal AND p.proname = 'bq_encode_trigger'"
-        " AND position(%s::bytea IN t.tgargs) = 1 ORDER BY 1",
-        [column.oid, code.encode() + b"\0"],
+    triggers = run(
+        db.fetch(
+            "SELECT t.tgname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid"
+            " WHERE t.tgrelid = %s AND NOT t.tgisinternal AND p.proname = 'bq_encode_trigger'"
+            " AND position(%s::bytea IN t.tgargs) = 1 ORDER BY 1",
+            [layout.oid, code.encode() + b"\0"],
+        )
     )
-    table = column.identifier
+    table = layout.identifier
     return [
-        statement.as_string(conn)
+        statement.as_string(db.connection)
         for statement in (
             *(
                 sql.SQL("DROP TRIGGER {} ON {}").format(sql.Identifier(name), table)
                 for (name,) in triggers
             ),
             sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(table, sql.Identifier(code)),
-            registry.write_forget(table.as_string(conn), code),
+            registry.write_forget(table.as_string(db.connection), code),
         )
     ]
 
 
 def _write_drop(index: sql.Identifier) -> sql.Composed:
     return sql.SQL("DROP INDEX CONCURRENTLY {}").format(index)
-
-
-def _execute(conn: Connection[Any], statement: Statement) -> None:
-    query = statement.encode() if isinstance(statement, str) else statement
-    with conn.cursor() as cursor:
-        cursor.execute(query)

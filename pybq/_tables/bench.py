@@ -8,18 +8,12 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from psycopg.rows import tuple_row
+from numpy.typing import ArrayLike
 
+from pybq._catalog.database import run
+from pybq._catalog.size import count_rows
 from pybq._searching.search import RERANK
-from pybq._tables.recall import (
-    compose,
-    fetch_rows,
-    find_distances,
-    reading_all_rows,
-    take_key,
-    take_queries,
-)
+from pybq._tables.exact import find_nearest, find_share, take_queries
 from pybq._tables.table import Table
 
 
@@ -120,14 +114,15 @@ def bench_table(
     >>> [one.method for one in found.measured], found.measured[-1].recall
     (['as asked', 'exact'], 1.0)
     """
-    own, vectors = take_queries(table, queries, k, sample)
+    db, layout = table._db, table._layout
+    own, vectors = take_queries(db, layout, queries, k, sample)
     more = k + (queries is None)  # a row finds itself
     settings: dict[str, float | None] = {"as asked": RERANK}
     if table.code_column is not None:
         settings = {"codes alone": None, "re-ranked": rerank}
     for setting in settings.values():
         table.search(vectors[0], more, setting)  # plan and cache, as a running application has
-    _search_exactly(table, vectors[0], more)
+    find_nearest(db, layout, vectors[0], k)
     names = (*settings, "exact")
     times: dict[str, list[float]] = {name: [] for name in names}
     found: dict[str, list[list[Any]]] = {name: [] for name in names}
@@ -140,21 +135,17 @@ def bench_table(
             times[name].append(time.perf_counter() - start)
             found[name].append([hit.id for hit in hits])
     # Apart from the others: reading all vectors empties the caches of the processor.
-    for vector in vectors:
-        elapsed, ids = _search_exactly(table, vector, more)
-        times["exact"].append(elapsed)
-        found["exact"].append(ids)
     recalls: dict[str, list[float]] = {name: [] for name in names}
     for i, (key, vector) in enumerate(zip(own, vectors, strict=True)):
-        others = {name: [each for each in found[name][i] if each != key][:k] for name in names}
-        reach = max(find_distances(table, vector, others["exact"]), default=0.0)
-        for name, ids in others.items():
-            near = sum(distance <= reach for distance in find_distances(table, vector, ids))
-            recalls[name].append(near / len(others["exact"]) if others["exact"] else 1.0)
-    ((rows,),) = fetch_rows(table, "SELECT count(*) FROM {table}")
+        nearest = find_nearest(db, layout, vector, k, key)
+        times["exact"].append(nearest.seconds)
+        recalls["exact"].append(1.0)
+        for name in settings:
+            ids = [each for each in found[name][i] if key is None or each != key][:k]
+            recalls[name].append(find_share(db, layout, vector, ids, nearest))
     return Bench(
         table.name,
-        rows,
+        run(count_rows(db, layout)),
         table.dim,
         k,
         len(vectors),
@@ -171,21 +162,6 @@ def bench_table(
             for name in times
         ],
     )
-
-
-def _search_exactly(table: Table, vector: NDArray[Any], k: int) -> tuple[float, list[Any]]:
-    """Seconds, and the nearest rows of all by the stored vectors."""
-    text = str(vector.tolist())
-    with reading_all_rows(table), table.connection.cursor(row_factory=tuple_row) as cursor:
-        statement = compose(
-            table,
-            "SELECT {keys}, NULL FROM {table} WHERE {vector} IS NOT NULL"
-            " ORDER BY {vector} {operator} %s::{type}, {keys} LIMIT %s",
-        )
-        start = time.perf_counter()
-        rows = cursor.execute(statement, [text, k], prepare=True).fetchall()
-        elapsed = time.perf_counter() - start
-    return elapsed, [take_key(row) for row in rows]
 
 
 def _time_round_trip(table: Table) -> float:

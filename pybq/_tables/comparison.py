@@ -1,26 +1,24 @@
-"""Columns of pgvector's types, and indexes on them: what there is, what each finds and costs."""
+"""Indexes on a column of pgvector's types, side by side: what each finds and costs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 from psycopg import Connection, sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from pybq._catalog import indexes as catalog
 from pybq._catalog.database import BlockingDatabase, Statement, escape_percent, run
-from pybq._catalog.indexes import VectorIndex
-from pybq._catalog.layout import name_table
-from pybq._codes.arrays import spread
-from pybq._codes.metric import OPERATORS, Metric
+from pybq._catalog.indexes import VectorIndex, find_indexes
+from pybq._catalog.layout import Layout
+from pybq._tables.exact import find_nearest, find_share, take_queries
+from pybq._tables.table import Table
 from pybq.errors import TableError
 
 # The setting that says how much a query of each method reads, its default, and its maximum.
@@ -31,37 +29,6 @@ _EFFORTS = {
 }
 
 _COSTS = ("seq_page_cost", "random_page_cost", "cpu_index_tuple_cost", "cpu_operator_cost")
-
-
-@dataclass(frozen=True, slots=True)
-class VectorColumn:
-    """A column of type vector or halfvec, as the catalog has it."""
-
-    oid: int  # of its table
-    schema: str
-    table: str
-    relkind: str
-    name: str
-    attnum: int
-    type_name: str  # vector or halfvec
-    type_schema: str  # where pgvector is
-    dim: int | None  # None: not declared
-
-    @property
-    def identifier(self) -> sql.Identifier:
-        return sql.Identifier(self.schema, self.table)
-
-    @property
-    def type(self) -> sql.Composed:
-        return sql.SQL("{}({})").format(
-            sql.Identifier(self.type_schema, self.type_name), self.dim or 0
-        )
-
-    def operator(self, metric: Metric) -> sql.Composed:
-        """The operator, wherever pgvector is: its schema may not be on the search path."""
-        return sql.SQL("OPERATOR({}.{})").format(
-            sql.Identifier(self.type_schema), sql.SQL(OPERATORS[metric])
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,67 +77,22 @@ class Comparison:
     indexes: list[IndexReport]
 
 
-def find_columns(
-    conn: Connection[Any], table: str, schema: str | None = None
-) -> dict[str, VectorColumn]:
-    """Find the columns of vectors in a table, by name; TableError if there is no such table."""
-    name = name_table(table, schema).as_string(conn)
-    found = fetch(conn, "SELECT to_regclass(%s)::oid", [name])[0][0]
-    if found is None:
-        raise TableError(f"no table {table!r}")
-    rows = fetch(
-        conn,
-        """
-        SELECT c.oid, n.nspname, c.relname, c.relkind, a.attname, a.attnum, t.typname, s.nspname,
-               nullif(coalesce(nullif(a.atttypmod, -1), d.typtypmod), -1)
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-        JOIN pg_type d ON d.oid = a.atttypid  -- which may be a domain
-        JOIN pg_type t ON t.oid = coalesce(nullif(d.typbasetype, 0), d.oid)
-        JOIN pg_namespace s ON s.oid = t.typnamespace
-        JOIN pg_depend p ON p.classid = 'pg_type'::regclass AND p.objid = t.oid AND p.deptype = 'e'
-        JOIN pg_extension e ON e.oid = p.refobjid AND e.extname = 'vector'
-        WHERE c.oid = %s AND t.typname IN ('vector', 'halfvec') ORDER BY a.attnum
-        """,
-        [found],
-    )
-    return {each.name: each for each in (VectorColumn(*row) for row in rows)}
-
-
-def find_column(
-    conn: Connection[Any], table: str, column: str | None = None, schema: str | None = None
-) -> VectorColumn:
-    """Find the column of vectors in a table, which need not be named if there is only one.
-
-    Raises
-    ------
-    TableError
-        If there is no such table, no such column, or more than one.
-    """
-    columns = find_columns(conn, table, schema)
-    names = ", ".join(columns)
-    if column is not None and column not in columns:
-        there = f"it has {names}" if columns else "it has none"
-        raise TableError(
-            f"table {table!r} has no column {column!r} of type vector or halfvec; {there}"
-        )
-    if not columns:
-        raise TableError(f"table {table!r} has no column of pgvector's types vector or halfvec")
-    if column is None and len(columns) > 1:
-        raise TableError(f"table {table!r} has vectors in {names}; say which with column")
-    return columns[column] if column is not None else next(iter(columns.values()))
-
-
-def find_indexes(conn: Connection[Any], column: VectorColumn) -> list[VectorIndex]:
-    """Find the indexes that begin with a column of vectors, oldest first."""
-    return run(catalog.find_indexes(BlockingDatabase(conn), column.oid, column.name))
+def compare_all(
+    table: Table, k: int = 10, sample: int = 50, queries: ArrayLike | None = None
+) -> Comparison:
+    """Compare the indexes on the vectors of a table, and reading all of them: `compare_indexes`."""
+    layout = table._layout
+    if layout.source is None:
+        raise TableError(f"table {table.name!r} keeps codes only: there is no exact order")
+    found = run(find_indexes(table._db, layout.oid, layout.source.name))
+    usable = [index for index in found if index.answers(layout.metric)]
+    return compare_indexes(table.connection, layout, usable, k, sample, queries)
 
 
 def compare_indexes(
     conn: Connection[Any],
-    column: VectorColumn,
+    layout: Layout,
     indexes: Sequence[VectorIndex],
-    metric: Metric,
     k: int = 10,
     sample: int = 50,
     queries: ArrayLike | None = None,
@@ -181,10 +103,10 @@ def compare_indexes(
     ----------
     conn : psycopg.Connection
         With no transaction open.
-    column : VectorColumn
+    layout : Layout
+        Of the table and its column of vectors; rows may be known by their place.
     indexes : sequence of VectorIndex
-        On that column, for that metric, and not partial.
-    metric : {"cosine", "l2", "inner_product"}
+        On that column, for the metric of the layout, and not partial.
     k : int
         Rows wanted per query.
     sample : int
@@ -212,57 +134,48 @@ def compare_indexes(
     transactions that are read only and end with each query, so that no snapshot is held for long.
     What it does cost: `sample` times the table is read in full, for the exact order.
     """
-    if k < 1 or sample < 1:
-        raise ValueError(f"expected k and sample of at least 1, got {k} and {sample}")
+    db = BlockingDatabase(conn)
+    own, vectors = take_queries(db, layout, queries, k, sample)
+    source = layout.source
+    assert source is not None
     statement = sql.SQL(
         "SELECT {columns} FROM {table} WHERE {vector} IS NOT NULL"
         " ORDER BY {vector} {operator} %(query)s::{type} LIMIT %(k)s"
     )
     # The access method bq leaves queries alone that number rows in no order. To a scan of
     # pgvector's index that adds less than a microsecond for each row.
-    plain, numbered = sql.SQL("ctid::text"), sql.SQL("ctid::text, row_number() OVER ()")
+    numbered = sql.SQL("{}, row_number() OVER ()").format(layout.keys)
     names: dict[str, sql.Composable] = {
-        "table": column.identifier,
-        "vector": sql.Identifier(column.name),
-        "operator": column.operator(metric),
-        "type": column.type,
+        "table": layout.identifier,
+        "vector": source.identifier,
+        "operator": layout.operator(source),
+        "type": sql.Identifier(source.type_schema, source.type_name),
     }
-    search = escape_percent(statement.format(columns=plain, **names), conn)
+    search = escape_percent(statement.format(columns=layout.keys, **names), conn)
     others = escape_percent(statement.format(columns=numbered, **names), conn)
     searches = {index.oid: search if index.method == "bq" else others for index in indexes}
-    if queries is None:
-        asked = _sample_rows(conn, column, names, sample)
-    else:
-        given = np.atleast_2d(np.asarray(queries, np.float32))
-        if given.ndim != 2 or given.shape[1] != column.dim or not len(given):
-            raise ValueError(f"expected queries of shape (q, {column.dim}), got {given.shape}")
-        asked = [("", str(given[i].tolist())) for i in spread(len(given), sample)]
+    asked = [{"query": str(vector.tolist()), "k": k + 1} for vector in vectors]  # finds itself
     settings = {
-        index.oid: _find_settings(
-            conn, index, searches[index.oid], {"query": asked[0][1], "k": k + 1}
-        )
-        for index in indexes
+        index.oid: _find_settings(conn, index, searches[index.oid], asked[0]) for index in indexes
     }
     exact_times: list[float] = []
     times: dict[int, list[float]] = {index.oid: [] for index in indexes}
     recalls: dict[int, list[float]] = {index.oid: [] for index in indexes}
-    for own, query in asked:
-        parameters = {"query": query, "k": k + 1}  # a row finds itself
+    for key, vector, parameters in zip(own, vectors, asked, strict=True):
         with _reading(conn):
-            with _setting(conn, {"enable_indexscan": "off"}):
-                elapsed, found = _search(conn, search, parameters, own, k)
-            exact_times.append(elapsed)
-            exact = _find_distances(conn, column, metric, query, found)
+            nearest = find_nearest(db, layout, vector, k, key)
+            exact_times.append(nearest.seconds)
             for index in indexes:
                 chosen = settings[index.oid]
                 if chosen is None:
                     continue
                 with _setting(conn, chosen):
-                    elapsed, found = _search(conn, searches[index.oid], parameters, own, k)
-                times[index.oid].append(elapsed)
-                near = _find_distances(conn, column, metric, query, found)
-                nhits = sum(distance <= max(exact) for distance in near) if exact else 0
-                recalls[index.oid].append(nhits / len(exact) if exact else 1.0)
+                    start = time.perf_counter()
+                    rows = fetch(conn, searches[index.oid], parameters)
+                    times[index.oid].append(time.perf_counter() - start)
+                found = [layout.take_key(row) for row in rows]
+                ids = [each for each in found if key is None or each != key][:k]
+                recalls[index.oid].append(find_share(db, layout, vector, ids, nearest))
     return Comparison(
         k,
         len(asked),
@@ -279,21 +192,6 @@ def compare_indexes(
             for index in indexes
         ],
     )
-
-
-def _sample_rows(
-    conn: Connection[Any], column: VectorColumn, names: Mapping[str, sql.Composable], n: int
-) -> list[tuple[str, str]]:
-    """Places and vectors of random rows that have a distance from others."""
-    statement = sql.SQL(
-        "SELECT ctid::text, {vector}::text FROM {table} WHERE ctid = ANY(ARRAY("
-        "SELECT ctid FROM {table} WHERE ({vector} {operator} {vector}) <> 'NaN'"
-        " ORDER BY random() LIMIT %s))"
-    ).format(**names)
-    rows = fetch(conn, escape_percent(statement, conn), [n])
-    if not rows:
-        raise TableError(f"table {column.table!r} has no rows whose vectors can be compared")
-    return [(place, vector) for place, vector in rows]
 
 
 def _find_settings(
@@ -327,36 +225,6 @@ def _scanned_index(plan: dict[str, Any]) -> str | None:
     while plan["Node Type"] in ("Limit", "WindowAgg", "Result"):
         (plan,) = plan["Plans"]
     return plan["Index Name"] if plan["Node Type"] == "Index Scan" else None
-
-
-def _search(
-    conn: Connection[Any],
-    search: Statement,
-    parameters: dict[str, Any],
-    own: str,
-    k: int,
-) -> tuple[float, list[str]]:
-    """Seconds, and the places of the k rows found, without that of the query itself."""
-    start = time.perf_counter()
-    rows = fetch(conn, search, parameters)
-    elapsed = time.perf_counter() - start
-    return elapsed, [place for place, *_ in rows if place != own][:k]
-
-
-def _find_distances(
-    conn: Connection[Any], column: VectorColumn, metric: Metric, query: str, places: list[str]
-) -> list[float]:
-    """Exact distances of some rows; none of those that have none (NaN)."""
-    statement = sql.SQL(
-        "SELECT {vector} {operator} %s::{type} FROM {table} WHERE ctid = ANY(%s::tid[])"
-    ).format(
-        table=column.identifier,
-        vector=sql.Identifier(column.name),
-        operator=column.operator(metric),
-        type=column.type,
-    )
-    rows = fetch(conn, escape_percent(statement, conn), [query, places])
-    return [distance for (distance,) in rows if distance == distance]
 
 
 def _tell_effort(conn: Connection[Any], index: VectorIndex) -> str:

@@ -14,13 +14,13 @@ from psycopg import AsyncConnection, Connection, DataError, sql
 
 from pybq._catalog.database import AsyncDatabase, BlockingDatabase, Database, run
 from pybq._catalog.layout import Layout, Store
+from pybq._catalog.opening import open_table
 from pybq._catalog.registry import read_transform
 from pybq._catalog.schema import (
     TableOptions,
     create_index,
     create_table,
     create_trigger,
-    open_table,
 )
 from pybq._catalog.status import Status, read_statistics, read_status
 from pybq._choice.statistics import Statistics

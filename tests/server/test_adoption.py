@@ -14,8 +14,12 @@ from psycopg import sql
 from shared import Conn
 
 import pybq
-from pybq._tables import comparison as vector_indexes
-from pybq._tables.comparison import compare_indexes, find_column, find_indexes
+from pybq._catalog.database import BlockingDatabase, run
+from pybq._catalog.indexes import VectorIndex, find_indexes
+from pybq._catalog.layout import Layout
+from pybq._tables import comparison
+from pybq._tables.adoption import find_column
+from pybq._tables.comparison import compare_indexes
 
 pytest.importorskip("typer")
 from typer.testing import CliRunner
@@ -58,6 +62,13 @@ def definitions(conn: Conn) -> dict[str, str]:
     return dict(
         conn.execute("SELECT indexname, indexdef FROM pg_indexes WHERE indexdef ~ 'tenant|bedding'")
     )
+
+
+def find(conn: Conn, table: str) -> tuple[Layout, list[VectorIndex]]:
+    """Its column of vectors, and the indexes on that."""
+    db = BlockingDatabase(conn)
+    column = find_column(db, table)
+    return column, run(find_indexes(db, column.oid, column.searched.name))
 
 
 def other(conn: Conn) -> Conn:
@@ -232,12 +243,12 @@ def test_recall_is_of_the_true_neighbours(conn: Conn, items: str) -> None:
     """Less effort finds less, as its own setting says it."""
     conn.execute('CREATE INDEX old ON "My items" USING ivfflat (embedding vector_cosine_ops)')
     pybq.adopt(conn, items)
-    column = find_column(conn, items)
     found = []
     for probes in (1, 100):
         conn.execute(f"SET ivfflat.probes = {probes}".encode())
-        (old,) = [one for one in find_indexes(conn, column) if one.name == "old"]
-        (report,) = compare_indexes(conn, column, [old], "cosine", sample=30).indexes
+        column, indexes = find(conn, items)
+        (old,) = [one for one in indexes if one.name == "old"]
+        (report,) = compare_indexes(conn, column, [old], sample=30).indexes
         assert report.effort == f"ivfflat.probes = {probes}"
         found.append(report.recall)
     assert found[0] < 0.9 and found[1] == 1
@@ -247,11 +258,10 @@ def test_what_the_planner_does_not_take_is_not_made_up(
     conn: Conn, items: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = pybq.adopt(conn, items)
-    column = find_column(conn, items)
-    (index,) = find_indexes(conn, column)
+    column, (index,) = find(conn, items)
     assert index.name == made.index
-    monkeypatch.setattr(vector_indexes, "_scanned_index", lambda plan: None)
-    (report,) = compare_indexes(conn, column, [index], "cosine", sample=2).indexes
+    monkeypatch.setattr(comparison, "_scanned_index", lambda plan: None)
+    (report,) = compare_indexes(conn, column, [index], sample=2).indexes
     assert (report.recall, report.milliseconds) == (None, None)
 
 
