@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from psycopg import sql
 
+from pybq._codes.arrays import by_place
 from pybq._codes.metric import OPERATORS, Metric
 from pybq.errors import TableError
 
@@ -89,6 +91,10 @@ class Layout:
         """Whether rows are known by a primary key."""
         return self.key != (PLACE,)
 
+    def need_key(self) -> None:
+        if not self.has_key:
+            raise TableError(f"table {self.name!r} has no primary key to tell rows by; use SQL")
+
     @property
     def id(self) -> Column:
         """The primary key; TableError if it is none of one column."""
@@ -106,12 +112,18 @@ class Layout:
         schema = sql.Identifier(column.type_schema)
         return sql.SQL("OPERATOR({}.{})").format(schema, sql.SQL(OPERATORS[self.metric]))
 
+    def unnest_keys(self, ids: Iterable[Any]) -> tuple[sql.Composed, list[list[Any]]]:
+        """Return SQL of a set that has these keys as rows, and its parameters."""
+        arrays = sql.SQL(", ").join(sql.SQL("%s::{}[]").format(each.type) for each in self.key)
+        keys = self.split_keys(by_place(ids))
+        return sql.SQL("unnest({})").format(arrays), [
+            each.tolist() if isinstance(each, np.ndarray) else list(each) for each in keys
+        ]
+
     def with_keys(self, ids: Iterable[Any]) -> tuple[sql.Composed, list[list[Any]]]:
         """Return a condition on rows of these keys, and its parameters."""
-        arrays = sql.SQL(", ").join(sql.SQL("%s::{}[]").format(each.type) for each in self.key)
-        return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(
-            self.keys, arrays
-        ), self.split_keys(ids)
+        keys, parameters = self.unnest_keys(ids)
+        return sql.SQL("({}) IN (SELECT * FROM {})").format(self.keys, keys), parameters
 
     def take_key(self, row: Sequence[Any]) -> Any:
         """The key of a row that begins with it, as `Hit.id` has it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from psycopg import DataError, ProgrammingError, sql
 from psycopg.errors import DuplicateTable
@@ -13,33 +13,35 @@ from pybq._catalog import registry
 from pybq._catalog.database import Database
 from pybq._catalog.indexes import find_indexes
 from pybq._catalog.layout import ITEM_NBYTES, PLACE, Column, Layout, name_table
-from pybq._catalog.schema import TableOptions, check_type, create_table
+from pybq._catalog.schema import (
+    CreateOptions,
+    OpenOptions,
+    TableOptions,
+    check_options,
+    check_type,
+    create_table,
+)
 from pybq._codes.metric import Metric, check_metric
 from pybq.errors import TableError
 
 
 async def open_table(
-    db: Database,
-    name: str,
-    dim: int | None,
-    metric: Metric | None,
-    schema: str | None,
-    column: str | None,
-    options: TableOptions,
+    db: Database, name: str, dim: int | None, metric: Metric | None, options: OpenOptions
 ) -> Layout:
     """Open a table, as the constructor of `Table` promises; create it if there is none."""
-    known = TableOptions.__annotations__
-    for option in options:
-        if option not in known:
-            raise TypeError(f"expected options of {', '.join(known)}, got {option!r}")
+    check_options(options, OpenOptions)
+    schema, column = options.get("schema"), options.get("column")
     await db.register()
     table = await find_table(db, name, schema)
     if table is None:
         if dim is None:
             raise TableError(f"no table {name!r}; give dim to create it")
+        if column not in (None, "embedding", "code"):
+            raise TableError(f"no table {name!r}, and one that pybq makes has no column {column!r}")
         # If another connection is faster, what it has made is opened.
         with suppress(DuplicateTable):
-            await create_table(db, name, schema, dim, metric or "cosine", **options)
+            made = {each: value for each, value in options.items() if each != "column"}
+            await create_table(db, name, dim, metric or "cosine", cast(CreateOptions, made))
         table = await find_table(db, name, schema)
         assert table is not None
     if table.kind == "v":

@@ -86,6 +86,19 @@ def write_forget(table: str, column: str) -> sql.Composed:
     return sql.SQL("SELECT bq_forget_column({}, {})").format(table, column)
 
 
+async def forget_table(db: Database, layout: Layout) -> None:
+    """Take a table off the registry: its columns, and what the current role has loaded into it."""
+    await db.fetch(
+        "SELECT bq_forget_column(%s::oid, code_column) FROM bq_columns WHERE table_name = %s",
+        [layout.oid, layout.oid],
+    )
+    await db.fetch(
+        "SELECT bq_forget_load(%s::oid, source) FROM (SELECT DISTINCT source FROM bq_loads"
+        " WHERE table_name = %s AND loader = quote_ident(current_user)::regrole) AS loaded",
+        [layout.oid, layout.oid],
+    )
+
+
 # -- the decision, and the statistics it is made from ------------------------------------
 
 

@@ -18,7 +18,7 @@ from pybq._catalog.layout import (
     name_table,
 )
 from pybq._codes.core import nbytes
-from pybq._codes.metric import check_metric
+from pybq._codes.metric import Metric, check_metric
 from pybq._codes.quantizer import Quantizer
 from pybq.errors import ExtensionMissingError, TableError
 
@@ -42,22 +42,37 @@ class TableOptions(TypedDict, total=False):
     transform: int | None
 
 
+class CreateOptions(TableOptions, total=False):
+    """What `Table.create` takes besides."""
+
+    schema: str | None
+
+
+class OpenOptions(CreateOptions, total=False):
+    """What `Table` takes beside dimensions and metric."""
+
+    column: str | None
+
+
+def check_options(options: Mapping[str, object], known: type) -> None:
+    """Refuse options that a TypedDict does not name."""
+    names = known.__annotations__
+    for option in options:
+        if option not in names:
+            raise TypeError(f"expected options of {', '.join(names)}, got {option!r}")
+
+
 async def create_table(
-    db: Database,
-    name: str,
-    schema: str | None,
-    dim: int,
-    metric: str = "cosine",
-    store: str | None = "halfvec",
-    columns: Mapping[str, str] | None = None,
-    id_type: str = "bigint",
-    transform: int | None = None,
-    codes: bool | None = None,
+    db: Database, name: str, dim: int, metric: Metric, options: CreateOptions
 ) -> None:
     """Create the table, and its row in bq_columns.
 
     Without a column of codes that row says what the index will be: its metric and transform.
     """
+    check_options(options, CreateOptions)
+    schema, transform = options.get("schema"), options.get("transform")
+    store, codes = options.get("store", "halfvec"), options.get("codes")
+    columns, id_type = options.get("columns") or {}, options.get("id_type", "bigint")
     codes = store is None if codes is None else codes
     if not codes and store is None:
         raise ValueError("expected store of halfvec or vector in a table without codes, got None")
@@ -65,7 +80,6 @@ async def create_table(
     check_metric(metric)
     if store is not None and store not in ITEM_NBYTES:
         raise ValueError(f"expected store of {', '.join(ITEM_NBYTES)} or None, got {store!r}")
-    columns = columns or {}
     for column in columns:
         check_text(f"column {column!r}", column)
         if column in ("id", "embedding", "code" if codes else "id"):

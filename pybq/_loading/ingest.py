@@ -59,18 +59,6 @@ async def ingest(
     return written
 
 
-async def delete_rows(db: Database, layout: Layout, ids: Sequence[Any] | NDArray[Any]) -> int:
-    """Delete rows by their keys, as `Table.delete` promises."""
-    if not layout.has_key:
-        raise TableError(f"table {layout.name!r} has no primary key to tell rows by; use SQL")
-    condition, keys = layout.with_keys(by_place(ids))
-    parameters = [each.tolist() if isinstance(each, np.ndarray) else list(each) for each in keys]
-    async with db.transaction():
-        return await db.execute(
-            sql.SQL("DELETE FROM {} WHERE {}").format(layout.identifier, condition), parameters
-        )
-
-
 async def write_rows(
     db: Database,
     layout: Layout,

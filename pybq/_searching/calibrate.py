@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -18,7 +19,15 @@ from pybq._catalog.registry import keep_calibration, read_calibrations
 from pybq._catalog.sample import sample_rows
 from pybq._catalog.size import estimate_rows, tell_rows
 from pybq._codes.quantizer import Quantizer
-from pybq._searching.search import MAX_PROBES, Effort, Search, Shape, check_recall
+from pybq._searching.search import (
+    MAX_PROBES,
+    Effort,
+    Shape,
+    Writer,
+    check_recall,
+    fetch,
+    make_search,
+)
 from pybq.errors import TableError
 
 # Number of queries, unless told otherwise.
@@ -40,7 +49,7 @@ async def calibrate(
     db: Database,
     layout: Layout,
     quantizer: Quantizer,
-    write: Callable[[Shape], str],
+    writer: Writer,
     recall: float,
     k: int = 10,
     queries: ArrayLike | None = None,
@@ -65,7 +74,7 @@ async def calibrate(
         vectors = given[np.unique(np.linspace(0, len(given) - 1, sample).astype(int))]
     if len(vectors) < 2:  # of one row, all is found
         return Effort(1)
-    asked = Search(layout, db.connection, vectors)
+    asked = make_search(layout, db.connection, vectors)
     itself = int(own is not None)  # a row finds itself, and that does not count
 
     async def search(candidates: int, probes: int | None, ranked: bool = False) -> _Array:
@@ -74,9 +83,9 @@ async def calibrate(
         Shape (1 or 2, q, k), infinite where there are fewer.
         """
         shape = Shape(k + itself, candidates + itself, ranked=ranked)
+        statement = writer.write(replace(asked, shape=shape, probes=probes), quantizer)
         values = np.full((1 + ranked, len(vectors), k), np.inf)
-        found = await asked.fetch(db, quantizer, write(shape), probes)
-        for i, rows in enumerate(found):
+        for i, rows in enumerate(await fetch(db, layout, statement)):
             others = [row[1:] for row in rows if own is None or row[0] != own[i]][:k]
             if others:
                 values[:, i, : len(others)] = np.transpose(others)

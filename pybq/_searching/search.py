@@ -1,13 +1,14 @@
-"""Searching a table: the arguments, the statement, and the query's way to the server."""
+"""A query's way to the server: arguments -> Search -> Statement -> rows, which become Results."""
 
 from __future__ import annotations
 
 import math
 import operator
 import struct
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -68,125 +69,142 @@ class Shape:
     ranked: bool = False  # give the place of each row among the candidates, from 1, as well
 
 
+@dataclass(frozen=True, slots=True)
 class Search:
-    """One search of a table, with its arguments checked: see `Table.search`."""
+    """One search of a table: its arguments, checked."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        connection: BaseConnection[Any],
-        query: ArrayLike,
-        k: int = 10,
-        rerank: float | None = RERANK,
-        columns: Sequence[str] = (),
-        where: Where | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        output: Output = "hits",
-        recall: float | None = None,
-        probes: int | None = None,
-    ) -> None:
-        array = as_numbers(query, "a query")
-        dim = layout.dim
-        if array.ndim not in (1, 2) or array.shape[-1] != dim:
-            raise ValueError(f"expected a query of shape ({dim},) or (q, {dim}), got {array.shape}")
-        k = operator.index(k)
-        if k < 1:
-            raise ValueError(f"expected k of at least 1, got {k}")
-        if rerank is not None and not 1 <= rerank < math.inf:
-            raise ValueError(f"expected a finite rerank of at least 1, got {rerank}")
-        if probes is not None and not 1 <= probes <= MAX_PROBES:
-            raise ValueError(f"expected probes between 1 and {MAX_PROBES}, got {probes}")
-        if not layout.has_codes and rerank != RERANK:
-            raise TableError(
-                f"table {layout.name!r} has no column of codes: its index re-ranks by itself, ask "
-                "for a recall in place of rerank"
-            )
-        if not layout.has_codes and not np.isfinite(array).all():  # codes: as it is rotated
-            raise ValueError("expected a query of finite values, got NaN or infinity")
-        if recall is not None and (layout.has_codes or recall != 1):
-            check_recall(layout, recall)
-        for name in columns:
-            if name not in layout.columns:
-                raise ValueError(f"no column {name!r} in table {layout.name!r}")
-        self.queries: NDArray[np.float32] = np.atleast_2d(array.astype(np.float32, copy=False))
-        self.k = k
-        self.rerank = rerank
-        self.probes = probes
-        self.recall = recall
-        self.columns = tuple(columns)
+    queries: NDArray[np.float32]  # of shape (q, dim)
+    shape: Shape
+    parameters: Mapping[str, Any]  # of its condition
+    probes: int | None
+    recall: float | None
+    results: Results
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a search sends: a text, its parameters for each query, settings for the time of it."""
+
+    text: str
+    parameters: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, str]
+
+
+def make_search(
+    layout: Layout,
+    connection: BaseConnection[Any],
+    query: ArrayLike,
+    k: int = 10,
+    rerank: float | None = RERANK,
+    columns: Sequence[str] = (),
+    *,
+    where: Where | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    output: Output = "hits",
+    recall: float | None = None,
+    probes: int | None = None,
+) -> Search:
+    """Check the arguments of `Table.search`."""
+    array = as_numbers(query, "a query")
+    dim = layout.dim
+    if array.ndim not in (1, 2) or array.shape[-1] != dim:
+        raise ValueError(f"expected a query of shape ({dim},) or (q, {dim}), got {array.shape}")
+    k = operator.index(k)
+    if k < 1:
+        raise ValueError(f"expected k of at least 1, got {k}")
+    if rerank is not None and not 1 <= rerank < math.inf:
+        raise ValueError(f"expected a finite rerank of at least 1, got {rerank}")
+    if probes is not None and not 1 <= probes <= MAX_PROBES:
+        raise ValueError(f"expected probes between 1 and {MAX_PROBES}, got {probes}")
+    if not layout.has_codes and rerank != RERANK:
+        raise TableError(
+            f"table {layout.name!r} has no column of codes: its index re-ranks by itself, ask "
+            "for a recall in place of rerank"
+        )
+    if not layout.has_codes and not np.isfinite(array).all():  # codes: as it is rotated
+        raise ValueError("expected a query of finite values, got NaN or infinity")
+    if recall is not None and (layout.has_codes or recall != 1):
+        check_recall(layout, recall)
+    for name in columns:
+        if name not in layout.columns:
+            raise ValueError(f"no column {name!r} in table {layout.name!r}")
+    condition = make_condition(where, parameters, layout, connection)
+    candidates = None
+    if rerank is not None and layout.source is not None and layout.has_codes:
+        candidates = math.ceil(k * rerank)
+    names = tuple(columns)
+    return Search(
+        np.atleast_2d(array.astype(np.float32, copy=False)),
+        Shape(k, candidates, names, condition.text, condition.alias),
+        condition.parameters,
+        probes,
+        recall,
+        Results(output, layout, k, names, single=array.ndim == 1),
+    )
+
+
+def with_effort(search: Search, effort: Effort) -> Search:
+    """The same search with what was calibrated for its recall."""
+    candidates = math.ceil(search.shape.k * effort.rerank)
+    return replace(search, shape=replace(search.shape, candidates=candidates), probes=effort.probes)
+
+
+class Writer:
+    """Writes the statements of searches of one table."""
+
+    def __init__(self, layout: Layout, connection: BaseConnection[Any]) -> None:
+        _register_queries(connection, layout)
         self._layout = layout
-        self._condition = make_condition(where, parameters, layout, connection)
-        self._results = Results(output, layout, k, self.columns, single=array.ndim == 1)
+        # Bounded, because conditions may be written anew for each search.
+        self._write = lru_cache(100)(partial(_write_text, layout, connection))
 
-    @property
-    def shape(self) -> Shape:
-        """What its statement is to be."""
-        candidates = None
-        if self.rerank is not None and self._layout.source is not None and self._layout.has_codes:
-            candidates = math.ceil(self.k * self.rerank)
-        condition = self._condition
-        return Shape(self.k, candidates, self.columns, condition.text, condition.alias)
-
-    async def run(
-        self, db: Database, quantizer: Quantizer | None, write: Callable[[Shape], str]
-    ) -> Any:
-        """Ask the server; `write` gives the statement.
-
-        Without a quantizer there are no codes yet, so nothing is found; vectors need none.
-        """
-        if quantizer is None and self._layout.has_codes:
-            return self._results.make([()] * len(self.queries))
-        statement = write(self.shape)
-        return self._results.make(await self.fetch(db, quantizer, statement, self.probes))
-
-    async def fetch(
-        self, db: Database, quantizer: Quantizer | None, statement: str, probes: int | None = None
-    ) -> list[list[Row]]:
-        """Return the rows of each query: id, distance, further columns; nearest first.
-
-        Without the index, rows that have no code, or no vector to be re-ranked by, come last, as
-        do those of norm 0 by cosine distance. They are left out, as the index does.
-        """
-        settings = {} if probes is None else {"bq.probes": str(probes)}
-        if self.recall is not None and not self._layout.has_codes:
-            settings["bq.recall"] = str(self.recall)
-        if self._condition.text:
+    def write(self, search: Search, quantizer: Quantizer | None) -> Statement:
+        """Return what to send; without a column of codes there is no quantizer."""
+        layout = self._layout
+        codes: Sequence[_Wire | None] = [None] * len(search.queries)
+        exact = codes
+        if quantizer is not None:
+            codes = _to_wire("bqquery", quantizer.rotate(search.queries), quantizer.transform)
+        if layout.source is not None:
+            exact = _to_wire(layout.source.type_name, search.queries)
+        settings = {} if search.probes is None else {"bq.probes": str(search.probes)}
+        if search.recall is not None and not layout.has_codes:
+            settings["bq.recall"] = str(search.recall)
+        if search.shape.where:
             # The scan goes on until enough rows meet the condition. In strict order it would pass
             # over those that come late, even if there are no others.
             settings["bq.iterative_scan"] = "relaxed_order"
-        if settings:
-            async with _setting(db, settings):
-                return await self._fetch(db, quantizer, statement)
-        return await self._fetch(db, quantizer, statement)
+        return Statement(
+            self._write(search.shape),
+            [
+                {**search.parameters, "_bq_query": code, "_bq_exact": vector}
+                for code, vector in zip(codes, exact, strict=True)
+            ],
+            settings,
+        )
 
-    async def _fetch(
-        self, db: Database, quantizer: Quantizer | None, statement: str
-    ) -> list[list[Row]]:
-        codes: Sequence[_Wire | None] = [None] * len(self.queries)
-        exact = codes
-        if quantizer is not None:
-            codes = _to_wire("bqquery", quantizer.rotate(self.queries), quantizer.transform)
-        if self._layout.source is not None:
-            exact = _to_wire(self._layout.source.type_name, self.queries)
-        parameters = [
-            {**self._condition.parameters, "_bq_query": code, "_bq_exact": vector}
-            for code, vector in zip(codes, exact, strict=True)
-        ]
+
+async def fetch(db: Database, layout: Layout, statement: Statement) -> list[list[Row]]:
+    """Return the rows of each query: id, distance, further columns; nearest first.
+
+    Without the index, rows that have no code, or no vector to be re-ranked by, come last, as
+    do those of norm 0 by cosine distance. They are left out, as the index does.
+    """
+    text, parameters = statement.text, statement.parameters
+    async with _setting(db, statement.settings) if statement.settings else nullcontext():
         if len(parameters) == 1:
-            found = [await db.fetch(statement, parameters[0])]
+            found = [await db.fetch(text, parameters[0])]
         else:
-            found = await db.fetch_each(statement, parameters)
-        n = len(self._layout.key)
-        if n > 1:
-            found = [[(row[:n], *row[n:]) for row in rows] for rows in found]
-        # An index whose order is relaxed finds rows a little out of it, and the planner does not
-        # sort what comes from an index.
-        return [
-            sorted(
-                (row for row in rows if row[1] is not None and row[1] == row[1]), key=itemgetter(1)
-            )
-            for rows in found
-        ]
+            found = await db.fetch_each(text, parameters)
+    n = len(layout.key)
+    if n > 1:
+        found = [[(row[:n], *row[n:]) for row in rows] for rows in found]
+    # An index whose order is relaxed finds rows a little out of it, and the planner does not
+    # sort what comes from an index.
+    return [
+        sorted((row for row in rows if row[1] is not None and row[1] == row[1]), key=itemgetter(1))
+        for rows in found
+    ]
 
 
 @asynccontextmanager
@@ -208,7 +226,7 @@ async def _setting(db: Database, values: Mapping[str, str]) -> AsyncIterator[Non
                 await db.fetch("SELECT set_config(%s, %s, true)", [name, before or DEFAULTS[name]])
 
 
-def write_statement(layout: Layout, connection: BaseConnection[Any], shape: Shape) -> str:
+def _write_text(layout: Layout, connection: BaseConnection[Any], shape: Shape) -> str:
     """Return the query of this shape.  Its text is always the same, so psycopg prepares it.
 
     Limits are written out: with parameters a generic plan would guess them.
@@ -290,7 +308,7 @@ def _to_wire(type_name: str, values: NDArray[np.float32], second: int = 0) -> li
     return [wire(header + row.tobytes()) for row in swapped]
 
 
-def register_queries(connection: BaseConnection[Any], layout: Layout) -> None:
+def _register_queries(connection: BaseConnection[Any], layout: Layout) -> None:
     """Adapt queries to the type of the codes' queries, and to that of the stored vectors."""
     oids = {"bqquery": connection.adapters.types["bqquery"].oid} if layout.has_codes else {}
     if layout.source is not None:

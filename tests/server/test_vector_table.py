@@ -65,11 +65,11 @@ def fill(conn: Conn, table: str, column: str, vectors: np.ndarray, key: str = "i
 
 def indexes_used(conn: Conn, table: pybq.Table, query: np.ndarray) -> str:
     """The plan of what a search sends, at the settings of the session."""
-    from pybq._searching.search import Search, write_statement
+    from pybq._searching.search import Writer, make_search
 
-    search = Search(table._layout, conn, query)
-    statement = write_statement(table._layout, conn, search.shape)
-    text = statement.replace("%(_bq_exact)s", f"'{query.tolist()}'")
+    search = make_search(table._layout, conn, query)
+    statement = Writer(table._layout, conn).write(search, None)
+    text = statement.text.replace("%(_bq_exact)s", f"'{query.tolist()}'")
     return str(conn.execute(f"EXPLAIN {text}".encode()).fetchall())
 
 
