@@ -1,8 +1,15 @@
-"""pybq: vector search in PostgreSQL on 2-bit codes; driver for the extension bq."""
+"""pybq: vector search in PostgreSQL on 2-bit codes; driver for the extension bq.
 
+What is public: the names that ``dir(pybq)`` lists, and the modules `pybq.psycopg`,
+`pybq.sqlalchemy`, `pybq.alembic` and `pybq.embedded`, one for each library they meet. What begins
+with an underscore may change at any time.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pybq._choice.probe import probe
 from pybq._choice.statistics import Statistics
 from pybq._choice.strategy import Decision, choose
 from pybq._codes.core import kernels, set_kernel, simd
@@ -11,6 +18,7 @@ from pybq._codes.vector import Code, Query
 from pybq.embedded import Server, serve
 from pybq.errors import (
     BuildError,
+    Error,
     ExtensionMissingError,
     LoadError,
     RowError,
@@ -20,7 +28,7 @@ from pybq.errors import (
 
 if TYPE_CHECKING:
     from pybq._tables.adoption import Adoption, adopt
-    from pybq._tables.table import Arrays, AsyncTable, Effort, Hit, Status, Table
+    from pybq._tables.table import Arrays, AsyncTable, Effort, Hit, Row, Status, Table
 
 __version__ = version("pybq")
 
@@ -32,11 +40,13 @@ __all__ = [
     "Code",
     "Decision",
     "Effort",
+    "Error",
     "ExtensionMissingError",
     "Hit",
     "LoadError",
     "Quantizer",
     "Query",
+    "Row",
     "RowError",
     "Server",
     "ServerError",
@@ -47,20 +57,22 @@ __all__ = [
     "adopt",
     "choose",
     "kernels",
+    "probe",
     "serve",
     "set_kernel",
     "simd",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Only now, because it loads psycopg: not everyone who encodes has a database.
-    if name in ("Arrays", "AsyncTable", "Effort", "Hit", "Status", "Table"):
-        from pybq._tables import table
+def __dir__() -> list[str]:
+    return __all__
 
-        return getattr(table, name)
-    if name in ("Adoption", "adopt"):
-        from pybq._tables import adoption
 
-        return getattr(adoption, name)
-    raise AttributeError(f"module 'pybq' has no attribute {name!r}")
+if not TYPE_CHECKING:  # which knows these names, and that there are no others
+
+    def __getattr__(name):
+        # Only now, because it loads psycopg: not everyone who encodes has a database.
+        if name in __all__:
+            module = "adoption" if name in ("Adoption", "adopt") else "table"
+            return getattr(import_module(f"pybq._tables.{module}"), name)
+        raise AttributeError(f"module 'pybq' has no attribute {name!r}")

@@ -1,25 +1,33 @@
-"""The few exceptions that a caller may want to tell apart."""
+"""The few exceptions that a caller may want to tell apart, under one base.
+
+Arguments that are wrong by themselves are a plain ValueError or TypeError, and what the server
+says comes as psycopg raises it.
+"""
 
 from typing import Any
 
 
-class ExtensionMissingError(RuntimeError):
+class Error(Exception):
+    """Base of the exceptions that are pybq's own."""
+
+
+class ExtensionMissingError(Error, RuntimeError):
     """The database lacks the extension bq, so that its types cannot be registered."""
 
 
-class BuildError(RuntimeError):
+class BuildError(Error, RuntimeError):
     """The extension could not be built for the embedded server."""
 
 
-class ServerError(RuntimeError):
+class ServerError(Error, RuntimeError):
     """The embedded server could not be started."""
 
 
-class TableError(RuntimeError):
+class TableError(Error, RuntimeError):
     """A table is not there, was not made by pybq, or is not as the caller expected."""
 
 
-class RowError(ValueError):
+class RowError(Error, ValueError):
     """A row that cannot be written; all others of the same call are not written either.
 
     Attributes
@@ -42,7 +50,7 @@ class RowError(ValueError):
         return RowError, (self.row, self.id, self.reason)
 
 
-class LoadError(RuntimeError):
+class LoadError(Error, RuntimeError):
     """Rows of a load that were not written; the exception that stopped it is its `__cause__`.
 
     Attributes
