@@ -1,0 +1,76 @@
+"""What type checkers know of the public names: read by mypy (make lint), never run.
+
+An ignored error that is none is an error itself (warn_unused_ignores).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars
+import psycopg
+from numpy.typing import ArrayLike, NDArray
+from typing_extensions import assert_type
+
+import pybq
+
+
+def names() -> None:
+    assert_type(pybq.Quantizer(3).encode([[1.0, 2.0, 3.0]]), NDArray[np.uint8])
+    error: pybq.Error = pybq.RowError(1, 2, "reason")
+    value: ValueError = pybq.RowError(1, 2, "reason")
+    runtime: RuntimeError = pybq.TableError(str(error) + str(value))
+    print(runtime, pybq.Tabel)  # type: ignore[attr-defined]
+
+
+def blocking(conn: psycopg.Connection[Any], one: list[float], some: list[list[float]]) -> None:
+    table = pybq.Table(conn, "items", dim=3, columns={"title": "text"}, schema="shop")
+    assert_type(pybq.Table.open(conn, "items", column="v"), pybq.Table)
+    assert_type(pybq.Table.create(conn, "items", 3, store=None), pybq.Table)
+    pybq.Table(conn, "items", dimension=3)  # type: ignore[call-arg]
+    pybq.Table(conn, "items", 3, "hamming")  # type: ignore[arg-type]
+    pybq.Table.create(conn, "items", 3, column="v")  # type: ignore[call-arg]
+    assert_type(table.connection, psycopg.Connection[Any])
+
+    assert_type(table.ingest(range(2), some, {"title": ["a", "b"]}), int)
+    assert_type(table.load("vectors.npy", resume=True), int)
+    table.load("vectors.npy", resum=True)  # type: ignore[call-arg]
+    table.ingest(range(2), some, on_conflict="replace")  # type: ignore[arg-type]
+    assert_type(table.create_index(["title"], recall=0.9), None)
+    assert_type(table.delete([1]), int)
+    assert_type(table.reencode(7), int)
+    assert_type(table.drop(), None)
+
+    assert_type(table.get([1, 2], vectors=True), list[pybq.Row | None])
+    assert_type(table.count(), int)
+    assert_type(table.calibrate(0.9), pybq.Effort)
+    assert_type(table.status(), pybq.Status)
+    assert_type(table.statistics(), pybq.Statistics)
+
+
+def searches(table: pybq.Table, one: list[float], some: list[list[float]], any: ArrayLike) -> None:
+    assert_type(table.search(one), list[pybq.Hit])
+    assert_type(table.search(some, 5, None, ["title"]), list[list[pybq.Hit]])
+    assert_type(table.search(any), list[pybq.Hit] | list[list[pybq.Hit]])
+    array = np.zeros(3, np.float32)
+    assert_type(table.search(array, k=3), list[pybq.Hit] | list[list[pybq.Hit]])
+    assert_type(table.search(one, where="id < 3", recall=0.9)[0].distance, float)
+    assert_type(table.search(any, output="numpy"), pybq.Arrays)
+    assert_type(table.search(any, output="polars", k=3), polars.DataFrame)
+    table.search(any, output="excel")  # type: ignore[call-overload]
+    table.search(any, were="id < 3")  # type: ignore[call-overload]
+
+
+async def asynchronous(conn: psycopg.AsyncConnection[Any], one: list[float]) -> None:
+    table = await pybq.AsyncTable.open(conn, "items", dim=3)
+    assert_type(table, pybq.AsyncTable)
+    assert_type(await pybq.AsyncTable.create(conn, "items", 3, codes=True), pybq.AsyncTable)
+    assert_type(table.connection, psycopg.AsyncConnection[Any])
+    assert_type(await table.ingest(range(1), [one]), int)
+    assert_type(await table.search(one), list[pybq.Hit])
+    assert_type(await table.search([one]), list[list[pybq.Hit]])
+    assert_type(await table.search(one, output="numpy"), pybq.Arrays)
+    assert_type(await table.get([1]), list[pybq.Row | None])
+    assert_type(await table.count(), int)
+    await table.load("vectors.npy", resum=True)  # type: ignore[call-arg]
