@@ -20,6 +20,7 @@ from pybq._catalog.schema import (
     check_options,
     check_type,
     create_table,
+    name_searched,
 )
 from pybq._codes.metric import Metric, check_metric
 from pybq.errors import TableError
@@ -36,7 +37,7 @@ async def open_table(
     if table is None:
         if dim is None:
             raise TableError(f"no table {name!r}; give dim to create it")
-        if column not in (None, "embedding", "code"):
+        if column is not None and column not in name_searched(options):
             raise TableError(f"no table {name!r}, and one that pybq makes has no column {column!r}")
         # If another connection is faster, what it has made is opened.
         with suppress(DuplicateTable):

@@ -62,6 +62,13 @@ def check_options(options: Mapping[str, object], known: type) -> None:
             raise TypeError(f"expected options of {', '.join(names)}, got {option!r}")
 
 
+def name_searched(options: TableOptions) -> list[str]:
+    """Columns that a table made with these options can be searched by."""
+    store, codes = options.get("store", "halfvec"), options.get("codes")
+    codes = store is None if codes is None else codes
+    return (["code"] if codes else []) + (["embedding"] if store is not None else [])
+
+
 async def create_table(
     db: Database, name: str, dim: int, metric: Metric, options: CreateOptions
 ) -> None:
@@ -71,10 +78,9 @@ async def create_table(
     """
     check_options(options, CreateOptions)
     schema, transform = options.get("schema"), options.get("transform")
-    store, codes = options.get("store", "halfvec"), options.get("codes")
     columns, id_type = options.get("columns") or {}, options.get("id_type", "bigint")
-    codes = store is None if codes is None else codes
-    if not codes and store is None:
+    store, codes = options.get("store", "halfvec"), "code" in name_searched(options)
+    if not name_searched(options):
         raise ValueError("expected store of halfvec or vector in a table without codes, got None")
     Quantizer(dim, transform or 0)  # checks both
     check_metric(metric)
@@ -82,7 +88,7 @@ async def create_table(
         raise ValueError(f"expected store of {', '.join(ITEM_NBYTES)} or None, got {store!r}")
     for column in columns:
         check_text(f"column {column!r}", column)
-        if column in ("id", "embedding", "code" if codes else "id"):
+        if column in ("id", "embedding", *name_searched(options)):
             raise ValueError(f"column {column!r} is the table's own; choose another name")
     identifier = name_table(name, schema)
     types = {"id": id_type, **columns}

@@ -55,11 +55,13 @@ class BaseTable:
         self._efforts: dict[tuple[float, int], tuple[Effort, float]] = {}
 
     def __repr__(self) -> str:
-        codes = f", codes in {self.code_column}" if self._layout.has_codes else ""
         schema = "" if self._layout.schema is None else f"{self._layout.schema}."
+        kept = [] if self.store is None else [self.store]
+        if self._layout.has_codes:
+            kept.append(f"codes in {self.code_column}")
         return (
             f"<pybq.{type(self).__name__} {schema}{self.name}: {self.dim} dimensions, "
-            f"{self.metric}, {self.store or 'codes only'}{codes}>"
+            f"{', '.join([self.metric, *kept])}>"
         )
 
     @property

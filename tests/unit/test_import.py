@@ -1,9 +1,11 @@
 """What `import pybq` costs and offers."""
 
+import pickle
 import subprocess
 import sys
 
 import pybq
+import pybq.errors
 
 
 def run(script):
@@ -26,6 +28,32 @@ def test_public_names_exist():
     assert pybq.__all__ == sorted(pybq.__all__)
     for name in pybq.__all__:
         assert getattr(pybq, name).__doc__, name
+
+
+def test_dir_is_what_is_public():
+    script = "import pybq; before = dir(pybq); pybq.Table, pybq.adopt; import pybq.sqlalchemy; "
+    assert run(script + "print(*before, '|', *dir(pybq))") == [*pybq.__all__, "|", *pybq.__all__]
+    assert not hasattr(pybq, "Tabel")
+
+
+def test_all_exceptions_have_one_base():
+    ours = {
+        each
+        for each in vars(pybq.errors).values()
+        if isinstance(each, type) and issubclass(each, Exception)
+    }
+    assert len(ours) == 7 and all(issubclass(each, pybq.Error) for each in ours)
+    assert {each.__name__ for each in ours} <= set(pybq.__all__)
+    # as they were before they had it
+    assert issubclass(pybq.RowError, ValueError)
+    others = (pybq.BuildError, pybq.ExtensionMissingError, pybq.LoadError, pybq.ServerError)
+    assert all(issubclass(each, RuntimeError) for each in (*others, pybq.TableError))
+
+
+def test_errors_can_be_pickled():
+    for error in (pybq.RowError(1, "a", "no"), pybq.LoadError("file", 0, 9, 3, "no")):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (str(copy), vars(copy)) == (str(error), vars(error))
 
 
 def test_best_kernel_is_used_from_the_start():

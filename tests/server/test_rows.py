@@ -1,0 +1,164 @@
+"""Rows by their keys, their number, and the end of a table."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from shared import Conn, needs_pgvector
+
+import pybq
+from pybq import Row, TableError
+
+N, DIM = 20, 8
+
+
+@pytest.fixture
+def vectors(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((N, DIM), dtype=np.float32)
+
+
+@pytest.fixture
+def table(conn: Conn, vectors: np.ndarray) -> pybq.Table:
+    # whose further column has the name of the one that numbers the keys, had it not ours
+    columns = {"place": "text", "Odd %s": "int"}
+    table = pybq.Table.create(conn, "items", DIM, store=None, columns=columns)
+    table.ingest(range(N), vectors, {"place": [f"p{i}" for i in range(N)], "Odd %s": [None] * N})
+    return table
+
+
+def test_rows_come_in_the_order_that_is_asked(table: pybq.Table) -> None:
+    found = table.get(np.array([7, 99, 0, 7]))
+    assert found == [
+        Row(7, {"place": "p7", "Odd %s": None}),
+        None,
+        Row(0, {"place": "p0", "Odd %s": None}),
+        Row(7, {"place": "p7", "Odd %s": None}),
+    ]
+    assert table.get([3], ["place"]) == [Row(3, {"place": "p3"})]
+    assert table.get([3], []) == [Row(3)]
+    assert table.get([]) == []
+    row = found[0]
+    assert row is not None and row["place"] == "p7"
+
+
+@needs_pgvector
+@pytest.mark.parametrize("store", ["vector", "halfvec"])
+def test_vectors_come_as_they_are_stored(conn: Conn, vectors: np.ndarray, store: Any) -> None:
+    table = pybq.Table.create(conn, "items", DIM, store=store)
+    table.ingest(range(N), vectors)
+    (row, missing) = table.get([4, N], vectors=True)
+    stored = vectors if store == "vector" else vectors.astype(np.float16).astype(np.float32)
+    assert missing is None and row is not None and row.vector is not None
+    assert row.vector.dtype == np.float32
+    np.testing.assert_array_equal(row.vector, stored[4])
+    (row,) = table.get([4])
+    assert row is not None and row.vector is None
+
+
+@needs_pgvector
+def test_a_row_may_have_no_vector(conn: Conn) -> None:
+    conn.execute("CREATE TABLE odd (a int, b text, v vector(2), PRIMARY KEY (b, a))")
+    conn.execute("INSERT INTO odd VALUES (1, 'x', NULL), (2, 'x', '[1, 2]')")
+    table = pybq.Table(conn, "odd")
+    first, missing, second = table.get([("x", 2), ("y", 1), ("x", 1)], vectors=True)
+    assert missing is None and first is not None and second is not None
+    assert (first.id, second.id, second.vector) == (("x", 2), ("x", 1), None)
+    assert first.vector is not None and first.vector.tolist() == [1, 2]
+
+
+def test_keys_are_those_of_the_server(conn: Conn, vectors: np.ndarray) -> None:
+    """A uuid may be given as text, and comes back as what it is."""
+    table = pybq.Table.create(conn, "items", DIM, store=None, id_type="uuid")
+    keys = [uuid.UUID(int=i) for i in range(N)]
+    table.ingest(keys, vectors)
+    (row,) = table.get([str(keys[3])])
+    assert row == Row(keys[3])
+
+
+def test_what_cannot_be_read_is_said(conn: Conn, table: pybq.Table) -> None:
+    with pytest.raises(ValueError, match="no column 'nope' in table 'items'"):
+        table.get([1], ["nope"])
+    with pytest.raises(TableError, match="keeps codes only: there are no vectors to read"):
+        table.get([1], vectors=True)
+
+
+@needs_pgvector
+def test_rows_without_a_key_are_not_told_apart(conn: Conn) -> None:
+    conn.execute("CREATE TABLE loose (v vector(2))")
+    table = pybq.Table(conn, "loose")
+    for ask in (table.get, table.delete):
+        with pytest.raises(TableError, match="has no primary key to tell rows by"):
+            ask([1])
+
+
+def test_rows_are_counted(conn: Conn, table: pybq.Table) -> None:
+    assert table.count() == N
+    assert table.delete([1, 2, 2, 99]) == 2
+    assert table.count() == N - 2
+
+
+def test_nothing_is_left_of_a_dropped_table(conn: Conn, vectors: np.ndarray) -> None:
+    known = "SELECT (SELECT count(*) FROM bq_columns), (SELECT count(*) FROM bq_loads)"
+    for metric in ("cosine", "l2"):
+        table = pybq.Table.create(conn, "items", DIM, metric, store=None)
+        for name in ("one", "two"):
+            table.load({"vectors": vectors}, name=name, on_conflict="update", batch_rows=N // 2)
+        assert conn.execute(known).fetchone() == (1, 4)
+        table.drop()
+        assert conn.execute(known).fetchone() == (0, 0)
+        assert conn.execute("SELECT to_regclass('items')").fetchone() == (None,)
+
+
+def test_a_drop_that_fails_changes_nothing(conn: Conn, table: pybq.Table) -> None:
+    conn.execute("CREATE VIEW seen AS SELECT id FROM items")
+    conn.commit()
+    with pytest.raises(psycopg.errors.DependentObjectsStillExist):
+        table.drop()
+    assert table.count() == N and table.status().count == N
+
+
+def test_the_asynchronous_table_does_the_same(conn: Conn, table: pybq.Table) -> None:
+    conn.commit()
+
+    async def work() -> None:
+        async with await psycopg.AsyncConnection.connect(
+            conn.info.dsn, password=conn.info.password, autocommit=True
+        ) as mine:
+            with pytest.raises(TypeError, match="await AsyncTable.open"):
+                pybq.AsyncTable(mine, "items")
+            same = await pybq.AsyncTable.open(mine, "items")
+            assert await same.get([7, 99]) == table.get([7, 99])
+            assert await same.count() == N
+            assert repr(same) == repr(table).replace("Table", "AsyncTable")
+            conn.commit()
+            await same.drop()
+
+    asyncio.run(work())
+    assert conn.execute("SELECT to_regclass('items')").fetchone() == (None,)
+
+
+def test_a_table_tells_what_it_is(conn: Conn, table: pybq.Table) -> None:
+    assert repr(table) == "<pybq.Table items: 8 dimensions, cosine, codes in code>"
+    conn.execute("CREATE SCHEMA shop")
+    other = pybq.Table(conn, "items", 16, "l2", store=None, schema="shop")
+    assert repr(other).startswith("<pybq.Table shop.items: 16 dimensions, l2")
+
+
+def test_a_column_that_a_new_table_would_not_have_is_refused_before(conn: Conn) -> None:
+    for options in ({"column": "v"}, {"column": "embedding", "store": None}):
+        with pytest.raises(TableError, match="one that pybq makes has no column"):
+            pybq.Table(conn, "items", DIM, **options)  # type: ignore[arg-type]
+        assert conn.execute("SELECT to_regclass('items')").fetchone() == (None,)
+    assert pybq.Table(conn, "items", DIM, store=None, column="code").code_column == "code"
+
+
+@pytest.mark.parametrize("make", [pybq.Table, pybq.Table.open, pybq.Table.create])
+def test_options_that_are_none_are_named(conn: Conn, table: pybq.Table, make: Any) -> None:
+    for name in ("items", "others"):  # one that is there, one that is not
+        with pytest.raises(TypeError, match="expected options of store, .*, got 'stor'"):
+            make(conn, name, DIM, stor=None)
