@@ -50,7 +50,7 @@ import math
 import operator
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -62,6 +62,7 @@ from sqlalchemy import (
     Double,
     Integer,
     Select,
+    SQLColumnExpression,
     TextClause,
     bindparam,
     event,
@@ -76,7 +77,7 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import aliased
 from sqlalchemy.pool import Pool
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql import ColumnElement, FromClause
 from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
 
 from pybq._codes.metric import OPERATORS, Metric, check_metric
@@ -93,6 +94,8 @@ __all__ = ["BQQuery", "BQVec", "bq_encode", "bq_query", "nearest"]
 
 _Value = TypeVar("_Value", Code, Query)
 _Entity = TypeVar("_Entity")
+# Values, or a column, a parameter or another expression of SQL.
+_Vector: TypeAlias = ArrayLike | SQLColumnExpression[Any]
 
 
 class _ValueType(UserDefinedType[_Value]):
@@ -205,7 +208,7 @@ class BQVec(_ValueType[Code]):
     class Comparator(UserDefinedType.Comparator[Code]):
         """Distances of a column of codes."""
 
-        def hamming_distance(self, other: Any) -> ColumnElement[float]:
+        def hamming_distance(self, other: Code | _Vector) -> ColumnElement[float]:
             """Sum over dimensions of the difference in levels: `<~>`.
 
             Parameters
@@ -215,7 +218,7 @@ class BQVec(_ValueType[Code]):
             """
             return self._distance("<~>", other, self._bind_code)
 
-        def cosine_distance(self, query: Any) -> ColumnElement[float]:
+        def cosine_distance(self, query: Query | _Vector) -> ColumnElement[float]:
             """Cosine distance to a query of full precision: `<=>`.
 
             Parameters
@@ -232,11 +235,11 @@ class BQVec(_ValueType[Code]):
             """
             return self._distance("<=>", query, self._bind_query)
 
-        def l2_distance(self, query: Any) -> ColumnElement[float]:
+        def l2_distance(self, query: Query | _Vector) -> ColumnElement[float]:
             """Euclidean distance to a query: `<->`. Parameters as of `cosine_distance`."""
             return self._distance("<->", query, self._bind_query)
 
-        def inner_product(self, query: Any) -> ColumnElement[float]:
+        def inner_product(self, query: Query | _Vector) -> ColumnElement[float]:
             """Negative inner product with a query: `<#>`. Parameters as of `cosine_distance`.
 
             Negative, as the operator is, so that the smallest is the nearest: with
@@ -295,7 +298,7 @@ class _Statistics(UserDefinedType[str]):
         return "BQ_STATISTICS"
 
 
-def bq_encode(vector: Any, transform: int = 0) -> ColumnElement[Code]:
+def bq_encode(vector: _Vector, transform: int = 0) -> ColumnElement[Code]:
     """Encode on the server: `bq_encode(vector::real[], transform)`.
 
     Parameters
@@ -331,7 +334,7 @@ def bq_encode(vector: Any, transform: int = 0) -> ColumnElement[Code]:
     return func.bq_encode(_as_reals(vector), number, type_=BQVec(transform=transform))
 
 
-def bq_query(vector: Any, transform: int = 0) -> ColumnElement[Query]:
+def bq_query(vector: _Vector, transform: int = 0) -> ColumnElement[Query]:
     """Make a query on the server: `bq_query(vector::real[], transform)`.
 
     For vectors that are in the database already, e.g. to find what resembles a row; a vector at
@@ -355,9 +358,9 @@ def bq_query(vector: Any, transform: int = 0) -> ColumnElement[Query]:
 def nearest(
     entity: type[_Entity],
     *,
-    code: Any,
-    query: ArrayLike | Query | ColumnElement[Any],
-    vector: Any = None,
+    code: SQLColumnExpression[Any],
+    query: Query | _Vector,
+    vector: SQLColumnExpression[Any] | None = None,
     metric: Metric = "cosine",
     k: int = 10,
     rerank: float = 4,
@@ -369,9 +372,9 @@ def nearest(
 def nearest(
     entity: "Select[Unpack[_Ts]]",
     *,
-    code: Any,
-    query: ArrayLike | Query | ColumnElement[Any],
-    vector: Any = None,
+    code: SQLColumnExpression[Any],
+    query: Query | _Vector,
+    vector: SQLColumnExpression[Any] | None = None,
     metric: Metric = "cosine",
     k: int = 10,
     rerank: float = 4,
@@ -379,11 +382,25 @@ def nearest(
 ) -> "Select[Unpack[_Ts], float]": ...
 
 
+@overload
+def nearest(
+    entity: FromClause,
+    *,
+    code: SQLColumnExpression[Any],
+    query: Query | _Vector,
+    vector: SQLColumnExpression[Any] | None = None,
+    metric: Metric = "cosine",
+    k: int = 10,
+    rerank: float = 4,
+    where: ColumnElement[bool] | None = None,
+) -> "Select[Any]": ...
+
+
 def nearest(
     entity: Any,
     *,
     code: Any,
-    query: ArrayLike | Query | ColumnElement[Any],
+    query: Any,
     vector: Any = None,
     metric: Metric = "cosine",
     k: int = 10,

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import polars
 import psycopg
+import sqlalchemy as sa
 from numpy.typing import ArrayLike, NDArray
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typing_extensions import assert_type
 
 import pybq
+from pybq.sqlalchemy import BQVec, bq_encode, nearest
 
 
 def names() -> None:
@@ -74,3 +77,21 @@ async def asynchronous(conn: psycopg.AsyncConnection[Any], one: list[float]) -> 
     assert_type(await table.get([1]), list[pybq.Row | None])
     assert_type(await table.count(), int)
     await table.load("vectors.npy", resum=True)  # type: ignore[call-arg]
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Item(Base):
+    __tablename__ = "items"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code: Mapped[pybq.Code] = mapped_column(BQVec(3))
+
+
+def models(one: list[float], table: sa.Table) -> None:
+    found = nearest(Item, code=Item.code, query=one)
+    assert_type(found, sa.Select[Item, float])
+    nearest(table, code=table.c.code, vector=table.c.embedding, query=sa.bindparam("query"))
+    nearest(Item, code="code", query=one)  # type: ignore[call-overload]
+    assert_type(bq_encode(one, 1), sa.ColumnElement[pybq.Code])
