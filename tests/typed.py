@@ -53,8 +53,8 @@ def blocking(conn: psycopg.Connection[Any], one: list[float], some: list[list[fl
 
 
 def searches(table: pybq.Table, one: list[float], some: list[list[float]], any: ArrayLike) -> None:
-    assert_type(table.search(one), list[pybq.Hit])
-    assert_type(table.search(some, 5, None, ["title"]), list[list[pybq.Hit]])
+    assert_type(table.search(one, output="hits"), list[pybq.Hit])
+    assert_type(table.search(some, 5, rerank=None, columns=["title"]), list[list[pybq.Hit]])
     assert_type(table.search(any), list[pybq.Hit] | list[list[pybq.Hit]])
     array = np.zeros(3, np.float32)
     assert_type(table.search(array, k=3), list[pybq.Hit] | list[list[pybq.Hit]])

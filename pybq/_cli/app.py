@@ -519,7 +519,13 @@ def search(
     with _connect(dsn) as conn:
         opened = _open(conn, table, schema, vectors)
         found = opened.search(
-            list(queries), k, rerank or None, names, where=where, recall=recall, probes=probes
+            list(queries),
+            k,
+            rerank=rerank or None,
+            columns=names,
+            where=where,
+            recall=recall,
+            probes=probes,
         )
     if as_json:
         _print_json([[_as_dict(hit) for hit in hits] for hits in found])

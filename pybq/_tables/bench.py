@@ -121,7 +121,9 @@ def bench_table(
     if table.code_column is not None:
         settings = {"codes alone": None, "re-ranked": rerank}
     for setting in settings.values():
-        table.search(vectors[0], more, setting)  # plan and cache, as a running application has
+        table.search(
+            vectors[0], more, rerank=setting
+        )  # plan and cache, as a running application has
     find_nearest(db, layout, vectors[0], k)
     names = (*settings, "exact")
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -131,7 +133,7 @@ def bench_table(
         trips.append(_time_round_trip(table))
         for name, setting in settings.items():
             start = time.perf_counter()
-            hits = table.search(vector, more, setting)
+            hits = table.search(list(vector), more, rerank=setting)
             times[name].append(time.perf_counter() - start)
             found[name].append([hit.id for hit in hits])
     # Apart from the others: reading all vectors empties the caches of the processor.

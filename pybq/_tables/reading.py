@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 class SearchOptions(TypedDict, total=False):
     """How a table is searched; see `Table.search`."""
 
+    rerank: float | None
+    columns: Sequence[str]
     where: Where | None
     parameters: Mapping[str, Any] | None
     recall: float | None
@@ -40,8 +42,6 @@ async def search(
     table: BaseTable,
     query: ArrayLike,
     k: int = 10,
-    rerank: float | None = 4,
-    columns: Sequence[str] = (),
     *,
     output: Output = "hits",
     **options: Unpack[SearchOptions],
@@ -134,7 +134,7 @@ async def search(
     ((5, 3), [0, 1, 2, 3, 4])
     """
     conn = table._db.connection
-    search = make_search(table._layout, conn, query, k, rerank, columns, output=output, **options)
+    search = make_search(table._layout, conn, query, k, output=output, **options)
     try:
         return await _search(table, search)
     except DataError as error:

@@ -32,8 +32,13 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from pybq._catalog.schema import CreateOptions, OpenOptions
-    from pybq._tables.reading import SearchOptions
+    from pybq._tables.reading import SearchOptions as Options
 
+    Hits: TypeAlias = Literal["hits"]
+    Numpy: TypeAlias = Literal["numpy"]
+    Arrow: TypeAlias = Literal["arrow"]
+    Pandas: TypeAlias = Literal["pandas"]
+    Polars: TypeAlias = Literal["polars"]
     # Of an array, type checkers do not know the number of dimensions.
     OneQuery: TypeAlias = Sequence[float]
     ManyQueries: TypeAlias = Sequence[Sequence[float]] | Sequence[NDArray[Any]]
@@ -214,86 +219,37 @@ class Table(BaseTable):
 
     @overload
     def search(
-        self,
-        query: OneQuery,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["hits"] = "hits",
-        **options: Unpack[SearchOptions],
+        self, query: OneQuery, k: int = 10, *, output: Hits = "hits", **options: Unpack[Options]
     ) -> list[Hit]: ...
 
     @overload
     def search(
-        self,
-        query: ManyQueries,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["hits"] = "hits",
-        **options: Unpack[SearchOptions],
+        self, query: ManyQueries, k: int = 10, *, output: Hits = "hits", **options: Unpack[Options]
     ) -> list[list[Hit]]: ...
 
     @overload
     def search(
-        self,
-        query: ArrayLike,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["hits"] = "hits",
-        **options: Unpack[SearchOptions],
+        self, query: ArrayLike, k: int = 10, *, output: Hits = "hits", **options: Unpack[Options]
     ) -> list[Hit] | list[list[Hit]]: ...
 
     @overload
     def search(
-        self,
-        query: ArrayLike,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["numpy"],
-        **options: Unpack[SearchOptions],
+        self, query: ArrayLike, k: int = 10, *, output: Numpy, **options: Unpack[Options]
     ) -> Arrays: ...
 
     @overload
     def search(
-        self,
-        query: ArrayLike,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["arrow"],
-        **options: Unpack[SearchOptions],
+        self, query: ArrayLike, k: int = 10, *, output: Arrow, **options: Unpack[Options]
     ) -> pyarrow.Table: ...
 
     @overload
     def search(
-        self,
-        query: ArrayLike,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["pandas"],
-        **options: Unpack[SearchOptions],
+        self, query: ArrayLike, k: int = 10, *, output: Pandas, **options: Unpack[Options]
     ) -> pandas.DataFrame: ...
 
     @overload
     def search(
-        self,
-        query: ArrayLike,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["polars"],
-        **options: Unpack[SearchOptions],
+        self, query: ArrayLike, k: int = 10, *, output: Polars, **options: Unpack[Options]
     ) -> polars.DataFrame: ...
 
     @described_by(reading.search)
@@ -391,86 +347,37 @@ class AsyncTable(BaseTable):
 
     @overload
     async def search(
-        self,
-        query: OneQuery,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["hits"] = "hits",
-        **options: Unpack[SearchOptions],
+        self, query: OneQuery, k: int = 10, *, output: Hits = "hits", **options: Unpack[Options]
     ) -> list[Hit]: ...
 
     @overload
     async def search(
-        self,
-        query: ManyQueries,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["hits"] = "hits",
-        **options: Unpack[SearchOptions],
+        self, query: ManyQueries, k: int = 10, *, output: Hits = "hits", **options: Unpack[Options]
     ) -> list[list[Hit]]: ...
 
     @overload
     async def search(
-        self,
-        query: ArrayLike,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["hits"] = "hits",
-        **options: Unpack[SearchOptions],
+        self, query: ArrayLike, k: int = 10, *, output: Hits = "hits", **options: Unpack[Options]
     ) -> list[Hit] | list[list[Hit]]: ...
 
     @overload
     async def search(
-        self,
-        query: ArrayLike,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["numpy"],
-        **options: Unpack[SearchOptions],
+        self, query: ArrayLike, k: int = 10, *, output: Numpy, **options: Unpack[Options]
     ) -> Arrays: ...
 
     @overload
     async def search(
-        self,
-        query: ArrayLike,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["arrow"],
-        **options: Unpack[SearchOptions],
+        self, query: ArrayLike, k: int = 10, *, output: Arrow, **options: Unpack[Options]
     ) -> pyarrow.Table: ...
 
     @overload
     async def search(
-        self,
-        query: ArrayLike,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["pandas"],
-        **options: Unpack[SearchOptions],
+        self, query: ArrayLike, k: int = 10, *, output: Pandas, **options: Unpack[Options]
     ) -> pandas.DataFrame: ...
 
     @overload
     async def search(
-        self,
-        query: ArrayLike,
-        k: int = 10,
-        rerank: float | None = 4,
-        columns: Sequence[str] = (),
-        *,
-        output: Literal["polars"],
-        **options: Unpack[SearchOptions],
+        self, query: ArrayLike, k: int = 10, *, output: Polars, **options: Unpack[Options]
     ) -> polars.DataFrame: ...
 
     @described_by(reading.search)

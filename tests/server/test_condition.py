@@ -224,7 +224,12 @@ def test_conditions_hold_for_candidates_and_come_with_everything_else(
         assert {hit["price"] for hit in hits} == {0, 1}
         assert {hit["distance"] for hit in hits} == {"far"}
     alone = table.search(
-        queries[3], 20, N, ["price", "distance"], where=Item.cost < 2, parameters=None
+        queries[3],
+        20,
+        rerank=N,
+        columns=["price", "distance"],
+        where=Item.cost < 2,
+        parameters=None,
     )
     assert alone == found[3]
 

@@ -65,7 +65,7 @@ def test_rows_come_in_the_order_of_their_distances(
             for hits in found:
                 distances = [hit.distance for hit in hits]
                 assert distances == sorted(distances)
-        _, distances = table.search(queries, 200, rerank, where="price < 3", output="numpy")
+        _, distances = table.search(queries, 200, rerank=rerank, where="price < 3", output="numpy")
         assert (np.diff(distances[np.isfinite(distances).all(axis=1)]) >= 0).all()
 
 
