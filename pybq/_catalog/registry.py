@@ -59,9 +59,34 @@ async def find_codes(db: Database, table: int, source: str) -> list[tuple[str, M
     return [(code, metric) for code, metric in rows]
 
 
-async def find_tables(db: Database) -> list[str]:
-    """Names of the tables that pybq has made, or knows codes of."""
-    return [row[0] for row in await db.fetch("SELECT table_name::text FROM bq_columns ORDER BY 1")]
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One row of bq_columns; see `find_all`."""
+
+    oid: int  # of the table, which may be gone
+    table: str  # its name, as SQL has it
+    column: str
+    source: str | None
+    metric: Metric
+    transform: int | None  # None: not decided yet
+    next_column: str | None
+    next_transform: int | None
+    count: int  # of vectors that were ingested
+
+    @property
+    def is_codes(self) -> bool:
+        """Whether it is a column of codes, and not of vectors."""
+        return self.column != self.source
+
+
+async def find_all(db: Database) -> list[Known]:
+    """Find all that is known in the database, by the names of the tables."""
+    rows = await db.fetch(
+        "SELECT table_name::oid, table_name::text, code_column::text, source_column::text, metric,"
+        " CASE WHEN decided_at IS NOT NULL THEN transform END, next_column::text, next_transform,"
+        " coalesce((statistics).count, 0) FROM bq_columns ORDER BY 2, 3"
+    )
+    return [Known(*row) for row in rows]
 
 
 async def enter_column(

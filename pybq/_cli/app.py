@@ -30,7 +30,7 @@ from typer.core import TyperGroup
 import pybq
 from pybq._catalog.database import BlockingDatabase, run
 from pybq._catalog.layout import name_table
-from pybq._catalog.registry import find_tables
+from pybq._catalog.registry import find_all
 from pybq._catalog.schema import TableOptions
 from pybq._catalog.status import Status
 from pybq._choice.statistics import Statistics
@@ -763,7 +763,7 @@ def _open(
     try:
         return Table(conn, name, schema=schema, column=column)
     except TableError as error:
-        known = ", ".join(run(find_tables(BlockingDatabase(conn))))
+        known = ", ".join(each.table for each in run(find_all(BlockingDatabase(conn))))
         hint = f"tables of pybq here: {known}" if known else "make one with: pybq ingest, or create"
         raise CommandError(str(error).replace("; give dim to create it", ""), hint) from error
 

@@ -10,9 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from psycopg import Connection, Error
 from psycopg.errors import InsufficientPrivilege
-from psycopg.rows import dict_row, tuple_row
+from psycopg.rows import tuple_row
 
 import pybq
+from pybq._catalog.database import BlockingDatabase, run
+from pybq._catalog.registry import Known, find_all
 from pybq._codes.metric import name_opclass
 from pybq._codes.quantizer import Quantizer
 
@@ -59,9 +61,10 @@ def examine(conn: Connection[Any], check_indexes: bool = False) -> list[Finding]
     if any(finding.name == "bq" and finding.state == "error" for finding in found):
         return found
     found += _examine_codes(conn)
-    found += _examine_tables(conn, check_indexes)
-    found += _examine_other_indexes(conn, check_indexes)
-    found += _examine_vectors(conn)
+    known = run(find_all(BlockingDatabase(conn)))
+    found += _examine_tables(conn, known, check_indexes)
+    found += _examine_other_indexes(conn, known, check_indexes)
+    found += _examine_vectors(conn, known)
     return found
 
 
@@ -145,88 +148,88 @@ def _examine_codes(conn: Connection[Any]) -> Iterator[Finding]:
     )
 
 
-def _examine_tables(conn: Connection[Any], check_indexes: bool) -> Iterator[Finding]:
-    with conn.transaction(), conn.cursor(row_factory=dict_row) as cursor:
-        columns = cursor.execute(
-            """
-            SELECT table_name::text AS name, c.relname AS table, n.nspname AS schema,
-                   pg_table_is_visible(c.oid) AS visible, c.oid IS NULL AS gone,
-                   decided_at IS NULL AS empty, transform, next_transform,
-                   coalesce((statistics).count, 0) AS count,
-                   array(SELECT i.indexrelid::regclass::text FROM pg_index i
-                         JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
-                         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-                         WHERE i.indrelid = c.oid AND m.amname = 'bq' AND a.attname = code_column
-                         AND i.indisvalid ORDER BY 1) AS indexes,
-                   array(SELECT i.indexrelid::regclass::text FROM pg_index i
-                         LEFT JOIN pg_attribute a
-                         ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-                         WHERE i.indrelid = c.oid AND NOT i.indisvalid
-                         AND (a.attname = next_column) IS NOT TRUE ORDER BY 1) AS invalid
-            FROM bq_columns LEFT JOIN pg_class c ON c.oid = table_name::oid
-            LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE code_column IS DISTINCT FROM source_column OR c.oid IS NULL ORDER BY 1
-            """
-        ).fetchall()
-    for column in columns:
-        name = f"table {column['name']}"
-        if column["gone"]:
+def _examine_tables(
+    conn: Connection[Any], known: list[Known], check_indexes: bool
+) -> Iterator[Finding]:
+    query = """
+        SELECT c.relname, n.nspname, pg_table_is_visible(c.oid),
+               array(SELECT i.indexrelid::regclass::text FROM pg_index i
+                     JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+                     JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                     WHERE i.indrelid = c.oid AND m.amname = 'bq' AND a.attname = %s
+                     AND i.indisvalid ORDER BY 1),
+               array(SELECT i.indexrelid::regclass::text FROM pg_index i
+                     LEFT JOIN pg_attribute a
+                     ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                     WHERE i.indrelid = c.oid AND NOT i.indisvalid
+                     AND (a.attname = %s) IS NOT TRUE ORDER BY 1)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s
+        """
+    for column in known:
+        name = f"table {column.table}"
+        found = _fetch(conn, query, [column.column, column.next_column, column.oid])
+        if not found:
             yield Finding(name, "warning", "no longer there", "delete its row from bq_columns")
             continue
-        axes = f"transform {column['transform']}" if not column["empty"] else "nothing ingested"
-        text = f"{column['count']:,} rows ingested, {axes}"
-        if column["indexes"] or column["empty"]:
+        if not column.is_codes:
+            continue
+        ((table, schema, visible, indexes, invalid),) = found
+        empty = column.transform is None
+        axes = "nothing ingested" if empty else f"transform {column.transform}"
+        text = f"{column.count:,} rows ingested, {axes}"
+        if indexes or empty:
             yield Finding(name, "ok", text)
         else:
             hint = "searches read every code; for a large table: CREATE INDEX ... USING bq"
             yield Finding(name, "ok", f"{text}, no index", hint)
-        if column["next_transform"] is not None:
-            text = f"being encoded anew, with transform {column['next_transform']}"
-            arguments = [column["table"]]
-            if not column["visible"]:
-                arguments += ["--schema", column["schema"]]
+        if column.next_transform is not None:
+            text = f"being encoded anew, with transform {column.next_transform}"
+            arguments = [table]
+            if not visible:
+                arguments += ["--schema", schema]
             hint = f"if nobody is at it, continue: pybq reencode {shlex.join(arguments)}"
             yield Finding(name, "warning", text, hint)
-        for index in column["invalid"]:
+        for index in invalid:
             yield Finding(f"index {index}", "error", "not valid", f"run REINDEX INDEX {index}")
-        for index in column["indexes"]:
+        for index in indexes:
             yield _examine_index(conn, index, check_indexes)
 
 
-def _examine_other_indexes(conn: Connection[Any], check: bool) -> Iterator[Finding]:
+def _examine_other_indexes(
+    conn: Connection[Any], known: list[Known], check: bool
+) -> Iterator[Finding]:
     """Indexes of what pybq knows nothing else of: columns of pgvector, codes of others."""
     found = _fetch(
         conn,
         """
-        SELECT i.indexrelid::regclass::text, i.indisvalid, p.pid IS NOT NULL,
-               EXISTS (SELECT FROM bq_columns b WHERE b.table_name::oid = i.indrelid
-                       AND b.code_column IS DISTINCT FROM b.source_column)
+        SELECT i.indexrelid::regclass::text, i.indisvalid, p.pid IS NOT NULL, i.indrelid, a.attname
         FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
         LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
         LEFT JOIN pg_stat_progress_create_index p ON p.index_relid = i.indexrelid
-        WHERE m.amname = 'bq' AND x.relkind = 'i' AND NOT EXISTS (
-            SELECT FROM bq_columns b WHERE b.table_name::oid = i.indrelid
-            AND b.code_column IS DISTINCT FROM b.source_column
-            AND a.attname IN (b.code_column, b.next_column))
-        ORDER BY 1
+        WHERE m.amname = 'bq' AND x.relkind = 'i' ORDER BY 1
         """,
     )
-    for index, valid, being_built, of_known_table in found:
+    codes = [each for each in known if each.is_codes]
+    examined = {(each.oid, name) for each in codes for name in (each.column, each.next_column)}
+    for index, valid, being_built, table, column in found:
+        if (table, column) in examined and column is not None:
+            continue
         if valid:
             yield _examine_index(conn, index, check)
         elif being_built:
             yield Finding(f"index {index}", "ok", "being built")
-        elif not of_known_table:  # of those it is said already
+        elif all(each.oid != table for each in codes):  # of those it is said already
             yield Finding(f"index {index}", "error", "not valid", f"run REINDEX INDEX {index}")
 
 
-def _examine_vectors(conn: Connection[Any]) -> Iterator[Finding]:
+def _examine_vectors(conn: Connection[Any], known: list[Known]) -> Iterator[Finding]:
     """Columns of pgvector that no index of bq answers for, and no codes."""
     found = _fetch(
         conn,
         """
-        SELECT c.oid::regclass::text, c.relname, n.nspname, a.attname, quote_ident(a.attname),
-               t.typname, greatest(a.atttypmod, d.typtypmod) > 0, pg_table_is_visible(c.oid),
+        SELECT c.oid, c.oid::regclass::text, c.relname, n.nspname, a.attname,
+               quote_ident(a.attname), t.typname, greatest(a.atttypmod, d.typtypmod) > 0,
+               pg_table_is_visible(c.oid),
                array(SELECT o.opcname::text FROM pg_index i
                      JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
                      JOIN pg_opclass o ON o.oid = i.indclass[0]
@@ -244,19 +247,15 @@ def _examine_vectors(conn: Connection[Any]) -> Iterator[Finding]:
             SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
             JOIN pg_am m ON m.oid = x.relam WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum
             AND m.amname = 'bq')
-        AND NOT EXISTS (
-            SELECT FROM bq_columns b WHERE b.table_name::oid = c.oid
-            AND b.source_column = a.attname AND b.code_column <> a.attname)
-        ORDER BY 1, a.attnum
+        ORDER BY 2, a.attnum
         """,
     )
-    metrics = {
-        (each, column): metric
-        for each, column, metric in _fetch(
-            conn, "SELECT table_name::text, code_column::text, metric FROM bq_columns"
-        )
-    }
-    for table, relname, schema, column, quoted, type_name, declared, visible, others in found:
+    metrics = {(each.oid, each.column): each.metric for each in known}
+    with_codes = {(each.oid, each.source) for each in known if each.is_codes}
+    for oid, table, relname, schema, column, quoted, type_name, *rest in found:
+        declared, visible, others = rest
+        if (oid, column) in with_codes:
+            continue
         name = f"table {table}"
         text = f"vectors in {column}, no index of bq"
         if not declared:
@@ -268,7 +267,7 @@ def _examine_vectors(conn: Connection[Any]) -> Iterator[Finding]:
                 arguments += ["--schema", schema]
             hint = f"run pybq adopt {shlex.join(arguments)} --compare"
         else:
-            opclass = name_opclass(type_name, metrics.get((table, column), "cosine"))
+            opclass = name_opclass(type_name, metrics.get((oid, column), "cosine"))
             hint = f"CREATE INDEX ON {table} USING bq ({quoted} {opclass})"
         yield Finding(name, "ok", text, hint)
 

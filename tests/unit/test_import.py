@@ -1,8 +1,10 @@
 """What `import pybq` costs and offers."""
 
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pybq
 import pybq.errors
@@ -59,3 +61,17 @@ def test_errors_can_be_pickled():
 def test_best_kernel_is_used_from_the_start():
     used, best = run("import pybq; print(pybq.simd(), pybq.kernels()[0])")
     assert used == best
+
+
+def test_only_the_registry_asks_and_tells_its_tables():
+    """Statements about bq_columns and bq_loads stand in one module."""
+    words = (
+        r"(FROM|INTO|JOIN|UPDATE) bq_(columns|loads)\b|SELECT bq_(decide|forget|record|set_next)"
+    )
+    folder = Path(pybq.__file__).parent
+    found = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*.py")
+        if re.search(words, path.read_text())
+    }
+    assert found == {"_catalog/registry.py"}
