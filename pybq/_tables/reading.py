@@ -33,7 +33,7 @@ class SearchOptions(TypedDict, total=False):
     rerank: float | None
     columns: Sequence[str]
     where: Where | None
-    parameters: Mapping[str, Any] | None
+    parameters: Mapping[str, object] | None
     recall: float | None
     probes: int | None
 
@@ -188,7 +188,7 @@ class Row:
 
 async def get(
     table: BaseTable,
-    ids: Sequence[Any] | NDArray[Any],
+    ids: Sequence[object] | NDArray[Any],
     columns: Sequence[str] | None = None,
     *,
     vectors: bool = False,
@@ -261,7 +261,11 @@ async def get(
 
 
 async def count(table: BaseTable) -> int:
-    """Count the rows that the current role may see, however many: see also `status`.
+    """Count the rows that the current role may see, by reading all; `status` may estimate.
+
+    Returns
+    -------
+    int
 
     Examples
     --------

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 async def ingest(
     table: BaseTable,
-    ids: Sequence[Any] | NDArray[Any] | None,
+    ids: Sequence[object] | NDArray[Any] | None,
     vectors: ArrayLike,
-    columns: Mapping[str, Sequence[Any] | NDArray[Any]] | None = None,
+    columns: Mapping[str, Sequence[object] | NDArray[Any]] | None = None,
     *,
     on_conflict: OnConflict = "error",
     progress: bool | None = None,
@@ -98,7 +98,7 @@ async def ingest(
     return await ingest_rows(table._db, table._layout, ids, vectors, *options)
 
 
-async def load(table: BaseTable, source: Any, **options: Unpack[LoadOptions]) -> int:
+async def load(table: BaseTable, source: object, **options: Unpack[LoadOptions]) -> int:
     """Write a file, a frame or an iterable of any size, in batches.
 
     Each batch is a transaction of its own: what was written stays, whatever happens
@@ -215,10 +215,25 @@ async def create_index(
     await schema.create_index(table._db, table._layout, filters, recall)
 
 
-async def delete(table: BaseTable, ids: Sequence[Any] | NDArray[Any]) -> int:
-    """Delete rows by their keys, and return how many there were.
+async def delete(table: BaseTable, ids: Sequence[object] | NDArray[Any]) -> int:
+    """Delete rows by their keys.
 
-    It needs a primary key, and DELETE and SELECT on the table.
+    It needs DELETE and SELECT on the table. The statistics go on counting what was ingested.
+
+    Parameters
+    ----------
+    ids : sequence or ndarray, shape (n,)
+        Values of the primary key, tuples if it has several columns.
+
+    Returns
+    -------
+    int
+        Number of rows that there were.
+
+    Raises
+    ------
+    TableError
+        If the table has no primary key.
 
     Examples
     --------
@@ -334,9 +349,13 @@ async def reencode(
 
 
 async def drop(table: BaseTable) -> None:
-    """Drop the table, and what the database knows of it beside; for its owner.
+    """Drop the table, and what `bq_columns` and `bq_loads` know of it; for its owner.
 
-    As DROP TABLE, it fails where views or foreign keys depend on the table.
+    Raises
+    ------
+    psycopg.Error
+        As the server says, e.g. DependentObjectsStillExist if there are views of it; then nothing
+        has changed.
 
     Examples
     --------
