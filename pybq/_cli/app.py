@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 import numpy as np
 import psycopg
@@ -44,7 +44,7 @@ from pybq._searching.search import RERANK
 from pybq._tables.bench import bench_table
 from pybq._tables.comparison import Comparison, compare_all
 from pybq._tables.recall import measure_recall
-from pybq._tables.table import Table
+from pybq._tables.table import Hit, Table
 from pybq.errors import BuildError, ExtensionMissingError, LoadError, ServerError, TableError
 
 # Rows of a file that `advise --file` looks at, spread evenly over it.
@@ -519,7 +519,7 @@ def search(
     with _connect(dsn) as conn:
         opened = _open(conn, table, schema, vectors)
         found = opened.search(
-            list(queries),
+            queries,
             k,
             rerank=rerank or None,
             columns=names,
@@ -527,12 +527,13 @@ def search(
             recall=recall,
             probes=probes,
         )
+    several = cast("list[list[Hit]]", found)
     if as_json:
-        _print_json([[_as_dict(hit) for hit in hits] for hits in found])
+        _print_json([[_as_dict(hit) for hit in hits] for hits in several])
         return
-    for i, hits in enumerate(found):
+    for i, hits in enumerate(several):
         grid = Grid("id", "distance", *map(escape, names))
-        if len(found) > 1:
+        if len(several) > 1:
             grid.title = f"query {i}"
         for hit in hits:
             cells = [str(hit.id), f"{hit.distance:.6f}", *(str(hit[name]) for name in names)]

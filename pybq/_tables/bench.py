@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,7 +14,7 @@ from pybq._catalog.database import run
 from pybq._catalog.size import count_rows
 from pybq._searching.search import RERANK
 from pybq._tables.exact import find_nearest, find_share, take_queries
-from pybq._tables.table import Table
+from pybq._tables.table import Hit, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def bench_table(
         trips.append(_time_round_trip(table))
         for name, setting in settings.items():
             start = time.perf_counter()
-            hits = table.search(list(vector), more, rerank=setting)
+            hits = cast(list[Hit], table.search(vector, more, rerank=setting))
             times[name].append(time.perf_counter() - start)
             found[name].append([hit.id for hit in hits])
     # Apart from the others: reading all vectors empties the caches of the processor.
