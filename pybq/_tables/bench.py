@@ -120,10 +120,8 @@ def bench_table(
     settings: dict[str, float | None] = {"as asked": RERANK}
     if table.code_column is not None:
         settings = {"codes alone": None, "re-ranked": rerank}
-    for setting in settings.values():
-        table.search(
-            vectors[0], more, rerank=setting
-        )  # plan and cache, as a running application has
+    for setting in settings.values():  # plan and cache, as a running application has
+        table.search(vectors[0], more, rerank=setting)
     find_nearest(db, layout, vectors[0], k)
     names = (*settings, "exact")
     times: dict[str, list[float]] = {name: [] for name in names}
