@@ -146,13 +146,13 @@ def blocking(
     return method
 
 
-def described_by(operation: Callable[..., object]) -> Callable[[_F], _F]:
-    """Give a method the documentation and signature of an operation, and leave it its own type."""
+def overloads_of(method: Callable[..., object]) -> Callable[[_F], _F]:
+    """Put a method in the place of a function that only has its overloads, for type checkers."""
 
-    def describe(method: _F) -> _F:
-        return cast(_F, wraps(operation)(method))
+    def replace(overloaded: _F) -> _F:
+        return cast(_F, method)
 
-    return describe
+    return replace
 
 
 def awaited(

@@ -20,7 +20,7 @@ from pybq._codes.metric import Metric
 from pybq._searching.results import Arrays, Hit
 from pybq._searching.search import Effort
 from pybq._tables import reading, writing
-from pybq._tables.base import BaseTable, awaited, blocking, described_by
+from pybq._tables.base import BaseTable, awaited, blocking, overloads_of
 from pybq._tables.reading import Row
 
 if TYPE_CHECKING:
@@ -252,15 +252,16 @@ class Table(BaseTable):
         self, query: ArrayLike, k: int = 10, *, output: Polars, **options: Unpack[Options]
     ) -> polars.DataFrame: ...
 
-    @described_by(reading.search)
-    def search(self, *arguments: Any, **options: Any) -> Any:
-        return run(reading.search(self, *arguments, **options))
+    @overloads_of(blocking(reading.search))
+    def search(self, *arguments: Any, **options: Any) -> Any: ...
 
 
 class AsyncTable(BaseTable):
     """A `Table` for asyncio: the same methods with the same arguments, to be awaited.
 
-    Made by `open` and `create`, over a `psycopg.AsyncConnection`.
+    Made by `open` and `create`, over a `psycopg.AsyncConnection`; the constructor raises a
+    TypeError, as it could not wait. What is said of a method is said of both kinds of table, with
+    examples of `Table`.
 
     Notes
     -----
@@ -380,6 +381,5 @@ class AsyncTable(BaseTable):
         self, query: ArrayLike, k: int = 10, *, output: Polars, **options: Unpack[Options]
     ) -> polars.DataFrame: ...
 
-    @described_by(reading.search)
-    async def search(self, *arguments: Any, **options: Any) -> Any:
-        return await self._db.run(reading.search(self, *arguments, **options))
+    @overloads_of(awaited(reading.search))
+    async def search(self, *arguments: Any, **options: Any) -> Any: ...
