@@ -1,0 +1,82 @@
+"""Arguments that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import typer
+
+from pybq._cli.connect import CommandError
+from pybq._loading.sources import load_numpy, open_source
+from pybq._tables.table import Metric
+
+
+def _remember_json(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta["json"] = value
+    return value
+
+
+Dsn = Annotated[
+    str | None,
+    typer.Option(
+        envvar="PYBQ_DSN",
+        help="Connection string of the database. Without: PGHOST and so on, or `pybq serve`.",
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", callback=_remember_json, is_eager=True, help="Print JSON."),
+]
+Name = Annotated[str, typer.Argument(metavar="TABLE", help="Name of the table.")]
+Schema = Annotated[str | None, typer.Option(help="Schema of the table; else the search path.")]
+Vectors = Annotated[
+    str | None,
+    typer.Option(
+        "--vectors",
+        help="Column of the vectors or codes, if the table has several.",
+        show_default=False,
+    ),
+]
+MetricOption = Annotated[
+    Metric | None, typer.Option(help="Which rows are nearest; cosine for a new table.")
+]
+StoreOption = Annotated[
+    Literal["halfvec", "vector", "none"],
+    typer.Option(help="Type to keep the vectors in; none keeps codes only."),
+]
+Codes = Annotated[
+    bool | None,
+    typer.Option(
+        "--codes/--no-codes", help="Keep codes in a column beside the vectors.", show_default=False
+    ),
+]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="A further column; may be repeated.")
+]
+VectorColumn = Annotated[
+    str | None, typer.Option(help="Column of the file that holds the vectors.")
+]
+Wanted = Annotated[int, typer.Option("-k", help="Rows wanted per query.")]
+Sample = Annotated[int, typer.Option(help="Number of queries.")]
+Queries = Annotated[
+    Path | None, typer.Option(help="File of queries; else random rows of the table.")
+]
+
+
+def split_pair(text: str, separator: str, option: str) -> tuple[str, str]:
+    name, found, value = text.partition(separator)
+    if not found or not name or not value:
+        raise CommandError(f"{option}: expected NAME{separator}VALUE, got {text!r}")
+    return name, value
+
+
+def read_queries(path: Path) -> np.ndarray[Any, Any]:
+    """Vectors of a file, shape (q, dim); a .npy may hold a single one of shape (dim,)."""
+    if path.suffix == ".npy":
+        if not path.exists():
+            raise FileNotFoundError(f"no file {path}")
+        return np.atleast_2d(load_numpy(path))
+    return np.concatenate([np.asarray(batch.vectors) for batch in open_source(path).batches()])

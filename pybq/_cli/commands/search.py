@@ -1,0 +1,85 @@
+"""search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table as Grid
+
+import pybq
+from pybq._cli.arguments import Columns, Dsn, Json, Name, Schema, Vectors, Wanted, read_queries
+from pybq._cli.connect import CommandError, connect, open_table
+from pybq._cli.output import out, print_json
+from pybq._searching.search import RERANK
+
+
+def search(
+    table: Name,
+    vector: Annotated[
+        Path, typer.Option(help="The query: .npy of shape (dim,), or any file of vectors.")
+    ],
+    row: Annotated[
+        int | None, typer.Option(help="Only this row of the file.", show_default=False)
+    ] = None,
+    k: Wanted = 10,
+    rerank: Annotated[
+        float,
+        typer.Option(
+            help="Of codes in a column: candidates as a multiple of k; 0 for their own order."
+        ),
+    ] = RERANK,
+    column: Columns = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="SQL", help="Condition on the rows searched, e.g. 'price < 3'."),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the true nearest rows wanted. Of codes in a column it takes the place "
+            "of --rerank and --probes, and pybq calibrate measures once what it needs.",
+            show_default=False,
+        ),
+    ] = None,
+    probes: Annotated[
+        int | None,
+        typer.Option(help="Lists of the index that are read first.", show_default=False),
+    ] = None,
+    vectors: Vectors = None,
+    schema: Schema = None,
+    dsn: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Find the nearest rows."""
+    queries = read_queries(vector)
+    if row is not None:
+        if not -len(queries) <= row < len(queries):
+            raise CommandError(f"no row {row} in {vector}", f"it has {len(queries)} rows")
+        queries = queries[row][None]
+    names = column or []
+    taken = [name for name in names if name in ("id", "distance")]
+    if as_json and taken:
+        raise CommandError(f"column {taken[0]!r}: hits have a field of that name", "omit --json")
+    with connect(dsn) as conn:
+        opened = open_table(conn, table, schema, vectors)
+        found = opened.search(
+            queries, k, rerank or None, names, where=where, recall=recall, probes=probes
+        )
+    if as_json:
+        print_json([[_as_dict(hit) for hit in hits] for hits in found])
+        return
+    for i, hits in enumerate(found):
+        grid = Grid("id", "distance", *map(escape, names))
+        if len(found) > 1:
+            grid.title = f"query {i}"
+        for hit in hits:
+            cells = [str(hit.id), f"{hit.distance:.6f}", *(str(hit[name]) for name in names)]
+            grid.add_row(*map(escape, cells))
+        out.print(grid)
+
+
+def _as_dict(hit: pybq.Hit) -> dict[str, Any]:
+    return {"id": hit.id, "distance": hit.distance, **hit.columns}
