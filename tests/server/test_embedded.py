@@ -17,6 +17,8 @@ import pytest
 
 import pybq
 from pybq import embedded
+from pybq._server import build
+from pybq._server.running import find_dsn
 
 pytestmark = pytest.mark.once
 
@@ -38,7 +40,7 @@ def query(server, statement):
 
 @pytest.mark.parametrize("postgres", [16, 18])
 def test_temporary_server_is_ready_and_leaves_nothing(postgres):
-    server = pybq.serve(postgres=postgres)
+    server = pybq.Server(postgres=postgres)
     assert repr(server) == f"<pybq.Server temporary, PostgreSQL {postgres}, stopped>"
     with server:
         assert query(server, "SHOW server_version")[0].startswith(f"{postgres}.")
@@ -71,7 +73,7 @@ def test_data_stays_and_settings_apply(folder):
     with pybq.serve(data_dir) as server:
         assert query(server, "SELECT code::text FROM kept") == ("0:1.4142135:30",)
     with pytest.raises(ValueError, match="was made by PostgreSQL 18; pass postgres=18"):
-        pybq.serve(data_dir, postgres=16).start()
+        pybq.serve(data_dir, postgres=16)
 
 
 def test_running_server_is_used_and_left_running(folder):
@@ -79,6 +81,34 @@ def test_running_server_is_used_and_left_running(folder):
         with pybq.serve(folder / "data") as second:
             assert second.dsn == first.dsn
         assert query(first, "SELECT 1") == (1,)
+
+
+def test_serve_is_a_call_as_well_as_a_context_manager():
+    server = pybq.serve()
+    try:
+        data_dir = server.data_dir
+        assert query(server, "SELECT 1") == (1,)
+        with server as same:  # which has been started
+            assert same is server and query(same, "SELECT 1") == (1,)
+        assert not data_dir.exists()
+        assert query(server.start(), "SELECT 1") == (1,)
+    finally:
+        server.stop()
+
+
+def test_server_is_found_where_it_says_that_it_listens(folder):
+    """As an earlier ALTER SYSTEM, or a setting, has it."""
+    with pybq.serve(folder / "data") as server:
+        query(server, "ALTER SYSTEM SET port = 7654")
+    with pybq.serve(folder / "data") as server:
+        assert query(server, "SHOW port") == ("7654",)
+        assert find_dsn(folder / "data") == server.dsn
+    assert find_dsn(folder / "data") is None
+    (folder / "socket").mkdir(mode=0o777)
+    (folder / "socket").chmod(0o777)
+    settings = {"unix_socket_directories": str(folder / "socket")}
+    with pybq.serve(settings=settings) as server:
+        assert query(server, "SELECT 1") == (1,)
 
 
 def test_long_path_gets_a_short_socket(folder):
@@ -98,7 +128,7 @@ def test_other_users_cannot_enter(folder):
 
 
 def test_restart_after_a_crash(folder):
-    server = pybq.serve(folder / "data").start()
+    server = pybq.serve(folder / "data")
     query(server, "CREATE TABLE kept AS SELECT 5 AS value")
     server.stop("immediate")
     with server:
@@ -106,14 +136,14 @@ def test_restart_after_a_crash(folder):
 
 
 def test_stop_of_a_server_that_has_ended_is_no_error(folder):
-    server = pybq.serve(folder / "data").start()
+    server = pybq.serve(folder / "data")
     server._pg_ctl("--mode", "fast", "stop")
     server.stop()
     assert "stopped" in repr(server)
 
 
 def test_server_that_cannot_be_stopped_is_not_taken_for_one_that_has_ended(folder):
-    server = pybq.serve(folder / "data").start()
+    server = pybq.serve(folder / "data")
     (folder / "data").rename(folder / "elsewhere")
     with pytest.raises(pybq.ServerError, match="pg_ctl failed: .*does not exist"):
         server.stop()
@@ -126,7 +156,7 @@ def test_server_ends_with_the_process(folder):
     """Without stop(), at the end of the interpreter."""
     script = f"""
 import pybq, psycopg
-server = pybq.serve({str(folder / "data")!r}).start()
+server = pybq.serve({str(folder / "data")!r})
 print(psycopg.connect(server.dsn).info.backend_pid)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -139,7 +169,7 @@ def test_server_ends_with_a_process_that_is_killed(folder, number, data_dir):
     """No handler runs then."""
     script = f"""
 import pybq, time
-server = pybq.serve({str(folder / "data") if data_dir else None!r}).start()
+server = pybq.serve({str(folder / "data") if data_dir else None!r})
 print(server.data_dir, flush=True)
 time.sleep(600)
 """
@@ -206,7 +236,7 @@ def test_clients_on_the_network_need_the_password_that_was_given(folder):
         port = free.getsockname()[1]
     settings = {"listen_addresses": "127.0.0.1", "port": port, "log_statement": "all"}
     with pytest.raises(pybq.ServerError, match=r"give one to serve\(password=...\)"):
-        pybq.serve(folder / "data", settings=settings).start()
+        pybq.serve(folder / "data", settings=settings)
     with pytest.raises(ValueError, match="expected a password, got an empty text"):
         pybq.serve(password="")
     address = {"host": "127.0.0.1", "port": port, "user": "postgres", "dbname": "postgres"}
@@ -235,7 +265,7 @@ def test_environment_for_other_servers_does_no_harm(folder, monkeypatch):
 
 
 def test_bad_setting_shows_the_log(folder):
-    server = pybq.serve(folder / "data", settings={"work_mem": "lots"})
+    server = pybq.Server(folder / "data", settings={"work_mem": "lots"})
     with pytest.raises(pybq.ServerError, match='invalid value for parameter "work_mem": "lots"'):
         server.start()
     assert "stopped" in repr(server)
@@ -244,7 +274,7 @@ def test_bad_setting_shows_the_log(folder):
 def test_folder_of_something_else_is_refused(folder):
     (folder / "letter.txt").write_text("Dear reader")
     with pytest.raises(ValueError, match="is not empty, and no database"):
-        pybq.serve(folder).start()
+        pybq.serve(folder)
     assert [path.name for path in folder.iterdir()] == ["letter.txt"]
 
 
@@ -257,23 +287,23 @@ def test_unknown_version_is_refused():
 def test_root_hears_who_cannot_reach_the_folder(folder):
     folder.chmod(0o700)
     with pytest.raises(pybq.ServerError, match="runs as the OS user pgserver, who cannot reach"):
-        pybq.serve(folder / "data").start()
+        pybq.serve(folder / "data")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root starts the server as another user")
 def test_root_hears_who_cannot_read_the_builds(folder, monkeypatch):
     (folder / "cache").mkdir(mode=0o700)
     monkeypatch.setenv("PYBQ_CACHE_DIR", str(folder / "cache"))
-    monkeypatch.setattr(embedded, "_make", lambda build, pg_config: None)  # it takes long
+    monkeypatch.setattr(build, "make", lambda *_: None)  # it takes long
     with pytest.raises(pybq.ServerError, match="pgserver cannot run .*; set PYBQ_CACHE_DIR to a"):
-        pybq.serve(folder / "data").start()
+        pybq.serve(folder / "data")
 
 
 def test_cache_that_cannot_be_made_is_named(folder, monkeypatch):
     (folder / "file").touch()
     monkeypatch.setenv("PYBQ_CACHE_DIR", str(folder / "file" / "cache"))
     with pytest.raises(pybq.BuildError, match=r"cannot keep builds in .*; set PYBQ_CACHE_DIR"):
-        pybq.serve().start()
+        pybq.serve()
 
 
 # -- building --------------------------------------------------------------------------
@@ -300,20 +330,20 @@ def test_missing_build_tools_are_named(folder, missing, monkeypatch):
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setenv("PYBQ_CACHE_DIR", str(folder / "cache"))
     with pytest.raises(pybq.BuildError, match="needs make and a C compiler; install them with"):
-        pybq.serve().start()
+        pybq.serve()
     assert [path.name for path in (folder / "cache").iterdir()] == ["lock"]
 
 
 def test_failed_build_shows_the_compiler_error(folder, monkeypatch):
     source = folder / "source"
-    for name in embedded._source_files(embedded._source_dir()):
+    for name in build.source_files(build.source_dir()):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(embedded._source_dir() / name, source / name)
+        shutil.copy(build.source_dir() / name, source / name)
     (source / "extension" / "bq.c").write_text("#error no such luck\n")
-    monkeypatch.setattr(embedded, "_source_dir", lambda: source)
+    monkeypatch.setattr(build, "source_dir", lambda: source)
     monkeypatch.setenv("PYBQ_CACHE_DIR", str(folder / "cache"))
     with pytest.raises(pybq.BuildError, match="(?s)building the extension bq failed:.*such luck"):
-        pybq.serve().start()
+        pybq.serve()
     assert [path.name for path in (folder / "cache").iterdir()] == ["lock"]
 
 
@@ -364,5 +394,5 @@ def test_unused_builds_are_removed(folder, monkeypatch):
     for path in (old, young):
         path.mkdir()
     os.utime(old, (0, 0))
-    embedded._remove_unused(folder)
+    build.remove_unused(folder)
     assert young.exists() and not old.exists()

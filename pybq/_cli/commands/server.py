@@ -16,14 +16,20 @@ from rich.table import Table as Grid
 import pybq
 from pybq._cli import doctor as doctors
 from pybq._cli.arguments import Dsn, Json, split_pair
-from pybq._cli.connect import CommandError, connect, default_data_dir, running_dsn
+from pybq._cli.connect import CommandError, connect
 from pybq._cli.output import out, print_json
+from pybq._server.folders import default_data_dir
+from pybq._server.running import find_dsn
 
 
 def serve(
     data_dir: Annotated[
         Path | None,
-        typer.Argument(help="Folder of the database, made if missing.", show_default=False),
+        typer.Argument(
+            help="Folder of the database, made if missing; else PYBQ_DATA_DIR, or the system's "
+            "place for data.",
+            show_default=False,
+        ),
     ] = None,
     postgres: Annotated[int, typer.Option(help="Major version, 18 or 16.")] = 18,
     settings: Annotated[
@@ -42,11 +48,11 @@ def serve(
 ) -> None:
     """Run a private PostgreSQL with bq and pgvector until interrupted (Ctrl-C).
 
-    Other commands find it by themselves if no folder is named.
+    Other commands find it by themselves if no folder is named here, and no --dsn there.
     """
     folder = default_data_dir() if data_dir is None else data_dir
-    pairs = [split_pair(setting, "=", "--set") for setting in settings or []]
-    running = running_dsn(folder)
+    pairs = [split_pair(setting, "NAME=VALUE", "--set") for setting in settings or []]
+    running = find_dsn(folder)
     if running is not None:
         raise CommandError(f"a server already runs on {folder}", f"use it: --dsn '{running}'")
     stopped = threading.Event()
