@@ -9,9 +9,13 @@ def main() -> None:
     try:
         from pybq._cli.app import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        if error.name not in ("rich", "typer"):
             raise
-        sys.exit('the command pybq needs typer and rich; run pip install "pybq[cli]"')
+        sys.exit(f'the command pybq needs {error.name}; run pip install "pybq[cli]"')
+    except ImportError as error:
+        if "no pq wrapper" not in str(error):  # so says psycopg
+            raise
+        sys.exit('the command pybq needs libpq; run pip install "pybq[binary]"')
     app(prog_name="pybq")
 
 

@@ -45,7 +45,7 @@ def draw_advice(
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'drawing needs matplotlib; run pip install "pybq[cli]"'
+            'drawing needs matplotlib; run pip install "pybq[plot]"'
         ) from error
 
     figure = Figure(figsize=_INCHES, layout="constrained")

@@ -44,7 +44,11 @@ def test_wheel_from_sdist_works_in_an_empty_venv(conn, tmp_path):
 
     run(python, "-m", "pip", "install", "--quiet", wheel)
     installed = run(python, "-m", "pip", "list", "--format=freeze")
-    assert "pixeltable" not in installed and "SQLAlchemy" not in installed
+    for name in ("pixeltable", "SQLAlchemy", "psycopg-binary", "typer"):
+        assert name not in installed
+    result = subprocess.run([python, "-m", "pybq"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert 'pip install "pybq[cli]"' in result.stderr
+    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[binary]")
     run(python, "-c", CLIENT, conn.info.dsn, cwd=tmp_path)
 
     result = subprocess.run([python, "-c", SERVER], cwd=tmp_path, stderr=subprocess.PIPE, text=True)

