@@ -72,18 +72,11 @@ def _main(
 ) -> None: ...
 
 
-for _command in (
-    server.serve,
-    tables.create,
-    tables.ingest,
-    advise.advise,
-    tables.adopt,
-    search.search,
-    tables.status,
-    measure.recall,
-    measure.calibrate,
-    measure.bench,
-    tables.reencode,
-    server.doctor,
-):
-    app.command()(_command)
+for _panel, _commands in {
+    "Server": (server.serve, server.doctor),
+    "Tables": (tables.create, tables.ingest, tables.adopt, tables.status, tables.reencode),
+    "Search": (search.search, measure.recall, measure.bench, measure.calibrate),
+    "Choice of axes or rotation": (advise.advise,),
+}.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)

@@ -22,7 +22,8 @@ Dsn = Annotated[
     str | None,
     typer.Option(
         envvar="PYBQ_DSN",
-        help="Connection string of the database. Without: PGHOST and so on, or `pybq serve`.",
+        help="Connection string of the database; else what PGHOST and its kind name; "
+        "else the server of `pybq serve`.",
         show_default=False,
     ),
 ]
@@ -36,12 +37,13 @@ Vectors = Annotated[
     str | None,
     typer.Option(
         "--vectors",
-        help="Column of the vectors or codes, if the table has several.",
+        help="Column of the table that holds the vectors or codes, if it has several.",
         show_default=False,
     ),
 ]
 MetricOption = Annotated[
-    Metric | None, typer.Option(help="Which rows are nearest; cosine for a new table.")
+    Metric | None,
+    typer.Option(help="Which rows are nearest; cosine for a new table.", show_default=False),
 ]
 StoreOption = Annotated[
     Literal["halfvec", "vector", "none"],
@@ -53,9 +55,6 @@ Codes = Annotated[
         "--codes/--no-codes", help="Keep codes in a column beside the vectors.", show_default=False
     ),
 ]
-Columns = Annotated[
-    list[str] | None, typer.Option("--column", help="A further column; may be repeated.")
-]
 VectorColumn = Annotated[
     str | None, typer.Option(help="Column of the file that holds the vectors.")
 ]
@@ -66,10 +65,11 @@ Queries = Annotated[
 ]
 
 
-def split_pair(text: str, separator: str, option: str) -> tuple[str, str]:
-    name, found, value = text.partition(separator)
+def split_pair(text: str, form: str, option: str) -> tuple[str, str]:
+    """The two parts of what an option was given, which has the form of NAME=VALUE or the like."""
+    name, found, value = text.partition(form.strip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     if not found or not name or not value:
-        raise CommandError(f"{option}: expected NAME{separator}VALUE, got {text!r}")
+        raise CommandError(f"{option}: expected {form}, got {text!r}")
     return name, value
 
 

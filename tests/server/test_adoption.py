@@ -328,7 +328,7 @@ def test_command_shows_the_comparison_and_what_to_drop(
 ) -> None:
     monkeypatch.setenv("PYBQ_DSN", conn.info.dsn)
     # the console was made when the module was imported, perhaps by another test
-    monkeypatch.setattr("pybq._cli.app._out.width", 200)
+    monkeypatch.setattr("pybq._cli.output.out.width", 200)
     conn.execute('CREATE INDEX old ON "My items" USING hnsw (embedding vector_l2_ops)')
     arguments = ["adopt", items, "--filter", "tenant", "--compare", "--sample", "5"]
     result = CliRunner().invoke(app, arguments)

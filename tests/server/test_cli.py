@@ -359,7 +359,7 @@ def test_advise_needs_no_database_for_a_file(files: Path) -> None:
 def test_advise_names_the_row_of_the_file(
     ask: Callable[..., Any], files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pybq._cli.app.ADVISE_ROWS", 100)
+    monkeypatch.setattr("pybq._cli.commands.advise.ADVISE_ROWS", 100)
     vectors = np.ones((300, DIM))
     for value, reason in ((np.nan, "NaN and infinite"), (3e38, "norm of the vector")):
         vectors[270, 3] = value  # row 90 of the sample
@@ -572,7 +572,11 @@ def test_a_column_named_distance_does_not_hide_the_distance(
         ),
         (["create", "items", "--dim", "4"], 'relation "items" already exists', None),
         (["create", "t", "--dim", "0"], "expected dim between 1 and", None),
-        (["create", "t", "--dim", "4", "--column", "title"], "expected NAME:VALUE", None),
+        (
+            ["create", "t", "--dim", "4", "--column", "title"],
+            "--column: expected NAME:TYPE, got 'title'",
+            None,
+        ),
         (["advise", "items"], "nothing was ingested into items yet", "pybq advise --file"),
         (["search", "items", "--vector", "{other}"], "expected a query of shape (32,)", None),
         (["recall", "items"], "table 'items' has no rows", None),

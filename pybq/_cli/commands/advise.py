@@ -25,13 +25,12 @@ from pybq._loading.sources import open_source
 from pybq._tables.table import Metric, Table
 
 # Rows of a file that `advise --file` looks at, spread evenly over it.
-
 ADVISE_ROWS = 100_000
 
 
 def advise(
     table: Annotated[
-        str | None, typer.Argument(metavar="[TABLE]", help="Name of the table.")
+        str | None, typer.Argument(metavar="TABLE", help="Name of the table.", show_default=False)
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Look at a file of vectors instead; needs no database.")

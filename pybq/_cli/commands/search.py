@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 import pybq
-from pybq._cli.arguments import Columns, Dsn, Json, Name, Schema, Vectors, Wanted, read_queries
+from pybq._cli.arguments import Dsn, Json, Name, Schema, Vectors, Wanted, read_queries
 from pybq._cli.connect import CommandError, connect, open_table
 from pybq._cli.output import out, print_json
 from pybq._searching.search import RERANK
@@ -31,7 +31,9 @@ def search(
             help="Of codes in a column: candidates as a multiple of k; 0 for their own order."
         ),
     ] = RERANK,
-    column: Columns = None,
+    column: Annotated[
+        list[str] | None, typer.Option("--column", help="A column to show; may be repeated.")
+    ] = None,
     where: Annotated[
         str | None,
         typer.Option(metavar="SQL", help="Condition on the rows searched, e.g. 'price < 3'."),

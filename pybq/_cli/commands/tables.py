@@ -15,7 +15,6 @@ import pybq
 from pybq._catalog.schema import TableOptions, name_table
 from pybq._cli.arguments import (
     Codes,
-    Columns,
     Dsn,
     Json,
     MetricOption,
@@ -43,7 +42,10 @@ def create(
     metric: MetricOption = None,
     store: StoreOption = "halfvec",
     codes: Codes = None,
-    column: Columns = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="NAME:TYPE", help="A further column; may be repeated."),
+    ] = None,
     id_type: Annotated[str, typer.Option(help="SQL type of the primary key `id`.")] = "bigint",
     transform: Annotated[
         int | None,
@@ -57,8 +59,8 @@ def create(
     dsn: Dsn = None,
     as_json: Json = False,
 ) -> None:
-    """Create a table. Further columns as NAME:TYPE, e.g. --column title:text."""
-    columns = dict(split_pair(pair, ":", "--column") for pair in column or [])
+    """Create a table, e.g.: pybq create items --dim 384 --column title:text."""
+    columns = dict(split_pair(pair, "NAME:TYPE", "--column") for pair in column or [])
     with connect(dsn) as conn:
         made = Table.create(
             conn,
@@ -88,7 +90,12 @@ def ingest(
         ),
     ] = None,
     codes: Codes = None,
-    column: Columns = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column", help="Only this column of the file besides the vectors; may be repeated."
+        ),
+    ] = None,
     vector_column: VectorColumn = None,
     id_column: Annotated[
         str | None, typer.Option(help="Column of the file that holds the primary keys.")
@@ -114,7 +121,8 @@ def ingest(
 ) -> None:
     """Write the vectors of a file in batches, each whole or not at all.
 
-    Columns of the file that the table has, too, are carried along; --column chooses them.
+    A new table gets the columns of the file, one that is there those that both have; --column
+    chooses among them.
     """
     source = open_source(file, vector_column, id_column)
     unknown = set(column or ()) - set(source.columns)
@@ -192,7 +200,12 @@ def adopt(
     table: Name,
     column: Annotated[
         str | None,
-        typer.Option(help="The column of vectors, if there are several.", show_default=False),
+        typer.Option(
+            "--vectors",
+            "--column",
+            help="The column of vectors, if there are several.",
+            show_default=False,
+        ),
     ] = None,
     metric: Annotated[
         Metric | None,
@@ -265,7 +278,7 @@ def status(
     dsn: Dsn = None,
     as_json: Json = False,
 ) -> None:
-    """Say what the database knows about a table."""
+    """Say what is known of a table: rows, indexes, axes or rotation, and what would help."""
     with connect(dsn) as conn:
         print_status(open_table(conn, table, schema, vectors), as_json)
 
