@@ -33,6 +33,11 @@ def load_lsa() -> tuple[Vectors, Vectors]:
     return load_vectors(Path(__file__).parent / "data" / "lsa.npz")
 
 
+def as_array(vector: Any) -> NDArray[Any]:
+    """What pgvector's adapters give: its own type, or before 0.5 an array."""
+    return np.asarray(vector if isinstance(vector, np.ndarray) else vector.to_numpy())
+
+
 def exact_distances(metric: str, vectors: NDArray[Any], query: NDArray[Any]) -> NDArray[Any]:
     """Of each row from the query, shape (n,), in double precision."""
     x, q = vectors.astype(np.float64), query.astype(np.float64)

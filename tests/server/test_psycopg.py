@@ -6,6 +6,7 @@ import numpy as np
 import psycopg
 import pytest
 from psycopg.types import TypeInfo
+from shared import as_array
 
 from pybq import Code, ExtensionMissingError, Quantizer, Query
 from pybq.psycopg import register_bq, register_bq_async
@@ -103,7 +104,7 @@ def test_together_with_pgvector(conn, vector, code, bq_first):
             register(other)
         array = np.array(VECTOR, np.float32)
         row = other.execute("SELECT %s, %s, pg_typeof(%s)::text", [array, code, array]).fetchone()
-        assert np.array_equal(np.asarray(row[0].to_numpy()), array)
+        assert np.array_equal(as_array(row[0]), array)
         assert row[1:] == (code, "vector")
         assert other.execute("SELECT bq_encode(%s::vector::real[], 3)", [array]).fetchone() == (
             code,

@@ -260,7 +260,7 @@ def test_nearest_uses_the_index(engine: Engine, vectors: np.ndarray, metric: Any
         assert any("Index Scan using ix_items_code" in line for line in plan), plan
 
 
-def explain(engine: Engine, statement: Any) -> list[str]:
+def explain(engine: Engine, statement: Any, values: Any = None) -> list[str]:
     """The plan of a statement with its parameters as they are sent."""
 
     def prefix(
@@ -272,7 +272,7 @@ def explain(engine: Engine, statement: Any) -> list[str]:
     try:
         with engine.connect() as connection:
             connection.execute(text("SET LOCAL enable_seqscan = off"))
-            return [row[0] for row in connection.execute(statement).cursor.fetchall()]
+            return [row[0] for row in connection.execute(statement, values).cursor.fetchall()]
     finally:
         event.remove(engine, "before_cursor_execute", prefix)
 
@@ -548,7 +548,7 @@ def test_nearest_is_made_once_and_executed_with_many_vectors(
             assert [(item.id, distance) for item, distance in found] == [
                 (item.id, distance) for item, distance in each
             ]
-    plan = explain(engine, once.params(query=vectors[0]))
+    plan = explain(engine, once, {"query": vectors[0]})
     assert any("Index Scan using ix_items_code" in line for line in plan), plan
     assert any("InitPlan" in line for line in plan), plan  # evaluated once
 
