@@ -21,6 +21,17 @@ from pybq._codes.quantizer import Quantizer
 # PostgreSQL versions that the extension is made for.
 OLDEST, NEWEST = 15, 18
 
+# Extensions: how bad it is to lack one, what follows, where to get it.
+_MISSING: dict[str, tuple[Literal["warning", "error"], str, str]] = {
+    "bq": ("error", "", "make install, in the sources of bq"),
+    "vector": ("warning", ": tables can keep codes only", "the package of pgvector"),
+    "bq_pgvector": (
+        "warning",
+        ": columns of pgvector cannot be indexed",
+        "make install, in the sources of bq",
+    ),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -85,28 +96,22 @@ def _examine_server(conn: Connection[Any]) -> Iterator[Finding]:
             " WHERE name IN ('bq', 'bq_pgvector', 'vector')",
         )
     }
-    installed, default = extensions.get("bq", (None, None))
-    if installed is None:
-        available = default is not None
-        hint = "run CREATE EXTENSION bq" if available else "install the extension on the server"
-        yield Finding("bq", "error", "not in this database", hint)
-    else:
-        yield _examine_version("bq", installed, default)
-    installed, default = extensions.get("vector", (None, None))
-    if installed is not None:
-        yield Finding("vector", "ok", installed)
-        installed, default = extensions.get("bq_pgvector", (None, None))
-        if installed is not None:
-            yield _examine_version("bq_pgvector", installed, default)
+    found = set()
+    for name, (state, consequence, source) in _MISSING.items():
+        installed, default = extensions.get(name, (None, None))
+        if installed is None:
+            if name == "bq_pgvector" and "vector" not in found:
+                continue  # of which it is said already
+            hint = f"run CREATE EXTENSION {name}"
+            if default is None:
+                hint = f"install it on the server ({source}), then {hint}"
+            yield Finding(name, state, f"not in this database{consequence}", hint)
+            continue
+        found.add(name)
+        if name == "vector":
+            yield Finding(name, "ok", installed)
         else:
-            available = default is not None
-            hint = "run CREATE EXTENSION bq_pgvector" if available else "install it on the server"
-            text = "not in this database: columns of pgvector cannot be indexed"
-            yield Finding("bq_pgvector", "warning", text, hint)
-    else:
-        hint = "run CREATE EXTENSION vector" if default else "install pgvector on the server"
-        text = "not in this database: tables can keep codes only"
-        yield Finding("vector", "warning", text, hint)
+            yield _examine_version(name, installed, default)
 
 
 def _examine_version(name: str, installed: str, default: str) -> Finding:

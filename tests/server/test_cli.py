@@ -431,9 +431,12 @@ def test_people_get_tables_and_sentences(run: Callable[..., tuple[int, str]], fi
 
 
 def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: Conn) -> None:
+    hints = {}
+
     def states(expected: int = 0) -> dict[str, str]:
         answer = ask("doctor", "--check-indexes", expected=expected)
         assert answer["healthy"] == (expected == 0)
+        hints.update({finding["name"]: finding["hint"] for finding in answer["findings"]})
         return {finding["name"]: finding["state"] for finding in answer["findings"]}
 
     ask("create", "items", "--dim", 4, "--codes")
@@ -450,10 +453,12 @@ def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: Conn) -> None
     conn.execute("DROP EXTENSION vector")
     conn.commit()
     found = states()
-    assert found["vector"] == "warning"
+    assert found["vector"] == "warning" and "bq_pgvector" not in found
     conn.execute("DROP EXTENSION bq")
     conn.commit()
     assert states(1)["bq"] == "error"
+    for name in ("bq", "vector", "bq_pgvector"):
+        assert hints[name] == f"run CREATE EXTENSION {name}"
 
 
 @pytest.mark.usefixtures("bq_pgvector")
