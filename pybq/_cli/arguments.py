@@ -55,6 +55,14 @@ Codes = Annotated[
         "--codes/--no-codes", help="Keep codes in a column beside the vectors.", show_default=False
     ),
 ]
+Transform = Annotated[
+    int | None,
+    typer.Option(
+        help="0 for the original axes, else number of the rotation; "
+        "left out, it is chosen from the data.",
+        show_default=False,
+    ),
+]
 VectorColumn = Annotated[
     str | None, typer.Option(help="Column of the file that holds the vectors.")
 ]

@@ -22,6 +22,7 @@ from pybq._cli.arguments import (
     Sample,
     Schema,
     StoreOption,
+    Transform,
     VectorColumn,
     Vectors,
     Wanted,
@@ -47,14 +48,7 @@ def create(
         typer.Option("--column", metavar="NAME:TYPE", help="A further column; may be repeated."),
     ] = None,
     id_type: Annotated[str, typer.Option(help="SQL type of the primary key `id`.")] = "bigint",
-    transform: Annotated[
-        int | None,
-        typer.Option(
-            help="0 for the original axes, else number of the rotation; "
-            "left out, it is chosen from the data.",
-            show_default=False,
-        ),
-    ] = None,
+    transform: Transform = None,
     schema: Schema = None,
     dsn: Dsn = None,
     as_json: Json = False,
@@ -285,14 +279,7 @@ def status(
 
 def reencode(
     table: Name,
-    transform: Annotated[
-        int | None,
-        typer.Option(
-            help="0 for the original axes, else number of the rotation; "
-            "left out, it is chosen from the data.",
-            show_default=False,
-        ),
-    ] = None,
+    transform: Transform = None,
     vectors: Vectors = None,
     schema: Schema = None,
     dsn: Dsn = None,
