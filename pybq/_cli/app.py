@@ -17,7 +17,7 @@ import pybq
 from pybq._cli.commands import advise, measure, search, server, tables
 from pybq._cli.connect import CommandError
 from pybq._cli.output import fail
-from pybq.errors import BuildError, ExtensionMissingError, LoadError, ServerError, TableError
+from pybq.errors import Error
 
 
 class _Group(TyperGroup):
@@ -30,11 +30,7 @@ class _Group(TyperGroup):
             raise
         except (
             CommandError,
-            TableError,
-            LoadError,
-            ExtensionMissingError,
-            ServerError,
-            BuildError,
+            Error,
             ModuleNotFoundError,
             OSError,
             TypeError,

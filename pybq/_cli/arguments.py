@@ -9,8 +9,8 @@ import numpy as np
 import typer
 
 from pybq._cli.connect import CommandError
+from pybq._codes.metric import Metric
 from pybq._loading.sources import load_numpy, open_source
-from pybq._tables.table import Metric
 
 
 def _remember_json(ctx: typer.Context, value: bool) -> bool:

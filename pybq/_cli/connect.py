@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from psycopg.rows import tuple_row
 
+from pybq._catalog.database import BlockingDatabase, run
+from pybq._catalog.registry import find_all
 from pybq._server.folders import default_data_dir
 from pybq._server.running import find_dsn
 from pybq._tables.table import Table
@@ -53,8 +54,6 @@ def open_table(
     try:
         return Table(conn, name, schema=schema, column=column)
     except TableError as error:
-        with conn.cursor(row_factory=tuple_row) as cursor:
-            rows = cursor.execute("SELECT table_name::text FROM bq_columns ORDER BY 1").fetchall()
-        known = ", ".join(row[0] for row in rows)
+        known = ", ".join(each.table for each in run(find_all(BlockingDatabase(conn))))
         hint = f"tables of pybq here: {known}" if known else "make one with: pybq ingest, or create"
         raise CommandError(str(error).replace("; give dim to create it", ""), hint) from error

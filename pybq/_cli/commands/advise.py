@@ -20,9 +20,10 @@ from pybq._choice.strategy import Decision, choose, choose_by_sample
 from pybq._cli.arguments import Dsn, Json, MetricOption, Schema, VectorColumn, Vectors
 from pybq._cli.connect import CommandError, connect, open_table
 from pybq._cli.output import out, print_json
+from pybq._codes.metric import Metric
 from pybq._loading.source import Source
 from pybq._loading.sources import open_source
-from pybq._tables.table import Metric, Table
+from pybq._tables.table import Table
 
 # Rows of a file that `advise --file` looks at, spread evenly over it.
 ADVISE_ROWS = 100_000

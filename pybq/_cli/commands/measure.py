@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
 from rich.table import Table as Grid
 
@@ -25,9 +24,8 @@ from pybq._cli.output import out, print_comparison, print_json
 from pybq._searching.calibrate import SAMPLE
 from pybq._searching.search import RERANK
 from pybq._tables.bench import bench_table
-from pybq._tables.comparison import Comparison, compare_indexes, find_column, find_indexes
+from pybq._tables.comparison import compare_all
 from pybq._tables.recall import measure_recall
-from pybq._tables.table import Table
 
 
 def recall(
@@ -45,7 +43,7 @@ def recall(
     with connect(dsn) as conn:
         opened = open_table(conn, table, schema, vectors)
         if opened.code_column is None:
-            print_comparison(_compare(opened, schema, k, sample, given), as_json)
+            print_comparison(compare_all(opened, k, sample, given), as_json)
             return
         measured = measure_recall(opened, given, k, sample)
     if as_json:
@@ -103,7 +101,7 @@ def bench(
     with connect(dsn) as conn:
         opened = open_table(conn, table, schema, vectors)
         if opened.code_column is None:
-            print_comparison(_compare(opened, schema, k, sample, given), as_json)
+            print_comparison(compare_all(opened, k, sample, given), as_json)
             return
         found = bench_table(opened, given, k, sample, rerank)
     if as_json:
@@ -120,17 +118,3 @@ def bench(
     )
     if not found.indexes:
         out.print("no index: searches read every code")
-
-
-def _compare(
-    table: Table,
-    schema: str | None,
-    k: int,
-    sample: int,
-    queries: np.ndarray[Any, Any] | None,
-) -> Comparison:
-    """Compare the indexes on the vectors of a table, and reading all of them."""
-    column = find_column(table.connection, table.name, table.source_column, schema)
-    column = dataclasses.replace(column, dim=table.dim)  # which it may not declare
-    usable = [one for one in find_indexes(table.connection, column) if one.answers(table.metric)]
-    return compare_indexes(table.connection, column, usable, table.metric, k, sample, queries)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.markup import escape
@@ -68,14 +68,21 @@ def search(
     with connect(dsn) as conn:
         opened = open_table(conn, table, schema, vectors)
         found = opened.search(
-            queries, k, rerank or None, names, where=where, recall=recall, probes=probes
+            queries,
+            k,
+            rerank=rerank or None,
+            columns=names,
+            where=where,
+            recall=recall,
+            probes=probes,
         )
+    several = cast("list[list[pybq.Hit]]", found)
     if as_json:
-        print_json([[_as_dict(hit) for hit in hits] for hits in found])
+        print_json([[_as_dict(hit) for hit in hits] for hits in several])
         return
-    for i, hits in enumerate(found):
+    for i, hits in enumerate(several):
         grid = Grid("id", "distance", *map(escape, names))
-        if len(found) > 1:
+        if len(several) > 1:
             grid.title = f"query {i}"
         for hit in hits:
             cells = [str(hit.id), f"{hit.distance:.6f}", *(str(hit[name]) for name in names)]

@@ -12,7 +12,8 @@ from psycopg.rows import tuple_row
 from rich.markup import escape
 
 import pybq
-from pybq._catalog.schema import TableOptions, name_table
+from pybq._catalog.layout import name_table
+from pybq._catalog.schema import TableOptions
 from pybq._cli.arguments import (
     Codes,
     Dsn,
@@ -30,9 +31,10 @@ from pybq._cli.arguments import (
 )
 from pybq._cli.connect import CommandError, connect, open_table
 from pybq._cli.output import out, print_comparison, print_json, print_status
+from pybq._codes.metric import Metric
 from pybq._loading.source import Source
 from pybq._loading.sources import open_source
-from pybq._tables.table import Metric, Table
+from pybq._tables.table import Table
 
 Conflict = Literal["error", "update", "skip"]
 
