@@ -400,7 +400,6 @@ def run_threads(*targets: Callable[[], None]) -> None:
 def start_standby(primary: pybq.Server) -> Iterator[pybq.Server]:
     """A streaming standby of an embedded server."""
     folder = primary._make_folder()
-    assert primary.data_dir is not None and primary._socket_dir is not None
     primary._run(
         "pg_basebackup",
         f"--pgdata={folder / 'standby'}",
