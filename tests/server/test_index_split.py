@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -515,13 +516,10 @@ def test_vacuum_beside_cancelled_readers(
     def read() -> None:
         with connect(own_server.dsn) as conn:
             conn.execute("SET enable_seqscan = off")
+            conn.execute("SET statement_timeout = 2")
             while not stop.is_set():
-                conn.execute("SET statement_timeout = 2")
-                try:
+                with contextlib.suppress(psycopg.errors.QueryCanceled):
                     conn.execute(cast(Any, query), (q,))
-                except psycopg.errors.QueryCanceled:
-                    pass
-                conn.execute("RESET statement_timeout")
 
     def vacuum() -> None:
         try:
