@@ -19,11 +19,8 @@ from shared import Conn
 pytest.importorskip("typer")
 pytest.importorskip("rich")
 
-from typer.testing import CliRunner
 
 import pybq
-from pybq._cli.app import app
-from pybq._cli.doctor import examine
 
 pytestmark = pytest.mark.usefixtures("vector")
 
@@ -44,33 +41,6 @@ def files(tmp_path: Path, vectors: np.ndarray) -> Path:
     np.savez(tmp_path / "items.npz", vectors=vectors, id=np.arange(ROWS) + 1000, title=titles)
     np.save(tmp_path / "query.npy", vectors[42])
     return tmp_path
-
-
-@pytest.fixture
-def run(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """Run the command on the test's database; exit status, and all that it printed."""
-    monkeypatch.setenv("PYBQ_DSN", conn.info.dsn)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: Any) -> tuple[int, str]:
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, result.output
-
-    return run
-
-
-@pytest.fixture
-def ask(run: Callable[..., tuple[int, str]]) -> Callable[..., Any]:
-    """Run the command with --json; what it answered."""
-
-    def ask(*arguments: Any, expected: int = 0) -> Any:
-        code, output = run(*arguments, "--json")
-        assert code == expected, output
-        return json.loads(output)
-
-    return ask
 
 
 # -- from a file to an answer ---------------------------------------------------------------
@@ -276,43 +246,6 @@ def test_reencode_and_what_it_says(
     assert "transform between 0 and 65535" in refused["error"]
 
 
-def test_doctor_tells_of_an_unfinished_reencode(
-    ask: Callable[..., Any], files: Path, conn: Conn
-) -> None:
-    ask("ingest", files / "vectors.npy", "--table", "items", "--codes")
-    conn.execute("UPDATE bq_columns SET next_column = 'code_next', next_transform = 5")
-    conn.commit()
-    (finding,) = [one for one in ask("doctor")["findings"] if "anew" in one["text"]]
-    assert finding["state"] == "warning" and finding["hint"].endswith("pybq reencode items")
-    # of another schema, and with an index that is being built
-    conn.execute(f"ALTER TABLE items ADD code_next bqvec({DIM})")
-    conn.execute("CREATE INDEX building ON items USING bq (code_next)")
-    conn.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'building'::regclass")
-    conn.execute("CREATE SCHEMA shop")
-    conn.execute("ALTER TABLE items SET SCHEMA shop")
-    conn.execute('ALTER TABLE shop.items RENAME TO "My items"')
-    conn.commit()
-    found = ask("doctor")
-    (finding,) = [one for one in found["findings"] if "anew" in one["text"]]
-    assert finding["hint"].endswith("pybq reencode 'My items' --schema shop")
-    assert found["healthy"]
-
-
-def test_doctor_asks_no_more_than_it_may(ask: Callable[..., Any], conn: Conn) -> None:
-    ask("create", "items", "--dim", 4, "--codes")
-    conn.execute("CREATE INDEX items_code ON items USING bq (code)")
-    conn.execute("CREATE ROLE bq_visitor")
-    try:
-        conn.execute("GRANT SELECT ON items TO bq_visitor")
-        conn.execute("SET ROLE bq_visitor")
-        found = {finding.name: finding for finding in examine(conn, check_indexes=True)}
-        index = found["index items_code"]
-        assert index.state == "warning" and "must be owner" in index.text
-        assert "REINDEX" not in index.hint
-    finally:
-        conn.rollback()
-
-
 def test_recall_rises_with_rerank_and_is_exact_at_last(
     ask: Callable[..., Any], files: Path
 ) -> None:
@@ -395,23 +328,6 @@ def test_picture_says_the_decision(files: Path, vectors: np.ndarray) -> None:
 # -- what it prints, and when it fails ----------------------------------------------------------
 
 
-def test_doctor_does_not_take_an_index_that_is_in_use_for_a_damaged_one(
-    ask: Callable[..., Any], run: Callable[..., tuple[int, str]], conn: Conn
-) -> None:
-    ask("create", "items", "--dim", 4, "--codes")
-    conn.execute("CREATE INDEX items_code ON items USING bq (code)")
-    conn.commit()
-    with psycopg.connect(conn.info.dsn, password=conn.info.password, autocommit=True) as other:
-        other.execute("SET lock_timeout = '100ms'")
-        conn.execute("LOCK TABLE items IN ROW EXCLUSIVE MODE")  # as a writer
-        found = {each.name: each for each in examine(other, check_indexes=True)}["index items_code"]
-        conn.rollback()
-        assert found.state == "warning" and "lock timeout" in found.text
-        assert "REINDEX" not in found.hint and "again" in found.hint
-        found = {each.name: each for each in examine(other, check_indexes=True)}["index items_code"]
-        assert (found.state, found.hint) == ("ok", "")
-
-
 def test_people_get_tables_and_sentences(run: Callable[..., tuple[int, str]], files: Path) -> None:
     code, output = run("ingest", files / "items.npz", "--table", "items", "--codes")
     assert code == 0 and f"{ROWS} rows written to items" in output and "why: rotate" in output
@@ -428,68 +344,6 @@ def test_people_get_tables_and_sentences(run: Callable[..., tuple[int, str]], fi
     code, output = run("doctor")
     assert code == 0 and "table items" in output
     assert run("--version") == (0, f"{pybq.__version__}\n")
-
-
-def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: Conn) -> None:
-    hints = {}
-
-    def states(expected: int = 0) -> dict[str, str]:
-        answer = ask("doctor", "--check-indexes", expected=expected)
-        assert answer["healthy"] == (expected == 0)
-        hints.update({finding["name"]: finding["hint"] for finding in answer["findings"]})
-        return {finding["name"]: finding["state"] for finding in answer["findings"]}
-
-    ask("create", "items", "--dim", 4, "--codes")
-    conn.execute("CREATE INDEX items_code ON items USING bq (code)")
-    conn.commit()
-    assert states() == {
-        name: "ok"
-        for name in ("server", "bq", "vector", "codes", "table items", "index items_code")
-    } | {"bq_pgvector": "warning", "kernel": "warning" if pybq.simd() == "portable" else "ok"}
-    conn.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'items_code'::regclass")
-    conn.commit()
-    assert states(1)["index items_code"] == "error"
-    conn.execute("DROP TABLE items")
-    conn.execute("DROP EXTENSION vector")
-    conn.commit()
-    found = states()
-    assert found["vector"] == "warning" and "bq_pgvector" not in found
-    conn.execute("DROP EXTENSION bq")
-    conn.commit()
-    assert states(1)["bq"] == "error"
-    for name in ("bq", "vector", "bq_pgvector"):
-        assert hints[name] == f"run CREATE EXTENSION {name}"
-
-
-@pytest.mark.usefixtures("bq_pgvector")
-def test_doctor_looks_at_indexes_on_vectors(ask: Callable[..., Any], conn: Conn) -> None:
-    def findings(expected: int = 0) -> dict[str, Any]:
-        found = ask("doctor", "--check-indexes", expected=expected)["findings"]
-        names = [finding["name"] for finding in found]
-        assert len(names) == len({*names})
-        return {finding["name"]: finding for finding in found}
-
-    ask("create", "items", "--dim", 4, "--codes")
-    conn.execute("CREATE TABLE notes (embedding vector(4))")
-    conn.execute("INSERT INTO notes VALUES ('[1, 2, 3, 4]')")
-    for table, kind in (("notes", "vector"), ("items", "halfvec")):
-        conn.execute(
-            f"CREATE INDEX {table}_near ON {table} USING bq (embedding {kind}_l2_ops)".encode()
-        )
-    conn.commit()
-    found = findings()
-    assert found["bq_pgvector"]["state"] == "ok"
-    assert found["bq_pgvector"]["text"] == f"{pybq.__version__}, the same as pybq"
-    assert found["index notes_near"]["text"] == "1 rows in 1 list, checked"
-    assert found["index items_near"]["state"] == "ok"
-    conn.execute("UPDATE pg_extension SET extversion = '0' WHERE extname = 'bq_pgvector'")
-    conn.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid::regclass::text ~ 'near'")
-    conn.commit()
-    found = findings(1)
-    assert found["bq_pgvector"]["hint"] == "run ALTER EXTENSION bq_pgvector UPDATE"
-    for name in ("items_near", "notes_near"):
-        finding = found[f"index {name}"]
-        assert (finding["state"], finding["hint"]) == ("error", f"run REINDEX INDEX {name}")
 
 
 @pytest.mark.usefixtures("bq_pgvector")
