@@ -51,18 +51,29 @@ def unmask(values: np.ma.MaskedArray[Any, Any]) -> list[Any]:
 def by_place(values: Any) -> Any:
     """Make an array of a Series, whose items are found by label and not by place.
 
-    What is missing from one of pandas is NaN among other values, and meant as NULL; so is what
-    an array of NumPy masks.
+    What is missing from one of pandas, polars or Arrow is meant as NULL, and so is what an array of
+    NumPy masks; but numbers become floats, with NaN among them, where only NumPy is asked.
     """
     if isinstance(values, np.ma.MaskedArray):
         return unmask(values)
     if isinstance(values, np.ndarray) or not hasattr(values, "__array__"):
         return values
+    if not hasattr(values, "isna"):
+        return _list_nulls(values)
     array = np.asarray(values)
-    if array.dtype == object and hasattr(values, "isna"):
-        array = array.copy()
-        array[np.asarray(values.isna(), bool)] = None
+    missing = np.asarray(values.isna(), bool)
+    own = not isinstance(getattr(values, "dtype", None), np.dtype)  # one that knows NA
+    if array.dtype == object or (own and missing.any()):
+        array = np.asarray(values.astype(object)).copy()
+        array[missing] = None
     return array
+
+
+def _list_nulls(values: Any) -> Any:
+    """Make a list of an array of Arrow or a Series of polars with nulls, of others an array."""
+    to_list = getattr(values, "to_pylist", None) or getattr(values, "to_list", None)
+    count = getattr(values, "null_count", 0)
+    return to_list() if to_list and (count() if callable(count) else count) else np.asarray(values)
 
 
 def spread(total: int, rows: int) -> NDArray[np.int64]:

@@ -245,8 +245,10 @@ def _as_array(values: Any) -> NDArray[Any]:
 
     NumPy would make a matrix of lists of equal length, and cut off zeros at the end of bytes.
     """
+    if not isinstance(values, np.ma.MaskedArray):
+        values = by_place(values)
     if not isinstance(values, (list, tuple)):
-        return np.asanyarray(by_place(values) if hasattr(values, "isna") else values)
+        return np.asanyarray(values)
     try:
         array = np.asanyarray(values)
     except ValueError:  # lists of different lengths

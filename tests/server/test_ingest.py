@@ -94,6 +94,32 @@ def test_a_series_is_written_by_place_whatever_its_index(conn: Conn) -> None:
     assert rows == [("a", "x", 7), ("b", None, 8), ("c", "z", 9)]
 
 
+SERIES = {
+    "pandas": lambda pd, values: pd.Series(values, dtype="Int64", index=[2, 0, 1]),
+    "pandas array": lambda pd, values: pd.array(values, dtype="Int64"),
+    "polars": lambda pl, values: pl.Series(values),
+    "pyarrow": lambda pa, values: pa.array(values),
+    "pyarrow chunks": lambda pa, values: pa.chunked_array([values[:1], values[1:]]),
+}
+
+
+@pytest.mark.parametrize("kind", SERIES)
+def test_what_a_series_misses_is_null_and_large_integers_keep_their_digits(
+    conn: Conn, kind: str
+) -> None:
+    package = pytest.importorskip(kind.split()[0])
+    columns = {"n": "numeric", "b": "bigint"}
+    table = pybq.Table.create(conn, "items", 4, store=None, columns=columns)
+    large = 2**60 + 1
+    values, keys = (SERIES[kind](package, v) for v in ([large, None, 3], [1, 2, large]))
+    table.ingest(keys, np.eye(4)[:3], {"n": values, "b": values})
+    rows = conn.execute("SELECT id, n, b FROM items ORDER BY id").fetchall()
+    assert rows == [(1, large, large), (2, None, None), (large, 3, 3)]
+    without = SERIES[kind](package, [4, None, 5])
+    with pytest.raises(psycopg.errors.NotNullViolation, match='null value in column "id"'):
+        table.ingest(without, np.eye(4)[:3])
+
+
 @needs_pgvector
 @pytest.mark.parametrize("store", ["halfvec", "vector"])
 @pytest.mark.parametrize("transform", [0, 1])

@@ -166,11 +166,22 @@ def test_lists_stay_as_they_are() -> None:
         open_source({"v": [[1.0], [1.0, 2.0]]})
 
 
-def test_what_pandas_misses_is_none(vectors: np.ndarray) -> None:
-    pd = pytest.importorskip("pandas")
-    titles = pd.Series(["a", None] * 25, index=range(50, 100))
-    (batch,) = open_source([(None, vectors, {"title": titles})]).batches(["title"])
-    assert list(batch.columns["title"]) == ["a", None] * 25
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_what_a_series_misses_is_none(vectors: np.ndarray, library: str) -> None:
+    package = pytest.importorskip(library)
+    titles, numbers = ["a", None] * 25, [2**60 + 1, None] * 25
+    if library == "pandas":
+        index = range(50, 100)
+        columns = {
+            "title": package.Series(titles, index=index),
+            "n": package.Series(numbers, dtype="Int64", index=index),
+        }
+    else:
+        make = package.array if library == "pyarrow" else package.Series
+        columns = {"title": make(titles), "n": make(numbers)}
+    (batch,) = open_source([(None, vectors, columns)]).batches(["title", "n"])
+    assert list(batch.columns["title"]) == titles
+    assert list(batch.columns["n"]) == numbers
 
 
 def test_what_is_masked_is_missing(vectors: np.ndarray) -> None:
