@@ -95,7 +95,7 @@ class Server:
         """Build what is missing, start, and create the extensions.
 
         A server that already runs on `data_dir` is used as it is, without `settings`, and left
-        running by `stop`.
+        running by `stop`; a `password` is set.
 
         Returns
         -------
@@ -122,7 +122,8 @@ class Server:
             with lock():
                 self._start()
             self._create_extensions()
-            if self._owner is not None:
+            # what another process started is as it wants it, but for what was asked for here
+            if self._owner is not None or self._password is not None:
                 self._set_password()
         except BaseException:
             self.stop()
@@ -318,6 +319,7 @@ def serve(
     password : str, optional
         Password of the user postgres on the network, kept with the database. Needed at the first
         start with ``{"listen_addresses": "localhost"}`` or the like; the socket asks for none.
+        Set on a server that runs already, too.
         For clients on other machines add lines to `pg_hba.conf` in `data_dir`.
 
     Returns

@@ -252,6 +252,10 @@ def test_clients_on_the_network_need_the_password_that_was_given(folder):
         assert "séc'ret" not in server.log_path.read_text()
     with pybq.serve(folder / "data", settings=settings):  # which keeps it
         assert connect("séc'ret%s") == ("127.0.0.1",)
+        with pybq.serve(folder / "data", password="changed"):  # on a server that runs
+            assert connect("changed") == ("127.0.0.1",)
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            connect("séc'ret%s")
 
 
 def test_environment_for_other_servers_does_no_harm(folder, monkeypatch):
