@@ -24,6 +24,7 @@ from pybq.errors import (
     RowError,
     ServerError,
     TableError,
+    needed_by,
 )
 
 if TYPE_CHECKING:
@@ -74,5 +75,6 @@ if not TYPE_CHECKING:  # which knows these names, and that there are no others
         # Only now, because it loads psycopg: not everyone who encodes has a database.
         if name in __all__:
             module = "adoption" if name in ("Adoption", "adopt") else "table"
-            return getattr(import_module(f"pybq._tables.{module}"), name)
+            with needed_by(f"pybq.{name}"):
+                return getattr(import_module(f"pybq._tables.{module}"), name)
         raise AttributeError(f"module 'pybq' has no attribute {name!r}")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import sys
 
+from pybq.errors import EXTRAS, needed_by
+
 
 def main() -> None:
     try:
-        from pybq._cli.app import app
+        with needed_by("the command pybq"):
+            from pybq._cli.app import app
     except ModuleNotFoundError as error:
-        if error.name not in ("rich", "typer"):
+        if error.name not in EXTRAS:
             raise
-        sys.exit(f'the command pybq needs {error.name}; run pip install "pybq[cli]"')
-    except ImportError as error:
-        if "no pq wrapper" not in str(error):  # so says psycopg
-            raise
-        sys.exit('the command pybq needs libpq; run pip install "pybq[binary]"')
+        sys.exit(str(error))
     app(prog_name="pybq")
 
 

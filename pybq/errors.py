@@ -1,10 +1,35 @@
-"""The few exceptions that a caller may want to tell apart, under one base.
+"""The few exceptions that a caller may want to tell apart, under one base; what to install.
 
 Arguments that are wrong by themselves are a plain ValueError or TypeError, and what the server
 says comes as psycopg raises it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+# What only some need -> the extra that brings it along.
+EXTRAS = {
+    "filelock": "embedded",
+    "libpq": "binary",
+    "platformdirs": "embedded",
+    "rich": "cli",
+    "typer": "cli",
+}
+
+
+@contextmanager
+def needed_by(what: str) -> Iterator[None]:
+    """Say what to install if an import in here fails for want of something in EXTRAS."""
+    try:
+        yield
+    except ImportError as error:
+        # as psycopg says it, which itself is there
+        missing = "libpq" if "no pq wrapper" in str(error) else error.name
+        if missing not in EXTRAS:
+            raise
+        hint = f'run pip install "pybq[{EXTRAS[missing]}]"'
+        raise ModuleNotFoundError(f"{what} needs {missing}; {hint}", name=missing) from error
 
 
 class Error(Exception):

@@ -29,7 +29,7 @@ from pybq._loading.ingest import (
     decide,
     write_rows,
 )
-from pybq._loading.progress import show_progress
+from pybq._loading.progress import check_progress, show_progress
 from pybq._loading.source import BATCH_NBYTES, Batch, Source
 from pybq._loading.sources import open_source
 from pybq.errors import LoadError, RowError, TableError
@@ -125,6 +125,7 @@ async def load(
     named = name or (os.path.abspath(source) if isinstance(source, (str, os.PathLike)) else "")
     if resume and not named:
         raise ValueError("to resume, give the source a name that it will have again")
+    check_progress(progress)
     wanted = _choose_columns(layout, opened, columns)
     if opened.rows == 0:  # nothing to decide from
         return 0

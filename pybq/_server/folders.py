@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pybq.errors import BuildError
+from pybq.errors import BuildError, needed_by
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -19,7 +19,8 @@ def cache_dir() -> Path:
     elif os.geteuid() == 0:
         folder = Path("/var/cache/pybq")  # the server's user cannot look into root's home
     else:
-        import platformdirs
+        with needed_by("pybq.serve()"):
+            import platformdirs
 
         folder = platformdirs.user_cache_path("pybq", appauthor=False)
     try:
@@ -38,13 +39,15 @@ def default_data_dir() -> Path:
         return Path(os.environ["PYBQ_DATA_DIR"]).absolute()
     if os.geteuid() == 0:
         return Path("/var/lib/pybq/data")  # as above
-    import platformdirs
+    with needed_by("the database of pybq serve"):
+        import platformdirs
 
     return platformdirs.user_data_path("pybq", appauthor=False) / "data"
 
 
 def lock() -> BaseFileLock:
     """Keeps other processes of this user from building and starting; ends with the process."""
-    from filelock import FileLock
+    with needed_by("pybq.serve()"):
+        from filelock import FileLock
 
     return FileLock(cache_dir() / "lock")

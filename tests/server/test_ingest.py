@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -518,3 +519,17 @@ def test_progress_is_shown_on_request(
     out, err = capfd.readouterr()
     assert out == ""
     assert "ingest items" in err and f"{N - 100}/{N - 100}" in err
+
+
+@pytest.mark.parametrize("write", ["ingest", "load"])
+def test_progress_without_rich_is_refused_before_anything_is_written(
+    conn: Conn, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    table = pybq.Table.create(conn, "items", DIM, store=None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich", None)  # as if it were not installed
+    given = (range(100), vectors[:100]) if write == "ingest" else (vectors[:100],)
+    with pytest.raises(ModuleNotFoundError, match=r'needs rich; run pip install "pybq\[cli\]"'):
+        getattr(table, write)(*given, progress=True)
+    assert table.status().transform is None

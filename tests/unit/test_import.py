@@ -10,6 +10,7 @@ import pytest
 
 import pybq
 import pybq.errors
+from pybq._server import folders
 
 
 def run(script):
@@ -78,6 +79,44 @@ def test_only_the_registry_asks_and_tells_its_tables():
         if re.search(words, path.read_text())
     }
     assert found == {"_catalog/registry.py"}
+
+
+def test_a_table_without_libpq_says_what_to_install():
+    script = """
+import ctypes.util, sys
+for name in ("psycopg_c", "psycopg_binary"):
+    sys.modules[name] = None  # as if it were not installed
+ctypes.util.find_library = lambda name: None  # no libpq of the system's
+import pybq
+pybq.Quantizer(4)
+for name in ("Table", "adopt", "Table"):
+    try:
+        getattr(pybq, name)
+    except ImportError as error:
+        print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True
+    )
+    hint = 'needs libpq; run pip install "pybq[binary]"'
+    assert result.stdout.splitlines() == [f"pybq.{n} {hint}" for n in ("Table", "adopt", "Table")]
+
+
+@pytest.mark.parametrize("missing", ["filelock", "platformdirs"])
+def test_the_server_says_what_to_install(monkeypatch, tmp_path, missing):
+    monkeypatch.setitem(sys.modules, missing, None)  # as if it were not installed
+    monkeypatch.delenv("PYBQ_DATA_DIR", raising=False)
+    monkeypatch.setenv("PYBQ_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)  # root's folders are named here
+    needs = rf'needs {missing}; run pip install "pybq\[embedded\]"'
+    if missing == "filelock":
+        with pytest.raises(ModuleNotFoundError, match=needs):
+            folders.lock()
+        return
+    monkeypatch.delenv("PYBQ_CACHE_DIR")
+    for find in (folders.cache_dir, folders.default_data_dir):
+        with pytest.raises(ModuleNotFoundError, match=needs):
+            find()
 
 
 @pytest.mark.parametrize(
