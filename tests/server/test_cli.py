@@ -375,6 +375,8 @@ def test_tables_of_pgvector_alone_are_told_of_and_measured(
         found = {one["name"]: one["recall"] for one in answer["indexes"]}
         assert list(found) == ["graph", "codes"]
         assert found["codes"] > 0.95 and 0 < found["graph"] <= 1
+    code, output = run("bench", "notes", "--rerank", 4)
+    assert code == 2 and "--rerank: table notes has no column of codes" in output
     np.save(files / "narrow.npy", np.zeros((3, 5)))
     failed = ask("recall", "notes", "--queries", files / "narrow.npy", expected=1)
     assert failed["error"] == f"expected queries of shape (q, {DIM}), got (3, 5)"
@@ -480,6 +482,22 @@ def test_wrong_arguments_have_their_own_status(run: Callable[..., tuple[int, str
     assert run("create", "items")[0] == 2
     assert run("create", "items", "--dim", 4, "--store", "float")[0] == 2
     assert run("nonsense")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--metric", "l2"], "--metric does not go with a table"),
+        (["--vector-column", "v"], "--vector-column does not go with a table"),
+        (["--file", "a.npy", "--vectors", "v"], "--vectors does not go with a file"),
+        (["--file", "a.npy", "--schema", "public"], "--schema does not go with a file"),
+    ],
+)
+def test_advise_refuses_options_that_it_would_not_follow(
+    run: Callable[..., tuple[int, str]], options: list[str], error: str
+) -> None:
+    code, output = run("advise", *([] if "--file" in options else ["items"]), *options)
+    assert code == 2 and error in " ".join(output.replace("│", "").split())
 
 
 def test_no_server_is_explained(

@@ -49,6 +49,13 @@ def advise(
     """Say whether to rotate vectors before they are packed, and why."""
     if (table is None) == (file is None):
         raise typer.BadParameter("name a table, or a file by --file")
+    of_other: dict[str, Any] = {"--metric": metric, "--vector-column": vector_column}
+    if file is not None:
+        of_other = {"--vectors": vectors, "--schema": schema}
+    for option, value in of_other.items():
+        if value is not None:
+            what = "a table" if file is None else "a file"
+            raise typer.BadParameter(f"{option} does not go with {what}")
     decided: dict[str, Any] = {}
     if file is not None:
         statistics, decision = _advise_file(open_source(file, vector_column), metric or "cosine")

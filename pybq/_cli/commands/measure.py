@@ -88,8 +88,12 @@ def bench(
     k: Wanted = 10,
     sample: Sample = 100,
     rerank: Annotated[
-        float, typer.Option(help="Of codes in a column: candidates as a multiple of k.")
-    ] = RERANK,
+        float | None,
+        typer.Option(
+            help=f"Of codes in a column: candidates as a multiple of k; {RERANK:g} if left out.",
+            show_default=False,
+        ),
+    ] = None,
     queries: Queries = None,
     vectors: Vectors = None,
     schema: Schema = None,
@@ -101,9 +105,11 @@ def bench(
     with connect(dsn) as conn:
         opened = open_table(conn, table, schema, vectors)
         if opened.code_column is None:
+            if rerank is not None:
+                raise typer.BadParameter(f"--rerank: table {table} has no column of codes")
             print_comparison(compare_all(opened, k, sample, given), as_json)
             return
-        found = bench_table(opened, given, k, sample, rerank)
+        found = bench_table(opened, given, k, sample, RERANK if rerank is None else rerank)
     if as_json:
         print_json(dataclasses.asdict(found))
         return
