@@ -149,6 +149,7 @@ def _open_arrow(
         source,
         rows,
         dim,
+        id_name is not None,
         (_arrow_type(fields[id_name]) or "text") if id_name else "bigint",
         tuple(types),
         {n: kind for n, kind in types.items() if kind is not None},

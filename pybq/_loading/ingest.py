@@ -45,8 +45,7 @@ async def ingest(
     array = await db.compute(as_vectors, vectors, layout.dim)
     n, columns = len(array), columns or {}
     check_columns(layout, n, ids, columns)
-    if on_conflict not in ON_CONFLICT:
-        raise ValueError(f"expected on_conflict of {', '.join(ON_CONFLICT)}, got {on_conflict!r}")
+    check_keys(layout, ids is not None, on_conflict)
     if n == 0:
         return 0
     async with db.transaction():
@@ -73,8 +72,6 @@ async def write_rows(
 
     Returns how many were written, and their statistics, which the caller must add.
     """
-    if ids is None and on_conflict != "error":
-        raise ValueError(f"expected ids with on_conflict={on_conflict!r}, got None")
     ids = None if ids is None else by_place(ids)
     keys = [] if ids is None else zip(layout.key, layout.split_keys(ids), strict=True)
     fields = dict(keys) | {layout.columns[n]: by_place(values) for n, values in columns.items()}
@@ -200,12 +197,20 @@ def _choose(
     return choose_by_sample(statistics, rows, layout.metric), statistics
 
 
+def check_keys(layout: Layout, has_ids: bool, on_conflict: OnConflict) -> None:
+    """Whether rows with keys, or without, can be written so; before anything is."""
+    if on_conflict not in ON_CONFLICT:
+        raise ValueError(f"expected on_conflict of {', '.join(ON_CONFLICT)}, got {on_conflict!r}")
+    if has_ids and not layout.has_key:
+        raise TableError(f"table {layout.name!r} has no primary key; write vectors with ids=None")
+    if not has_ids and on_conflict != "error":
+        raise ValueError(f"expected ids with on_conflict={on_conflict!r}, got None")
+
+
 def check_columns(layout: Layout, n: int, ids: Any, columns: Mapping[str, Any]) -> None:
     for name in columns:
         if name not in layout.columns:
             raise ValueError(f"no column {name!r} in table {layout.name!r}")
-    if ids is not None and not layout.has_key:
-        raise TableError(f"table {layout.name!r} has no primary key; write vectors with ids=None")
     named = [("ids", ids), *((f"column {name!r}", values) for name, values in columns.items())]
     for what, values in named:
         if values is not None and len(values) != n:

@@ -23,9 +23,9 @@ from pybq._catalog.layout import Layout
 from pybq._catalog.sample import SAMPLE_ROWS
 from pybq._codes.arrays import as_vectors
 from pybq._loading.ingest import (
-    ON_CONFLICT,
     OnConflict,
     check_columns,
+    check_keys,
     decide,
     write_rows,
 )
@@ -114,8 +114,6 @@ async def load(
     opened = await db.compute(open_source, source, vector_column, id_column)
     if opened.dim != layout.dim:
         raise ValueError(f"{opened.name}: expected {layout.dim} dimensions, got {opened.dim}")
-    if on_conflict not in ON_CONFLICT:
-        raise ValueError(f"expected on_conflict of {', '.join(ON_CONFLICT)}, got {on_conflict!r}")
     if connections < 1 or (batch_rows is not None and batch_rows < 1):
         raise ValueError("expected connections and batch_rows of at least 1")
     if db.in_transaction and (resume or connections > 1):
@@ -126,6 +124,9 @@ async def load(
     if resume and not named:
         raise ValueError("to resume, give the source a name that it will have again")
     check_progress(progress)
+    # a number is no key of several columns
+    first_key = first_id if layout.has_key and len(layout.key) == 1 else None
+    check_keys(layout, opened.has_ids or first_key is not None, on_conflict)
     wanted = _choose_columns(layout, opened, columns)
     if opened.rows == 0:  # nothing to decide from
         return 0
@@ -141,9 +142,7 @@ async def load(
         done = await _find_done(db, task)
 
     written = 0
-    if len(layout.key) > 1 or not layout.has_key:
-        first_id = None  # no number is a key
-    parts = _split(opened, wanted, batch_rows, first_id, done)
+    parts = _split(opened, wanted, batch_rows, first_key, done)
     with show_progress(opened.rows, f"load {layout.name}", progress) as advance:
         advance(min(len(done) * batch_rows, opened.rows or 0))
         writing = (

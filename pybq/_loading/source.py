@@ -48,6 +48,8 @@ class Source:
         Number of vectors; None if only reading tells.
     dim : int
         Number of dimensions.
+    has_ids : bool
+        Whether it has primary keys.
     id_type : str
         SQL type that fits the primary keys; bigint if there are none.
     columns : tuple of str
@@ -64,6 +66,7 @@ class Source:
     name: str
     rows: int | None
     dim: int
+    has_ids: bool
     id_type: str
     columns: tuple[str, ...]
     column_types: Mapping[str, str]

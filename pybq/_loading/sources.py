@@ -204,6 +204,7 @@ def _open_arrays(
         name,
         n,
         dim,
+        ids is not None,
         "bigint" if ids is None else _array_type(ids) or "text",
         tuple(columns),
         {column: kind for column, kind in types.items() if kind is not None},
@@ -324,8 +325,8 @@ def _open_iterable(
 
     rows = None if failed or seen[-1].rows else 0  # it was read to its end if it has none
     return Source(
-        "iterable", rows, first.dim, first.id_type, first.columns, first.column_types,
-        first.skipped, f"x {first.dim}", read, sample,
+        "iterable", rows, first.dim, first.has_ids, first.id_type, first.columns,
+        first.column_types, first.skipped, f"x {first.dim}", read, sample,
     )  # fmt: skip
 
 

@@ -259,6 +259,32 @@ def test_only_rows_written_are_counted_and_once(
     assert sum(counted) == 400
 
 
+@pytest.mark.parametrize("connections", [1, 2])
+def test_rows_without_keys_are_refused_before_the_decision(
+    conn: Conn, vectors: np.ndarray, connections: int
+) -> None:
+    table = create(conn)
+    options: dict[str, Any] = {"on_conflict": "skip", "connections": connections}
+    for source in (vectors, {"v": vectors}, [vectors[:5], vectors[5:]]):
+        with pytest.raises(ValueError, match="expected ids with on_conflict='skip', got None"):
+            table.load(source, first_id=None, **options)
+        assert table.status().transform is None
+
+
+@pytest.mark.usefixtures("vector")
+def test_keys_that_do_not_fit_are_refused_before_anything_is_written(
+    conn: Conn, vectors: np.ndarray
+) -> None:
+    conn.execute(f"CREATE TABLE bare (v vector({DIM}))".encode())
+    conn.execute(f"CREATE TABLE pairs (v vector({DIM}), a int, b int, PRIMARY KEY (a, b))".encode())
+    conn.commit()
+    with pytest.raises(pybq.TableError, match="no primary key; write vectors with ids=None"):
+        pybq.Table(conn, "bare").load({"v": vectors, "id": np.arange(len(vectors))})
+    for name in ("bare", "pairs"):  # no number is a key of theirs
+        with pytest.raises(ValueError, match="expected ids with on_conflict='skip', got None"):
+            pybq.Table(conn, name).load(vectors, on_conflict="skip")
+
+
 def test_equal_keys_in_one_batch(conn: Conn, vectors: np.ndarray) -> None:
     keys = [0, 1, 1, 2, 1]
     table = create(conn, columns={"n": "int"})
