@@ -6,17 +6,24 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from pybq.errors import ServerError
+
 
 class Running(NamedTuple):
     """What a server says of itself in its data folder."""
 
     pid: int
     port: int
-    socket_dir: Path
+    socket_dir: Path | None
 
     @property
     def dsn(self) -> str:
-        """Connection string for psycopg, SQLAlchemy and psql."""
+        """Connection string for psycopg, SQLAlchemy and psql; ServerError without a socket."""
+        if self.socket_dir is None:
+            raise ServerError(
+                "the server listens on no Unix socket, which pybq needs; leave "
+                "unix_socket_directories out, or set it to a folder"
+            )
         return (
             f"postgresql://postgres@/postgres?host={quote(str(self.socket_dir))}&port={self.port}"
         )
@@ -27,7 +34,7 @@ def read_pidfile(data_dir: Path) -> Running | None:
     try:
         # PostgreSQL, src/include/utils/pidfile.h: line 1 process, line 4 port, line 5 socket folder
         lines = (data_dir / "postmaster.pid").read_text().splitlines()
-        return Running(int(lines[0]), int(lines[3]), Path(lines[4]))
+        return Running(int(lines[0]), int(lines[3]), Path(lines[4]) if lines[4] else None)
     except (OSError, IndexError, ValueError):
         return None
 

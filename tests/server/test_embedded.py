@@ -275,6 +275,18 @@ def test_bad_setting_shows_the_log(folder):
     assert "stopped" in repr(server)
 
 
+def test_a_server_without_a_socket_is_refused(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"listen_addresses": "127.0.0.1", "port": port}
+    server = pybq.Server(folder / "data", settings={"unix_socket_directories": "", **address})
+    with pytest.raises(pybq.ServerError, match="on no Unix socket, which pybq needs; leave unix_"):
+        server.start()
+    assert "stopped" in repr(server)
+    assert not (folder / "data" / "postmaster.pid").exists()
+
+
 def test_folder_of_something_else_is_refused(folder):
     (folder / "letter.txt").write_text("Dear reader")
     with pytest.raises(ValueError, match="is not empty, and no database"):
