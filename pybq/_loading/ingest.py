@@ -23,13 +23,13 @@ from pybq._codes.quantizer import Quantizer
 from pybq._loading.copy import HEADER, TRAILER
 from pybq._loading.encode import CHUNK_NBYTES, ChunkEncoder, encode_chunks, stored_vectors
 from pybq._loading.progress import show_progress
+from pybq._loading.source import unlike
 from pybq.errors import TableError
 
 ON_CONFLICT = ("error", "update", "skip")
 OnConflict = Literal["error", "update", "skip"]
-# Where rows wait for ON CONFLICT, and the column that numbers them.
+# Where rows wait for ON CONFLICT.
 STAGE = sql.Identifier("pg_temp", "bq_stage")
-PLACE = sql.Identifier("bq_place")
 
 
 async def ingest(
@@ -130,12 +130,17 @@ async def _create_stage(db: Database, layout: Layout, target: Sequence[Column]) 
     lines = [
         sql.SQL("{} {}").format(column.identifier, sql.SQL(types[column.name])) for column in target
     ]
-    lines.append(sql.SQL("{} integer GENERATED ALWAYS AS IDENTITY").format(PLACE))
+    lines.append(sql.SQL("{} integer GENERATED ALWAYS AS IDENTITY").format(_name_place(target)))
     await db.execute(
         sql.SQL("CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP").format(
             STAGE, sql.SQL(", ").join(lines)
         )
     )
+
+
+def _name_place(target: Sequence[Column]) -> sql.Identifier:
+    """The column of the stage that numbers its rows: none of the others is called so."""
+    return sql.Identifier(unlike("bq_place", [column.name for column in target]))
 
 
 async def _write_staged(
@@ -159,7 +164,7 @@ async def _write_staged(
         ).format(
             key=layout.keys,
             stage=STAGE,
-            place=PLACE,
+            place=_name_place(target),
             order=sql.SQL("ASC" if skip else "DESC"),
             table=layout.identifier,
             names=sql.SQL(", ").join(column.identifier for column in target),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,3 +116,8 @@ def choose_id(source: str, names: Mapping[str, Any], wanted: str | None) -> str 
     if wanted is not None and wanted not in names:
         raise ValueError(f"{source}: no column {wanted!r} among {', '.join(names)}")
     return wanted or next((name for name in ID_NAMES if name in names), None)
+
+
+def unlike(name: str, names: Iterable[str]) -> str:
+    """The name, with as many underscores as it takes to differ from all others."""
+    return name if name not in names else unlike(f"{name}_", names)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pybq._codes.arrays import by_place, fill_mask, holds_numbers, spread, unmask
 from pybq._loading.arrow import open_frame, open_parquet
-from pybq._loading.source import Batch, Source, choose_column, choose_id
+from pybq._loading.source import Batch, Source, choose_column, choose_id, unlike
 
 # numpy.dtype.kind -> SQL type of a column made for it
 _SQL_TYPES = {
@@ -340,7 +340,7 @@ def _as_source(item: Any, vector_column: str | None, id_column: str | None) -> S
         ids, vectors, *columns = item
         arrays = {n: _as_array(v) for n, v in (columns[0] if columns else {}).items()}
         # Names of their own, as further columns may have any.
-        vector_name, id_name = (_unlike(name, arrays) for name in ("vectors", "id"))
+        vector_name, id_name = (unlike(name, arrays) for name in ("vectors", "id"))
         arrays[vector_name] = _as_array(vectors)
         if ids is None:
             return _open_arrays("batch", arrays, vector_name, None, keys=False)
@@ -349,10 +349,6 @@ def _as_source(item: Any, vector_column: str | None, id_column: str | None) -> S
     return open_source(
         item if isinstance(item, Mapping) else _as_array(item), vector_column, id_column
     )
-
-
-def _unlike(name: str, names: Iterable[str]) -> str:
-    return name if name not in names else _unlike(f"{name}_", names)
 
 
 def _map_hdf5(path: Path) -> dict[str, _Array]:

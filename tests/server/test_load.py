@@ -285,6 +285,16 @@ def test_keys_that_do_not_fit_are_refused_before_anything_is_written(
             pybq.Table(conn, name).load(vectors, on_conflict="skip")
 
 
+def test_columns_named_as_that_of_the_stage_do_no_harm(conn: Conn, vectors: np.ndarray) -> None:
+    table = create(conn, columns={"bq_place": "int", "bq_place_": "int"})
+    columns = {"bq_place": [5, 6], "bq_place_": [7, 8]}
+    for on_conflict, written in (("skip", 2), ("skip", 0), ("update", 2)):
+        options: dict[str, Any] = {"on_conflict": on_conflict}
+        assert table.ingest([1, 2], vectors[:2], columns, **options) == written
+    found = conn.execute("SELECT id, bq_place, bq_place_ FROM items ORDER BY id").fetchall()
+    assert found == [(1, 5, 7), (2, 6, 8)]
+
+
 def test_equal_keys_in_one_batch(conn: Conn, vectors: np.ndarray) -> None:
     keys = [0, 1, 1, 2, 1]
     table = create(conn, columns={"n": "int"})
