@@ -50,7 +50,7 @@ class Layout:
     """What the catalog and bq_columns say of a table that does not change with its rows."""
 
     name: str
-    schema: str | None  # None: found on the search path
+    schema: str  # where it is: whatever the search path becomes, statements mean this table
     oid: int
     dim: int
     metric: Metric
@@ -59,6 +59,7 @@ class Layout:
     source: Column | None  # the vectors; None: codes only
     columns: Mapping[str, Column]  # all others
     declared: bool = True  # dim is that of the column, without which there can be no index
+    named_schema: str | None = None  # as the caller gave it; None: found on the search path
 
     @property
     def identifier(self) -> sql.Identifier:

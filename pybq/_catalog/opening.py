@@ -47,7 +47,7 @@ async def open_table(
         assert table is not None
     if table.kind == "v":
         raise TableError(f"{name!r} is a view: its rows have no place or key; open its table")
-    layout = await _read_layout(db, table.oid, name, schema, column, dim, metric)
+    layout = await _read_layout(db, table, schema, column, dim, metric)
     for what, there, asked in (("dim", layout.dim, dim), ("metric", layout.metric, metric)):
         if asked is not None and asked != there:
             raise _disagrees(layout, what, there, asked)
@@ -100,14 +100,14 @@ async def _check_options(db: Database, layout: Layout, options: TableOptions) ->
 
 async def _read_layout(
     db: Database,
-    oid: int,
-    name: str,
-    schema: str | None,
+    table: FoundTable,
+    named_schema: str | None,
     column: str | None,
     dim: int | None,
     metric: Metric | None,
 ) -> Layout:
     """Find out what a table is: of its columns of codes and vectors the one that was named."""
+    oid, schema, name, _ = table
     managed = await registry.find_entries(db, oid)
     attributes = await read_columns(db, oid)
     columns = {each.name: each for each, _, _ in attributes}
@@ -155,7 +155,11 @@ async def _read_layout(
         metric = await _find_metric(db, name, oid, column, entry and entry.metric, metric)
         known_dim = (entry and entry.dim) or dims[column]
         dim = known_dim or await _read_dim(db, name, schema, column, dim)
-    return Layout(name, schema, oid, dim, metric, keys, searched, vectors, columns, declared)
+    return Layout(
+        *(name, schema, oid, dim, metric, keys, searched, vectors, columns),
+        declared=declared,
+        named_schema=named_schema,
+    )
 
 
 class FoundTable(NamedTuple):
@@ -233,9 +237,7 @@ async def _find_metric(
     return metrics[0] if metrics else known or asked or "cosine"
 
 
-async def _read_dim(
-    db: Database, name: str, schema: str | None, column: str, asked: int | None
-) -> int:
+async def _read_dim(db: Database, name: str, schema: str, column: str, asked: int | None) -> int:
     """Dimensions of a column that declares none: those of its first row."""
     vector, table = sql.Identifier(column), name_table(name, schema)
     row = await db.fetch_one(

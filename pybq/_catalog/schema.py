@@ -71,8 +71,8 @@ def name_searched(options: TableOptions) -> list[str]:
 
 async def create_table(
     db: Database, name: str, dim: int, metric: Metric, options: CreateOptions
-) -> None:
-    """Create the table, and its row in bq_columns.
+) -> str | None:
+    """Create the table, and its row in bq_columns; return the schema that it is to be opened by.
 
     Without a column of codes that row says what the index will be: its metric and transform.
     """
@@ -90,7 +90,7 @@ async def create_table(
         check_text(f"column {column!r}", column)
         if column in ("id", "embedding", *name_searched(options)):
             raise ValueError(f"column {column!r} is the table's own; choose another name")
-    identifier = name_table(name, schema)
+    name_table(name, schema)  # checks both
     types = {"id": id_type, **columns}
     await db.register()  # says what is missing
     async with db.transaction():
@@ -113,11 +113,14 @@ async def create_table(
         ]
         # Of several at once, one creates it, and the others learn that it exists: without
         # the lock they would fail in the catalog, by a unique index of pg_type.
-        await db.execute(
-            "SELECT pg_advisory_xact_lock(hashtext('pybq.create'),"
-            " hashtext(coalesce(%s, current_schema()) || '.' || %s))",
-            [schema, name],
+        row = await db.fetch_one(
+            "SELECT s, pg_advisory_xact_lock(hashtext('pybq.create'), hashtext(s || '.' || %s))"
+            " FROM coalesce(%s, current_schema()) AS s",
+            [name, schema],
         )
+        assert row is not None
+        # By its name alone, a temporary table of the same name would be found first.
+        identifier = name_table(name, row[0])
         # A type ends with its line, whatever comment it may hold.
         await db.execute(
             sql.SQL("CREATE TABLE {} (\n{}\n)").format(identifier, sql.SQL("\n,").join(lines))
@@ -135,6 +138,13 @@ async def create_table(
             metric,
             transform,
         )
+        return row[0] if schema is not None or await _is_hidden(db, name, identifier) else None
+
+
+async def _is_hidden(db: Database, name: str, identifier: sql.Identifier) -> bool:
+    """Whether the search path finds another table by this name, as a temporary one."""
+    names = [each.as_string(db.connection) for each in (name_table(name, None), identifier)]
+    return await db.fetch_one("SELECT to_regclass(%s) = to_regclass(%s)", names) != (True,)
 
 
 async def create_index(

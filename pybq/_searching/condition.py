@@ -84,7 +84,7 @@ def _compile(where: Any, parameters: Mapping[str, Any] | None, layout: Layout) -
         return (
             isinstance(table, Table)
             and table.name == layout.name
-            and (table.schema is None or layout.schema in (None, table.schema))
+            and (table.schema is None or layout.named_schema in (None, table.schema))
         )
 
     froms: Sequence[Any] = statement.where(where).get_final_froms()

@@ -303,7 +303,7 @@ def _choose_name(db: BlockingDatabase, layout: Layout, indexes: list[VectorIndex
             _drop_leftover(db, layout, unfinished[name])
             return name
         taken = "SELECT 1 FROM pg_class c WHERE relname = %s AND relnamespace = %s::regnamespace"
-        schema = sql.Identifier(str(layout.schema)).as_string(db.connection)
+        schema = sql.Identifier(layout.schema).as_string(db.connection)
         if not run(db.fetch_one(taken, [name, schema])):
             return name
         number += 1

@@ -55,12 +55,13 @@ class BaseTable:
         self._efforts: dict[tuple[float, int], tuple[Effort, float]] = {}
 
     def __repr__(self) -> str:
-        schema = "" if self._layout.schema is None else f"{self._layout.schema}."
+        schema = self._layout.named_schema
+        name = self.name if schema is None else f"{schema}.{self.name}"
         kept = [] if self.store is None else [self.store]
         if self._layout.has_codes:
             kept.append(f"codes in {self.code_column}")
         return (
-            f"<pybq.{type(self).__name__} {schema}{self.name}: {self.dim} dimensions, "
+            f"<pybq.{type(self).__name__} {name}: {self.dim} dimensions, "
             f"{', '.join([self.metric, *kept])}>"
         )
 
@@ -86,7 +87,7 @@ class BaseTable:
 
     @property
     def identifier(self) -> sql.Identifier:
-        """The table's name, with its schema if one was given, to compose SQL with."""
+        """The table's name, with its schema, to compose SQL with."""
         return self._layout.identifier
 
     @property

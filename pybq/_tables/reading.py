@@ -381,7 +381,7 @@ async def status(table: BaseTable) -> Status:
     ...     table.create_index()
     ...     status = table.status()
     >>> advice
-    'CREATE INDEX CONCURRENTLY ON "items" USING bq ("embedding" halfvec_cosine_ops)'
+    'CREATE INDEX CONCURRENTLY ON "public"."items" USING bq ("embedding" halfvec_cosine_ops)'
     >>> status.row_count, status.transform, status.indexes[0].live_rows, status.advice
     (1000, 1, 1000, None)
     """

@@ -195,8 +195,8 @@ class Table(BaseTable):
         >>> table.store, dict(table.columns)
         ('vector', {'title': 'text', 'price': 'numeric'})
         """
-        run(create_table(BlockingDatabase(conn), name, dim, metric, options))
-        return cls(conn, name, schema=options.get("schema"))
+        schema = run(create_table(BlockingDatabase(conn), name, dim, metric, options))
+        return cls(conn, name, schema=schema)
 
     @property
     def connection(self) -> Connection[Any]:
@@ -324,8 +324,8 @@ class AsyncTable(BaseTable):
     ) -> AsyncTable:
         """Create a table, and open it. See `Table.create`."""
         db = AsyncDatabase(conn)
-        await db.run(create_table(db, name, dim, metric, options))
-        return await cls.open(conn, name, schema=options.get("schema"))
+        schema = await db.run(create_table(db, name, dim, metric, options))
+        return await cls.open(conn, name, schema=schema)
 
     @property
     def connection(self) -> AsyncConnection[Any]:

@@ -9,12 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 from psycopg import sql
 
 from pybq._catalog import schema
+from pybq._catalog.opening import find_table
 from pybq._catalog.registry import forget_table
 from pybq._loading.ingest import OnConflict
 from pybq._loading.ingest import ingest as ingest_rows
 from pybq._loading.load import load as load_source
 from pybq._tables.base import BaseTable
 from pybq._tables.reencode import reencode as encode_anew
+from pybq.errors import TableError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -353,6 +355,8 @@ async def drop(table: BaseTable) -> None:
 
     Raises
     ------
+    TableError
+        If another table has its name by now.
     psycopg.Error
         As the server says, e.g. DependentObjectsStillExist if there are views of it; then nothing
         has changed.
@@ -366,6 +370,16 @@ async def drop(table: BaseTable) -> None:
     ...     pybq.Table(conn, "items", dim=32).dim
     32
     """
-    async with table._db.transaction():
-        await forget_table(table._db, table._layout)
-        await table._db.execute(sql.SQL("DROP TABLE {}").format(table.identifier))
+    db, layout = table._db, table._layout
+    async with db.transaction():
+        # What is forgotten goes by its oid, what is dropped by its name: they must be one table.
+        lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(layout.identifier)
+        await db.execute(lock)
+        there = await find_table(db, layout.name, layout.schema)
+        if there is None or there.oid != layout.oid:
+            raise TableError(
+                f"table {layout.name!r} is not the one that was opened, which was renamed or "
+                "dropped; open it again"
+            )
+        await forget_table(db, layout)
+        await db.execute(sql.SQL("DROP TABLE {}").format(layout.identifier))

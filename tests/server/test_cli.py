@@ -363,7 +363,7 @@ def test_tables_of_pgvector_alone_are_told_of_and_measured(
     for command in ("recall", "bench"):
         assert [one["name"] for one in ask(command, "notes", "--sample", 5)["indexes"]] == ["graph"]
         assert "no index of bq: pybq adopt" in run(command, "notes", "--sample", 5)[1]
-    make = 'CREATE INDEX CONCURRENTLY ON "notes" USING bq ("embedding" halfvec_l2_ops)'
+    make = 'CREATE INDEX CONCURRENTLY ON "public"."notes" USING bq ("embedding" halfvec_l2_ops)'
     assert f"to have one: {make}" in run("status", "notes")[1]
     (hint,) = [each["hint"] for each in ask("doctor")["findings"] if each["name"] == "table notes"]
     assert hint == "run pybq adopt notes --column embedding --compare"

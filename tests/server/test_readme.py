@@ -54,6 +54,6 @@ def test_python_runs(
         names["server"].stop()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "42 note 42 0.0"
-    made = 'CREATE INDEX CONCURRENTLY ON "articles" USING bq ("v" vector_cosine_ops)'
+    made = 'CREATE INDEX CONCURRENTLY ON "public"."articles" USING bq ("v" vector_cosine_ops)'
     assert lines[-5:] == ["/7", made, "42", "42 0.0", "42"]
     assert any(line.startswith("why: ") for line in lines)

@@ -122,6 +122,46 @@ def test_a_drop_that_fails_changes_nothing(conn: Conn, table: pybq.Table) -> Non
     assert table.count() == N and table.status().count == N
 
 
+def test_what_has_the_same_name_is_left_alone(conn: Conn, vectors: np.ndarray) -> None:
+    table = pybq.Table.create(conn, "items", DIM, store=None)
+    conn.execute("CREATE TEMP TABLE items (LIKE public.items)")
+    conn.execute("CREATE SCHEMA shop")
+    conn.execute("CREATE TABLE shop.items (LIKE public.items)")
+    for path in ("public", "shop, public"):  # the temporary table comes before either
+        conn.execute(f"SET search_path = {path}")
+        assert table.ingest([len(path)], vectors[:1]) == 1
+    assert table.count() == 2 and table.delete([len("public")]) == 1
+    table.drop()
+    names = ("public.items", "pg_temp.items", "shop.items")
+    there = [conn.execute("SELECT to_regclass(%s)", [name]).fetchone() for name in names]
+    assert there[0] == (None,) and (None,) not in there[1:]
+    assert conn.execute("SELECT count(*) FROM bq_columns").fetchone() == (0,)
+
+
+def test_a_table_in_the_place_of_the_opened_one_is_not_dropped(
+    conn: Conn, table: pybq.Table
+) -> None:
+    conn.execute("ALTER TABLE items RENAME TO sold")
+    conn.execute("CREATE TABLE items (id int)")
+    conn.commit()
+    with pytest.raises(TableError, match="'items' is not the one that was opened"):
+        table.drop()
+    assert conn.execute("SELECT to_regclass('items') IS NULL").fetchone() == (False,)
+    assert pybq.Table(conn, "sold").count() == N
+
+
+def test_a_temporary_table_does_not_pass_for_the_one_that_is_made(
+    conn: Conn, vectors: np.ndarray
+) -> None:
+    conn.execute("CREATE TEMP TABLE items (id int, embedding real[])")
+    table = pybq.Table.create(conn, "items", DIM, store=None)
+    assert table.ingest(range(N), vectors) == N
+    assert repr(table).startswith("<pybq.Table public.items: ")
+    assert conn.execute(
+        "SELECT table_name = 'public.items'::regclass FROM bq_columns"
+    ).fetchall() == [(True,)]
+
+
 def test_the_asynchronous_table_does_the_same(conn: Conn, table: pybq.Table) -> None:
     conn.commit()
 

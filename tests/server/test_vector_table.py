@@ -402,7 +402,7 @@ def test_partitioned_tables_open_and_are_indexed(conn: Conn, vectors: np.ndarray
     table = pybq.Table(conn, "items")
     table.ingest([("en" if i % 2 else "de", i) for i in range(100)], vectors[:100])
     advice = table.status().advice
-    assert advice == 'CREATE INDEX ON "items" USING bq ("v" vector_cosine_ops)'
+    assert advice == 'CREATE INDEX ON "public"."items" USING bq ("v" vector_cosine_ops)'
     (hint,) = [one.hint for one in examine(conn) if one.name == "table items"]
     assert hint == "CREATE INDEX ON items USING bq (v vector_cosine_ops)"
     table.create_index()
