@@ -419,7 +419,7 @@ def test_dimensions_that_are_not_declared(conn: Conn, vectors: np.ndarray) -> No
     table = pybq.Table(conn, "items")
     assert (table.dim, table.search(vectors[3], k=1)[0].id) == (DIM, 3)
     advice = table.status().advice
-    assert advice == f'ALTER TABLE "items" ALTER COLUMN "v" TYPE vector({DIM})'
+    assert advice == f'ALTER TABLE "public"."items" ALTER COLUMN "v" TYPE vector({DIM})'
     (hint,) = [one.hint for one in examine(conn) if one.name == "table items"]
     assert "declare the dimensions of v" in hint
     conn.execute(advice.encode())
