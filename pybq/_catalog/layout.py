@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ Store = Literal["halfvec", "vector"]
 
 # Types that vectors are kept in, and bytes per dimension.
 ITEM_NBYTES = {"halfvec": 2, "vector": 4}
+
+INTEGERS = ("int2", "int4", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +119,34 @@ class Layout:
     def unnest_keys(self, ids: Iterable[Any]) -> tuple[sql.Composed, list[list[Any]]]:
         """Return SQL of a set that has these keys as rows, and its parameters."""
         arrays = sql.SQL(", ").join(sql.SQL("%s::{}[]").format(each.type) for each in self.key)
-        keys = self.split_keys(by_place(ids))
+        keys = self.split_keys(self._check_keys(ids))
         return sql.SQL("unnest({})").format(arrays), [
             each.tolist() if isinstance(each, np.ndarray) else list(each) for each in keys
         ]
+
+    def _check_keys(self, ids: Any) -> Iterable[Any]:
+        """Refuse what the server would take for other keys than those that were meant."""
+        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+            raise TypeError(f"expected ids as a sequence of keys, got {type(ids).__name__}")
+        keys = by_place(ids)
+        if not isinstance(keys, np.ndarray):
+            keys = list(keys)
+        if len(self.key) > 1:
+            return keys
+        if isinstance(keys, np.ndarray) and keys.ndim != 1:
+            raise TypeError(f"expected ids of shape (n,), got {keys.shape}")
+        column = self.key[0]
+        refused: tuple[type, ...] = (list, np.ndarray)  # unnest would flatten them
+        if column.type_name in INTEGERS:
+            refused += (float, np.floating, Decimal)  # and the server would round these
+        typed = isinstance(keys, np.ndarray) and keys.dtype != object
+        for key in keys[:1] if typed else keys:
+            if isinstance(key, refused):
+                raise TypeError(
+                    f"expected ids of type {column.declared}, that of column {column.name!r}, got "
+                    f"{type(key).__name__}"
+                )
+        return keys
 
     def with_keys(self, ids: Iterable[Any]) -> tuple[sql.Composed, list[list[Any]]]:
         """Return a condition on rows of these keys, and its parameters."""

@@ -213,6 +213,8 @@ async def get(
     ------
     ValueError
         If there is no such column.
+    TypeError
+        If ids are no keys, as a text, numbers with a fraction, or an array of two dimensions.
     TableError
         If the table has no primary key, or if vectors are asked of one that keeps codes only.
 
@@ -251,7 +253,7 @@ async def get(
         ),
         keys,
     )
-    found: list[Row | None] = [None] * len(ids)
+    found: list[Row | None] = [None] * len(keys[0])
     n = 1 + len(layout.key)
     for place, *row in rows:
         values = dict(zip(names, row[n - 1 :], strict=False))

@@ -234,6 +234,8 @@ async def delete(table: BaseTable, ids: Sequence[object] | NDArray[Any]) -> int:
 
     Raises
     ------
+    TypeError
+        If ids are no keys, as a text, numbers with a fraction, or an array of two dimensions.
     TableError
         If the table has no primary key.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,45 @@ def test_rows_without_a_key_are_not_told_apart(conn: Conn) -> None:
     for ask in (table.get, table.delete):
         with pytest.raises(TableError, match="has no primary key to tell rows by"):
             ask([1])
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ("12", "got str"),
+        (b"12", "got bytes"),
+        (5, "got int"),
+        (None, "got NoneType"),
+        ([1.5], "of type int8, that of column 'id', got float"),
+        ([1, Decimal(2)], "got Decimal"),
+        (np.array([2.0]), "got float64"),
+        ([np.float32(2)], "got float32"),
+        (np.array([[1, 2], [3, 4]]), r"of shape \(n,\), got \(2, 2\)"),
+        (np.array(1), r"got \(\)"),
+        ([[1, 2]], "got list"),
+        ([np.array([1, 2])], "got ndarray"),
+    ],
+    ids=str,
+)
+def test_what_is_no_key_is_refused(table: pybq.Table, ids: Any, message: str) -> None:
+    for ask in (table.get, table.delete):
+        with pytest.raises(TypeError, match=f"expected ids .*{message}"):
+            ask(ids)
+    assert table.count() == N
+
+
+def test_a_text_is_not_the_keys_of_its_letters(conn: Conn, vectors: np.ndarray) -> None:
+    table = pybq.Table.create(conn, "words", DIM, store=None, id_type="text")
+    table.ingest(["a", "b", "abc"], vectors[:3])
+    with pytest.raises(TypeError, match="got str"):
+        table.delete("abc")
+    assert table.delete(["abc"]) == 1 and table.count() == 2
+
+
+def test_keys_may_come_from_a_generator(table: pybq.Table) -> None:
+    rows = table.get(i for i in (3, 99))  # type: ignore[arg-type]
+    assert [row and row.id for row in rows] == [3, None]
+    assert table.delete(i for i in (3, 99)) == 1  # type: ignore[arg-type]
 
 
 def test_rows_are_counted(conn: Conn, table: pybq.Table) -> None:
