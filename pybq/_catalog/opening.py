@@ -37,7 +37,13 @@ async def open_table(
     if table is None:
         if dim is None:
             raise TableError(f"no table {name!r}; give dim to create it")
-        if column is not None and column not in name_searched(options):
+        searched = name_searched(options)
+        if column in searched[1:]:
+            raise TableError(
+                f"no table {name!r}, and one that pybq makes with codes is searched and written by "
+                f"column {searched[0]!r}; leave out column, or codes"
+            )
+        if column is not None and column not in searched:
             raise TableError(f"no table {name!r}, and one that pybq makes has no column {column!r}")
         # If another connection is faster, what it has made is opened.
         with suppress(DuplicateTable):

@@ -237,6 +237,13 @@ def test_a_column_that_a_new_table_would_not_have_is_refused_before(conn: Conn) 
     assert pybq.Table(conn, "items", DIM, store=None, column="code").code_column == "code"
 
 
+def test_vectors_beside_codes_are_refused_before_a_table_is_made(conn: Conn) -> None:
+    for options in ({}, {"transform": 7}):
+        with pytest.raises(TableError, match="is searched and written by column 'code'"):
+            pybq.Table(conn, "items", DIM, column="embedding", codes=True, **options)  # type: ignore[arg-type]
+        assert conn.execute("SELECT to_regclass('items')").fetchone() == (None,)
+
+
 @pytest.mark.parametrize("make", [pybq.Table, pybq.Table.open, pybq.Table.create])
 def test_options_that_are_none_are_named(conn: Conn, table: pybq.Table, make: Any) -> None:
     for name in ("items", "others"):  # one that is there, one that is not
