@@ -133,6 +133,13 @@ async def tell_index(db: Database, index: VectorIndex) -> VectorIndex:
     )
 
 
+async def set_recall(db: Database, index: VectorIndex, recall: float | None) -> None:
+    """Have an index find another share of the nearest rows, if one is asked for."""
+    if recall not in (None, float(index.options.get("recall", 0))):
+        change = sql.SQL("ALTER INDEX {} SET (recall = {})").format(index.identifier, recall)
+        await db.execute(change)
+
+
 async def find_opclass(db: Database, type_name: str, metric: Metric) -> sql.Identifier:
     """The operator class, wherever it is; creates the extension that has it if it may."""
     name = name_opclass(type_name, metric)

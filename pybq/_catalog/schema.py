@@ -9,7 +9,7 @@ from psycopg import DataError, ProgrammingError, sql
 
 from pybq._catalog import registry
 from pybq._catalog.database import Database
-from pybq._catalog.indexes import VectorIndex, find_indexes, find_opclass, write_index
+from pybq._catalog.indexes import VectorIndex, find_indexes, find_opclass, set_recall, write_index
 from pybq._catalog.layout import (
     ITEM_NBYTES,
     Layout,
@@ -150,7 +150,7 @@ async def _is_hidden(db: Database, name: str, identifier: sql.Identifier) -> boo
 async def create_index(
     db: Database, layout: Layout, filters: Sequence[str] = (), recall: float | None = None
 ) -> None:
-    """Build the index `USING bq` over codes or vectors, unless there is one."""
+    """Build the index `USING bq` over codes or vectors; of one that is there, set the recall."""
     if isinstance(filters, str):
         raise TypeError("expected filters as a sequence of names, got str")
     for name in filters:
@@ -158,21 +158,26 @@ async def create_index(
             raise ValueError(f"no column {name!r} in table {layout.name!r} to filter by")
     if recall is not None and not 0 < recall <= 1:
         raise ValueError(f"expected recall above 0 and at most 1, got {recall}")
-    if await _find_same(db, layout, filters):
+    same = await _find_same(db, layout, filters)
+    if same is not None:
+        await set_recall(db, same, recall)
         return
     async with db.transaction():
         # Writers have to wait anyway; now another connection that builds one does, too.
         await db.execute(
             sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(layout.identifier)
         )
-        if not await _find_same(db, layout, filters):
-            opclass = None
-            if not layout.has_codes:
-                opclass = await find_opclass(db, layout.searched.type_name, layout.metric)
-            options = {} if recall is None else {"recall": recall}
-            await db.execute(
-                write_index(layout.identifier, layout.searched.name, opclass, filters, options)
-            )
+        same = await _find_same(db, layout, filters)
+        if same is not None:
+            await set_recall(db, same, recall)
+            return
+        opclass = None
+        if not layout.has_codes:
+            opclass = await find_opclass(db, layout.searched.type_name, layout.metric)
+        options = {} if recall is None else {"recall": recall}
+        await db.execute(
+            write_index(layout.identifier, layout.searched.name, opclass, filters, options)
+        )
 
 
 async def _find_same(

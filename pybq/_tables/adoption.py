@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 
 from pybq._catalog import registry
 from pybq._catalog.database import BlockingDatabase, run
-from pybq._catalog.indexes import VectorIndex, find_indexes, find_opclass, write_index
+from pybq._catalog.indexes import VectorIndex, find_indexes, find_opclass, set_recall, write_index
 from pybq._catalog.layout import ITEM_NBYTES, PLACE, Layout
 from pybq._catalog.opening import find_table, read_columns
 from pybq._codes.metric import Metric, check_metric
@@ -176,9 +176,8 @@ def adopt(
             seconds = time.perf_counter() - start
         indexes = {index.name: index for index in _find_indexes(db, found)}
         made = indexes[name]
-        if statement is None and recall not in (None, float(made.options.get("recall", 0))):
-            change = sql.SQL("ALTER INDEX {} SET (recall = {})").format(made.identifier, recall)
-            run(db.execute(change))
+        if statement is None:
+            run(set_recall(db, made, recall))
             made = {index.name: index for index in _find_indexes(db, found)}[name]
         others = [
             index

@@ -187,8 +187,9 @@ async def create_index(
 ) -> None:
     """Build the index `USING bq` over the vectors, or over the column of codes.
 
-    If there is one, with these filters, nothing is done. Writers wait meanwhile: for a table
-    in use there is `pybq.adopt`. Without an index searches compare all rows.
+    If there is one, with these filters, none is built: another `recall` is set. Writers
+    wait meanwhile: for a table in use there is `pybq.adopt`. Without an index searches compare
+    all rows.
 
     Parameters
     ----------

@@ -188,6 +188,18 @@ def test_filters_go_into_the_index(conn: Conn, vectors: np.ndarray, queries: np.
         table.create_index(recall=2)
 
 
+def test_another_recall_is_set_of_an_index_that_is_there(conn: Conn, vectors: np.ndarray) -> None:
+    table = pybq.Table.create(conn, "items", DIM)
+    table.ingest(range(len(vectors)), vectors)
+    oids = set()
+    for recall, there in ((None, None), (0.99, "0.99"), (None, "0.99"), (0.9, "0.9")):
+        table.create_index(recall=recall)
+        (index,) = table.status().indexes
+        assert index.options.get("recall") == there
+        oids.add(index.oid)
+    assert len(oids) == 1
+
+
 def test_transform_and_metric_wait_for_the_index(conn: Conn, vectors: np.ndarray) -> None:
     table = pybq.Table.create(conn, "items", DIM, "l2", transform=5)
     table.ingest(range(N), vectors)
