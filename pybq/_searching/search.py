@@ -125,6 +125,8 @@ def make_search(
         raise ValueError("expected a query of finite values, got NaN or infinity")
     if recall is not None and (layout.has_codes or recall != 1):
         check_recall(layout, recall)
+        if layout.has_codes and (rerank != RERANK or probes is not None):
+            raise ValueError("expected recall, or rerank and probes, which it stands for; got both")
     for name in columns:
         if name not in layout.columns:
             raise ValueError(f"no column {name!r} in table {layout.name!r}")

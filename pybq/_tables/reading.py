@@ -75,8 +75,8 @@ async def search(
     recall : float, optional
         Share of the true k nearest rows that is wanted on average: `bq.recall` of an index on
         vectors, for this search. With a column of codes, what `calibrate` has found to be
-        needed for this k and at least this recall, in place of `rerank` and `probes`; that is
-        for searches without a condition.
+        needed for this k and at least this recall, in place of `rerank` and `probes`, which are
+        then not to be given; that is for searches without a condition.
     probes : int, optional
         Lists of the index that are read first; left out, what was measured when it was
         built, unless its option or `bq.probes` says otherwise.
@@ -96,7 +96,8 @@ async def search(
     ------
     ValueError
         If the shape does not match, a value or rerank is not finite, k, rerank or probes is
-        below 1, there is no such column, or the condition is on another table.
+        below 1, there is no such column, recall is given beside what it stands for, or the
+        condition is on another table. is no such column, or the condition is on another table.
     TypeError
         If the query is not of numbers, or `where` is of another kind.
     TableError

@@ -101,6 +101,9 @@ def test_a_search_finds_what_was_calibrated_and_never_measures(conn: Conn) -> No
     table.ingest([4000], base[:1])  # does not end it
     expected = table.search(queries, rerank=effort.rerank)
     assert table.search(queries, recall=0.9) == expected
+    for both in ({"rerank": 50}, {"rerank": None}, {"probes": 3}):
+        with pytest.raises(ValueError, match="expected recall, or rerank and probes"):
+            table.search(queries[0], recall=0.9, **both)  # type: ignore[arg-type]
     # other connections find it, for a lower recall, too, but not for a higher one or another k
     with psycopg.connect(conn.info.dsn, password=conn.info.password) as other:
         same = pybq.Table(other, "items")
