@@ -175,6 +175,8 @@ async def read_transform(db: Database, layout: Layout) -> int | None:
 async def read_statistics(db: Database, layout: Layout) -> Statistics:
     """Ask for the statistics of all vectors that were ingested."""
     row = await db.fetch_one(f"SELECT (statistics).* FROM bq_columns WHERE {_THIS}", _this(layout))
+    if row is None:
+        raise gone(layout)
     return make_statistics(layout, row)
 
 

@@ -152,6 +152,9 @@ def test_nothing_is_left_of_a_dropped_table(conn: Conn, vectors: np.ndarray) -> 
         table.drop()
         assert conn.execute(known).fetchone() == (0, 0)
         assert conn.execute("SELECT to_regclass('items')").fetchone() == (None,)
+        for ask in (table.status, table.statistics):
+            with pytest.raises(TableError, match="'items' is gone from bq_columns"):
+                ask()
 
 
 def test_a_drop_that_fails_changes_nothing(conn: Conn, table: pybq.Table) -> None:
