@@ -244,7 +244,7 @@ async def get(
     given, keys = layout.unnest_keys(ids)
     rows = await table._db.fetch(
         sql.SQL(
-            "SELECT bq_place, {read} FROM {given} WITH ORDINALITY AS given({keys}, bq_place)"
+            "SELECT given.bq_place, {read} FROM {given} WITH ORDINALITY AS given({keys}, bq_place)"
             " JOIN {table} AS t USING ({keys})"
         ).format(
             read=sql.SQL(", ").join([layout.keys, *read]),

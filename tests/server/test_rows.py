@@ -122,6 +122,14 @@ def test_what_is_no_key_is_refused(table: pybq.Table, ids: Any, message: str) ->
     assert table.count() == N
 
 
+def test_a_column_may_have_the_name_of_the_places(conn: Conn, vectors: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="'bq_place': ingest has a use for that name"):
+        pybq.Table.create(conn, "others", DIM, store=None, columns={"bq_place": "int"})
+    pybq.Table.create(conn, "items", DIM, store=None).ingest(range(2), vectors[:2])
+    conn.execute("ALTER TABLE items ADD bq_place int DEFAULT 7")
+    assert pybq.Table(conn, "items").get([1]) == [Row(1, {"bq_place": 7})]
+
+
 def test_a_text_is_not_the_keys_of_its_letters(conn: Conn, vectors: np.ndarray) -> None:
     table = pybq.Table.create(conn, "words", DIM, store=None, id_type="text")
     table.ingest(["a", "b", "abc"], vectors[:3])
