@@ -113,7 +113,7 @@ async def _read_layout(
     metric: Metric | None,
 ) -> Layout:
     """Find out what a table is: of its columns of codes and vectors the one that was named."""
-    oid, schema, name, _ = table
+    oid, schema, name, kind = table
     managed = await registry.find_entries(db, oid)
     attributes = await read_columns(db, oid)
     columns = {each.name: each for each, _, _ in attributes}
@@ -142,6 +142,11 @@ async def _read_layout(
     keys = tuple(each for each, _, is_key in attributes if is_key) or (PLACE,)
     if has_codes and (len(keys) != 1 or keys == (PLACE,)):
         raise TableError(f"table {name!r} has no primary key of one column")
+    if keys == (PLACE,) and kind == "p":
+        raise TableError(
+            f"table {name!r} is partitioned and has no primary key: rows of several partitions are "
+            "at the same place; add a primary key"
+        )
     searched = columns.pop(column)
     vectors: Column | None = searched
     if has_codes:

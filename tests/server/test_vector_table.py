@@ -423,6 +423,15 @@ def test_partitioned_tables_open_and_are_indexed(conn: Conn, vectors: np.ndarray
     assert {one.name for one in examine(conn)} >= {"index de_v_idx", "index en_v_idx"}
 
 
+def test_rows_of_partitions_are_not_known_by_their_place(conn: Conn, vectors: np.ndarray) -> None:
+    conn.execute(f"CREATE TABLE items (part int, v vector({DIM})) PARTITION BY LIST (part)")
+    for part in (1, 2):
+        conn.execute(f"CREATE TABLE items_{part} PARTITION OF items FOR VALUES IN ({part})")
+    with pytest.raises(TableError, match="no primary key: .*; add a primary key"):
+        pybq.Table(conn, "items")
+    assert pybq.Table(conn, "items_1").key == ("ctid",)  # one by itself
+
+
 def test_dimensions_that_are_not_declared(conn: Conn, vectors: np.ndarray) -> None:
     conn.execute("CREATE TABLE items (id int PRIMARY KEY, v vector)")
     with pytest.raises(TableError, match="column 'v' of table 'items' has no dimensions and no ro"):
