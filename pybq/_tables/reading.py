@@ -97,7 +97,7 @@ async def search(
     ValueError
         If the shape does not match, a value or rerank is not finite, k, rerank or probes is
         below 1, there is no such column, recall is given beside what it stands for, or the
-        condition is on another table. is no such column, or the condition is on another table.
+        condition is on another table.
     TypeError
         If the query is not of numbers, or `where` is of another kind.
     TableError
