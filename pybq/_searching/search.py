@@ -127,6 +127,7 @@ def make_search(
         check_recall(layout, recall)
         if layout.has_codes and (rerank != RERANK or probes is not None):
             raise ValueError("expected recall, or rerank and probes, which it stands for; got both")
+    check_columns(columns)
     for name in columns:
         if name not in layout.columns:
             raise ValueError(f"no column {name!r} in table {layout.name!r}")
@@ -263,9 +264,14 @@ def _write_text(layout: Layout, connection: BaseConnection[Any], shape: Shape) -
     )
 
 
+def check_columns(columns: Sequence[str]) -> None:
+    if isinstance(columns, str):
+        raise TypeError("expected columns as a sequence of names, got str")
+
+
 def check_recall(layout: Layout, recall: float) -> None:
     if not 0 < recall < 1:
-        raise ValueError(f"expected recall between 0 and 1, got {recall}")
+        raise ValueError(f"expected recall above 0 and below 1, got {recall}")
     if layout.source is None:
         raise TableError(f"table {layout.name!r} keeps codes only: there is nothing to re-rank by")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from psycopg import DataError, sql
 
 from pybq._catalog import status as catalog
+from pybq._catalog.schema import check_options
 from pybq._catalog.size import count_rows
 from pybq._catalog.status import Status
 from pybq._choice.statistics import Statistics
@@ -19,11 +21,13 @@ from pybq._searching.calibrate import SAMPLE, keep_effort
 from pybq._searching.calibrate import calibrate as measure_effort
 from pybq._searching.condition import Where
 from pybq._searching.results import Output
-from pybq._searching.search import Effort, Search, fetch, make_search, with_effort
+from pybq._searching.search import Effort, Search, check_columns, fetch, make_search, with_effort
 from pybq._tables.base import BaseTable
 from pybq.errors import TableError
 
-if TYPE_CHECKING:
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
     from typing_extensions import Unpack
 
 
@@ -134,6 +138,7 @@ async def search(
     >>> ids.shape, ids[:, 0].tolist()
     ((5, 3), [0, 1, 2, 3, 4])
     """
+    check_options(options, SearchOptions)
     conn = table._db.connection
     search = make_search(table._layout, conn, query, k, output=output, **options)
     try:
@@ -232,6 +237,7 @@ async def get(
     """
     layout = table._layout
     layout.need_key()
+    check_columns(columns or ())
     names = list(layout.columns) if columns is None else list(columns)
     for name in names:
         if name not in layout.columns:

@@ -5,6 +5,7 @@ Each method is a coroutine function of `reading` or `writing`; so is its documen
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -14,7 +15,7 @@ from psycopg import AsyncConnection, Connection
 from pybq._catalog.database import AsyncDatabase, BlockingDatabase, run
 from pybq._catalog.layout import Store
 from pybq._catalog.opening import open_table
-from pybq._catalog.schema import create_table
+from pybq._catalog.schema import CreateOptions, OpenOptions, create_table
 from pybq._catalog.status import Status
 from pybq._codes.metric import Metric
 from pybq._searching.results import Arrays, Hit
@@ -23,15 +24,18 @@ from pybq._tables import reading, writing
 from pybq._tables.base import BaseTable, awaited, blocking, overloads_of
 from pybq._tables.reading import Row
 
+if sys.version_info >= (3, 11):
+    from typing import Self, Unpack
+else:
+    from typing_extensions import Self, Unpack
+
 if TYPE_CHECKING:
     from typing import TypeAlias
 
     import pandas  # type: ignore[import-untyped, unused-ignore]
     import polars
     import pyarrow  # type: ignore[import-untyped, unused-ignore]
-    from typing_extensions import Unpack
 
-    from pybq._catalog.schema import CreateOptions, OpenOptions
     from pybq._tables.reading import SearchOptions as Options
 
     Hits: TypeAlias = Literal["hits"]
@@ -128,7 +132,7 @@ class Table(BaseTable):
         dim: int | None = None,
         metric: Metric | None = None,
         **options: Unpack[OpenOptions],
-    ) -> Table:
+    ) -> Self:
         """Open a table, as `Table` itself does with the same arguments.
 
         Examples
@@ -151,7 +155,7 @@ class Table(BaseTable):
         dim: int,
         metric: Metric = "cosine",
         **options: Unpack[CreateOptions],
-    ) -> Table:
+    ) -> Self:
         """Create a table, and open it.
 
         Parameters
@@ -306,7 +310,7 @@ class AsyncTable(BaseTable):
         dim: int | None = None,
         metric: Metric | None = None,
         **options: Unpack[OpenOptions],
-    ) -> AsyncTable:
+    ) -> Self:
         """Open a table; create it first if there is none and `dim` is given. See `Table`."""
         db = AsyncDatabase(conn)
         table = cls.__new__(cls)
@@ -321,7 +325,7 @@ class AsyncTable(BaseTable):
         dim: int,
         metric: Metric = "cosine",
         **options: Unpack[CreateOptions],
-    ) -> AsyncTable:
+    ) -> Self:
         """Create a table, and open it. See `Table.create`."""
         db = AsyncDatabase(conn)
         schema = await db.run(create_table(db, name, dim, metric, options))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 from psycopg import sql
@@ -13,15 +14,16 @@ from pybq._catalog.opening import find_table
 from pybq._catalog.registry import forget_table
 from pybq._loading.ingest import OnConflict
 from pybq._loading.ingest import ingest as ingest_rows
+from pybq._loading.load import LoadOptions
 from pybq._loading.load import load as load_source
 from pybq._tables.base import BaseTable
 from pybq._tables.reencode import reencode as encode_anew
 from pybq.errors import TableError
 
-if TYPE_CHECKING:
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
     from typing_extensions import Unpack
-
-    from pybq._loading.load import LoadOptions
 
 
 async def ingest(

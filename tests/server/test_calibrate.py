@@ -219,7 +219,7 @@ def test_calibration_does_not_outlive_the_codes(conn: Conn) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recall": 1.5}, "expected recall between 0 and 1, got 1.5"),
+        ({"recall": 1.5}, "expected recall above 0 and below 1, got 1.5"),
         ({"k": 0}, "expected k >= 1 and sample >= 2, got 0 and 200"),
         ({"sample": 1}, "expected k >= 1 and sample >= 2, got 10 and 1"),
         ({"queries": np.ones((1, 16))}, "expected at least 2 queries, got 1"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import psycopg
@@ -82,6 +82,8 @@ def test_keys_are_those_of_the_server(conn: Conn, vectors: np.ndarray) -> None:
 
 
 def test_what_cannot_be_read_is_said(conn: Conn, table: pybq.Table) -> None:
+    with pytest.raises(TypeError, match="columns as a sequence of names, got str"):
+        table.get([1], "place")
     with pytest.raises(ValueError, match="no column 'nope' in table 'items'"):
         table.get([1], ["nope"])
     with pytest.raises(TableError, match="keeps codes only: there are no vectors to read"):
@@ -89,6 +91,12 @@ def test_what_cannot_be_read_is_said(conn: Conn, table: pybq.Table) -> None:
 
 
 @needs_pgvector
+@pytest.mark.parametrize("kind", [pybq.Table, pybq.AsyncTable])
+@pytest.mark.parametrize("method", ["open", "create", "search", "load", "get", "ingest", "delete"])
+def test_annotations_can_be_resolved(kind: Any, method: str) -> None:
+    assert "return" in get_type_hints(getattr(kind, method))
+
+
 def test_rows_without_a_key_are_not_told_apart(conn: Conn) -> None:
     conn.execute("CREATE TABLE loose (v vector(2))")
     table = pybq.Table(conn, "loose")

@@ -81,8 +81,10 @@ def test_rows_come_in_the_order_of_their_distances(
         ({"query": np.ones(DIM) * 1j}, TypeError, "expected a query of float32, got dtype complex"),
         ({"probes": 0}, ValueError, "expected probes between 1 and 65536, got 0"),
         ({"output": "list"}, ValueError, "expected output of hits, numpy, arrow, pandas, polars"),
+        ({"columns": "price"}, TypeError, "expected columns as a sequence of names, got str"),
+        ({"foo": 1}, TypeError, "expected options of rerank, .*, got 'foo'"),
         ({"recall": 0.9}, TableError, "keeps codes only: there is nothing to re-rank by"),
-        ({"recall": 1.0}, ValueError, "expected recall between 0 and 1, got 1.0"),
+        ({"recall": 1.0}, ValueError, "expected recall above 0 and below 1, got 1.0"),
     ],
 )
 def test_bad_arguments_say_what_is_wrong(

@@ -253,7 +253,7 @@ def test_what_needs_codes_says_so(conn: Conn, vectors: np.ndarray) -> None:
     for rerank in (None, 8):
         with pytest.raises(TableError, match="ask for a recall in place of rerank"):
             table.search(vectors[0], rerank=rerank)
-    with pytest.raises(ValueError, match="recall between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match="recall above 0 and below 1, got 1.5"):
         table.search(vectors[0], recall=1.5)
     with pytest.raises(ValueError, match="store of halfvec or vector in a table without codes"):
         pybq.Table.create(conn, "other", DIM, store=None, codes=False)
