@@ -124,7 +124,7 @@ class Layout:
             each.tolist() if isinstance(each, np.ndarray) else list(each) for each in keys
         ]
 
-    def _check_keys(self, ids: Any) -> Iterable[Any]:
+    def _check_keys(self, ids: Any) -> Any:
         """Refuse what the server would take for other keys than those that were meant."""
         if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
             raise TypeError(f"expected ids as a sequence of keys, got {type(ids).__name__}")
