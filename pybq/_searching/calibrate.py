@@ -18,6 +18,7 @@ from pybq._catalog.layout import Layout
 from pybq._catalog.registry import keep_calibration, read_calibrations
 from pybq._catalog.sample import sample_rows
 from pybq._catalog.size import estimate_rows, tell_rows
+from pybq._codes.arrays import as_numbers, spread
 from pybq._codes.quantizer import Quantizer
 from pybq._searching.search import (
     MAX_PROBES,
@@ -68,10 +69,10 @@ async def calibrate(
     if queries is None:
         own, vectors = await sample_rows(db, layout, sample)
     else:
-        given = np.atleast_2d(np.asarray(queries))
+        given = np.atleast_2d(as_numbers(queries, "queries"))
         if len(given) < 2:
             raise ValueError(f"expected at least 2 queries, got {len(given)}")
-        vectors = given[np.unique(np.linspace(0, len(given) - 1, sample).astype(int))]
+        vectors = given[spread(len(given), sample)]
     if len(vectors) < 2:  # of one row, all is found
         return Effort(1)
     asked = make_search(layout, db.connection, vectors)

@@ -14,7 +14,7 @@ from psycopg import sql
 from pybq._catalog.database import BlockingDatabase, Row, run
 from pybq._catalog.layout import Layout
 from pybq._catalog.sample import sample_rows
-from pybq._codes.arrays import spread
+from pybq._codes.arrays import as_numbers, spread
 from pybq.errors import TableError
 
 
@@ -42,9 +42,11 @@ def take_queries(
         if not own:
             raise TableError(f"table {layout.name!r} has no rows whose vectors can be compared")
         return own, vectors
-    given = np.atleast_2d(np.asarray(queries, np.float32))
+    given = np.atleast_2d(as_numbers(queries, "queries").astype(np.float32, copy=False))
     if given.ndim != 2 or given.shape[1] != layout.dim or not len(given):
         raise ValueError(f"expected queries of shape (q, {layout.dim}), got {given.shape}")
+    if not np.isfinite(given).all():
+        raise ValueError("expected queries of finite values, got NaN or infinity")
     vectors = given[spread(len(given), sample)]
     return [None] * len(vectors), vectors
 

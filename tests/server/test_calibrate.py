@@ -236,6 +236,18 @@ def test_bad_calibrations_say_what_is_wrong(
 
 
 @needs_pgvector
+def test_masked_queries_are_not_measured_with(conn: Conn) -> None:
+    base, queries = low_fidelity(100)
+    table = pybq.Table.create(conn, "items", 16, codes=True)
+    table.ingest(range(100), base)
+    masked = np.ma.masked_array(queries[:5], mask=np.eye(5, 16))
+    with pytest.raises(ValueError, match="NaN|finite"):
+        table.calibrate(queries=masked)
+    with pytest.raises(ValueError, match="queries of finite values"):
+        measure_recall(table, queries=masked)
+
+
+@needs_pgvector
 def test_calibration_leaves_settings_as_they_were(conn: Conn) -> None:
     base, _ = low_fidelity(3000)
     table = pybq.Table.create(conn, "items", 16, codes=True)
