@@ -48,7 +48,7 @@ async def sample_rows(
             ),
             [n],
         )
-        if len(rows) == n:
+        if len(rows) == n or percent >= 100:
             break
     vectors = np.array([row[-1] for row in rows], np.float32).reshape(-1, layout.dim)
     return [layout.take_key(row) for row in rows], vectors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from shared import Conn
@@ -48,3 +50,15 @@ def test_a_table_that_is_nearly_empty_gives_all_it_has(conn: Conn, table: pybq.T
     conn.execute("DELETE FROM items WHERE a < 1990")
     keys, _ = run(sample_rows(BlockingDatabase(conn), table._layout, 10))
     assert sorted(i for _, i in keys) == list(range(1990, N))
+
+
+def test_a_small_table_is_read_once(conn: Conn, table: pybq.Table) -> None:
+    read = []
+
+    class Counting(BlockingDatabase):
+        async def fetch(self, statement: Any, parameters: Any = None) -> Any:
+            read.append(parameters)
+            return await super().fetch(statement, parameters)
+
+    keys, _ = run(sample_rows(Counting(conn), table._layout, 2 * N))
+    assert len(keys) == N - 10 and read.count([2 * N]) == 1
