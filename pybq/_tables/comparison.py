@@ -176,6 +176,8 @@ def compare_indexes(
                 found = [layout.take_key(row) for row in rows]
                 ids = [each for each in found if key is None or each != key][:k]
                 recalls[index.oid].append(find_share(db, layout, vector, ids, nearest))
+    with _reading(conn):
+        efforts = [_tell_effort(conn, index) for index in indexes]
     return Comparison(
         k,
         len(asked),
@@ -184,12 +186,12 @@ def compare_indexes(
             IndexReport(
                 index.name,
                 index.method,
-                _tell_effort(conn, index),
+                effort,
                 index.nbytes,
                 mean(recalls[index.oid]) if recalls[index.oid] else None,
                 1e3 * median(times[index.oid]) if times[index.oid] else None,
             )
-            for index in indexes
+            for index, effort in zip(indexes, efforts, strict=True)
         ],
     )
 

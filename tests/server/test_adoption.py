@@ -11,6 +11,7 @@ import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 from shared import Conn
 
 import pybq
@@ -300,6 +301,14 @@ def test_errors_say_what_to_do(conn: Conn, items: str) -> None:
     conn.execute("SELECT 1")
     with pytest.raises(pybq.TableError, match="commit this one"):
         pybq.adopt(conn, items)
+
+
+def test_comparing_leaves_no_transaction_open(conn: Conn, items: str) -> None:
+    pybq.adopt(conn, items)
+    conn.autocommit = False
+    compared = comparison.compare_all(pybq.Table(conn, items), sample=2)
+    assert [index.method for index in compared.indexes] == ["bq"]
+    assert conn.info.transaction_status == TransactionStatus.IDLE
 
 
 def test_who_may_not_create_the_extension_hears_what_to_ask_for(conn: Conn, items: str) -> None:
