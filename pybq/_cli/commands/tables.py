@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import psycopg
 import typer
-from psycopg.rows import tuple_row
 from rich.markup import escape
 
 import pybq
-from pybq._catalog.layout import name_table
+from pybq._catalog.database import BlockingDatabase, run
+from pybq._catalog.opening import find_table
 from pybq._catalog.schema import TableOptions
 from pybq._cli.arguments import (
     Codes,
@@ -176,10 +176,7 @@ def _open_for(
     options: TableOptions = {"codes": codes}
     if store is not None:
         options["store"] = None if store == "none" else store
-    identifier = name_table(name, schema).as_string(conn)
-    with conn.cursor(row_factory=tuple_row) as cursor:
-        found = cursor.execute("SELECT to_regclass(%s)", [identifier]).fetchone()
-    if found == (None,):
+    if run(find_table(BlockingDatabase(conn), name, schema)) is None:
         untyped = set(columns or ()) - set(source.column_types)
         if untyped:
             raise CommandError(
