@@ -14,7 +14,7 @@ from pybq._catalog.layout import Layout, check_text
 if TYPE_CHECKING:
     import sqlalchemy
 
-Where: TypeAlias = "str | sql.Composable | sqlalchemy.ColumnElement[bool]"
+Where: TypeAlias = "str | sql.Composable | sqlalchemy.ColumnElement[bool] | sqlalchemy.TextClause"
 
 # Names of parameters that begin so are ours.
 RESERVED = "_bq_"

@@ -356,7 +356,9 @@ async def reencode(
 
 
 async def drop(table: BaseTable) -> None:
-    """Drop the table, and what `bq_columns` and `bq_loads` know of it; for its owner.
+    """Drop the table, and what `bq_columns` knows of it; for its owner.
+
+    Of `bq_loads`, what the current role has loaded; rows of other roles stay there.
 
     Raises
     ------
