@@ -444,7 +444,11 @@ def test_a_column_named_distance_does_not_hide_the_distance(
         (["recall", "items", "--queries", "{none}"], "expected queries of shape (q, 32)", None),
         (["bench", "items", "--queries", "{none}"], "expected queries of shape (q, 32)", None),
         (["recall", "items", "--queries", "{other}"], "expected queries of shape (q, 32)", None),
-        (["search", "items", "--vector", "{none}", "--recall", "2"], "recall between 0 and", None),
+        (
+            ["search", "items", "--vector", "{none}", "--recall", "2"],
+            "recall above 0 and below 1",
+            None,
+        ),
         (["search", "items", "--vector", "{none}", "--probes", "0"], "probes between 1 and", None),
         (["search", "items", "--vector", "{none}", "--where", " "], "expected a condition", None),
         (["search", "items", "--vector", "{empty}"], "expected arrays of numbers as .npy", None),
