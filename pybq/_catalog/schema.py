@@ -90,8 +90,6 @@ async def create_table(
         check_text(f"column {column!r}", column)
         if column in ("id", "embedding", *name_searched(options)):
             raise ValueError(f"column {column!r} is the table's own; choose another name")
-        if column == "bq_place":
-            raise ValueError(f"column {column!r}: ingest has a use for that name; choose another")
     name_table(name, schema)  # checks both
     types = {"id": id_type, **columns}
     await db.register()  # says what is missing
