@@ -30,10 +30,11 @@ FAILING = re.compile(
 def build(installation: Path, folder: Path) -> tuple[Path, list[str]]:
     """Copy an installation to `folder`, with fault points in bq; returns bin and the functions."""
     # with the libraries beside it
-    shutil.copytree(installation.parents[1], folder, symlinks=True)
+    if not folder.exists():
+        shutil.copytree(installation.parents[1], folder, symlinks=True)
     pg_config = folder / installation.relative_to(installation.parents[1]) / "bin" / "pg_config"
     objects = folder / "objects"
-    objects.mkdir()
+    objects.mkdir(exist_ok=True)
     make = ("make", "--silent", f"--file={ROOT}/extension/Makefile", f"PG_CONFIG={pg_config}")
     _run(*make, "bq.so", cwd=objects)
 
@@ -44,6 +45,7 @@ def build(installation: Path, folder: Path) -> tuple[Path, list[str]]:
     source = Path(__file__).with_name("bqfault.c")
     _run("gcc", "-O2", "-fPIC", "-I.", "-isystem", include, "-c", str(source), cwd=objects)
 
+    # made again, for its flags changed
     (objects / "bq.so").unlink()
     wraps = " ".join(f"-Wl,--wrap={name}" for name in names)
     _run(*make, f"SHLIB_LINK=bqfault.o {wraps}", "install", cwd=objects)

@@ -2,8 +2,9 @@
 
 For each operation the number of its points is counted, then it runs again and again, failing at
 another point each time: first at each place in the code, then at points drawn at random, or at all
-of them if time allows.  Each failure must be the one injected, without a warning (of a pin or a lock that was left behind), and leave a session in
-which the index answers as a sort does, bq_index_check finds nothing, and no row is lost or gained.
+of them if time allows.  Each failure must be the one injected, without a warning (of a pin or a
+lock that was left behind), and leave a session in which the index answers as a sort does,
+bq_index_check finds nothing, and no row is lost or gained.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import psycopg
 from shared import Conn
+
 from torture.judge import Judge
 
 DIM = 24
