@@ -23,7 +23,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 
 .DEFAULT_GOAL := build
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert fuzz bench \
-	bench-index bench-vectors bench-writers format clean
+	bench-index bench-vectors bench-writers torture format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -79,6 +79,12 @@ test-assert: .venv/tested .venv/built ## tests on a server with assertions, buil
 
 fuzz: .venv/tested ## hostile bytes to both types, with sanitizers
 	$(MAKE) -C tests/fuzz PG_CONFIG='$(call embedded,pginstall18)'
+
+# Servers are built with fault points once, in build/torture.
+torture: .venv/tested .venv/built ## faults without end, for SECONDS=600 on each of two servers [SEED=N]
+	for version in 18 16; do (cd tests && '$(CURDIR)/$(PY)' -m torture --postgres $$version \
+		--build '$(CURDIR)/build/torture' --seconds $(or $(SECONDS),600) \
+		$(if $(SEED),--seed $(SEED))) || exit 1; done
 
 bench: .venv/tested .venv/built ## speed and recall, beside pgvector
 	$(PY) benchmarks/ingest.py

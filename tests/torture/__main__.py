@@ -29,7 +29,7 @@ from pathlib import Path
 
 import psycopg
 
-from pybq import embedded
+from pybq._server import build
 from torture import faults, points
 from torture.cluster import PATIENCE, Cluster, Hang
 from torture.judge import Judge
@@ -224,9 +224,9 @@ def main() -> int:
             bin_, functions = arguments.bin, []
             report.left_out.append("fault points: they are built for embedded servers")
         else:
-            installed = embedded._installed(arguments.postgres)
-            build = arguments.build or folder
-            bin_, functions = points.build(installed.parent, build / f"pg{arguments.postgres}")
+            installed = build.installed(arguments.postgres)
+            kept = arguments.build or folder
+            bin_, functions = points.build(installed.parent, kept / f"pg{arguments.postgres}")
         report.say(f"seed {arguments.seed}, {len(functions)} functions fail, {bin_}")
         with contextlib.ExitStack() as stack:
             disk_folder = folder / "disk"

@@ -24,6 +24,7 @@ from torture.judge import Judge
 
 DIM = 24
 ROWS = 1500
+MANY = 10_500  # more than an index has in one list
 INJECTED = re.compile(r"fault at point \d+, in (\w+)")
 
 
@@ -49,7 +50,6 @@ INSERT INTO items SELECT i, mod(i, 7), (SELECT array_agg(sin(i * j)::real)
 def _operations(q: str) -> list[Operation]:
     query = QUERY.format(q=q, k="{k}")
     new = "CREATE INDEX new ON items USING bq (embedding halfvec_cosine_ops, tenant)"
-    more = MORE % (10_000, 10_000 + 3 * ROWS)
     return [
         Operation("search", (query.format(k=10),), reads=True),
         Operation("search for many", (query.format(k=ROWS // 2),), reads=True),
@@ -109,11 +109,11 @@ def _operations(q: str) -> list[Operation]:
             (
                 "DROP TABLE IF EXISTS grown",
                 "CREATE TABLE grown (LIKE items)",
-                "INSERT INTO grown SELECT * FROM items WHERE id < 300",
-                "CREATE INDEX ON grown USING bq (embedding halfvec_cosine_ops) WITH (lists = 8)",
-                more.replace("items", "grown"),
-                "DELETE FROM grown WHERE id < 10",
+                "CREATE INDEX grown_index ON grown USING bq (embedding halfvec_cosine_ops)",
+                "INSERT INTO grown SELECT * FROM many",
             ),
+            # what a failure left is finished, and well
+            ("VACUUM (INDEX_CLEANUP on) grown", "SELECT bq_index_check('grown_index', true)"),
             alone=True,
         ),
         Operation("create index", (new,)),
@@ -181,6 +181,8 @@ def create(conn: Conn) -> None:
     conn.execute(f"CREATE TABLE codes (id int, code bqvec({DIM}))")
     conn.execute("INSERT INTO codes SELECT id, bq_encode(embedding::real[], 1) FROM items")
     conn.execute("CREATE INDEX codes_index ON codes USING bq (code) WITH (lists = 10)")
+    conn.execute("CREATE TABLE many (LIKE items)")
+    conn.execute(MORE.replace("items", "many") % (1, MANY))
     conn.execute("ANALYZE items, codes")
 
 
