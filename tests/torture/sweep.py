@@ -71,7 +71,8 @@ def _operations(q: str) -> list[Operation]:
         Operation(
             "search by code",
             (
-                "SELECT id FROM codes ORDER BY code <~> (SELECT code FROM codes WHERE id = 7) LIMIT 5",
+                "SELECT id FROM codes ORDER BY code <~> (SELECT code FROM codes WHERE id = 7)"
+                " LIMIT 5",
             ),
             reads=True,
         ),
