@@ -115,11 +115,17 @@ class Cluster:
         options = " ".join(f"-c {name}={value}" for name, value in settings.items())
         return psycopg.connect(self.dsn, autocommit=True, options=options)
 
-    def wait(self) -> None:
-        """Wait until the server takes connections, after the crash of one of its processes."""
+    def wait(self, revive: bool = False) -> None:
+        """Wait until the server takes connections, after the crash of one of its processes.
+
+        With `revive`, it is started if it has given up, as it does if it cannot write WAL.
+        """
         end = time.monotonic() + PATIENCE
         while True:
             try:
+                if revive and self.run("pg_ctl", "-D", self.data, "status", check=False) != 0:
+                    with contextlib.suppress(RuntimeError):
+                        self.start()
                 with contextlib.closing(self.connect()) as conn:
                     conn.execute("SELECT 1")
                 return

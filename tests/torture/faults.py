@@ -78,13 +78,7 @@ def fill_disk(cluster: Cluster, random: random.Random) -> None:
         os.posix_fallocate(file.fileno(), 0, max(1, free - random.choice((0, 1 << 20))))
     time.sleep(random.uniform(0.2, 1))
     filler.unlink(missing_ok=True)
-    if not (cluster.data / "postmaster.pid").exists() or not _runs(cluster):
-        cluster.start()
-    cluster.wait()
-
-
-def _runs(cluster: Cluster) -> bool:
-    return cluster.run("pg_ctl", "-D", cluster.data, "status", check=False) == 0
+    cluster.wait(revive=True)
 
 
 def fail_at_points(cluster: Cluster, random: random.Random) -> None:
