@@ -36,7 +36,7 @@ from torture.judge import Judge
 from torture.load import INDEXES, SETUP, Load
 from torture.sweep import sweep
 
-DISK_MB = 700
+DISK_MB = 1500
 
 
 class Report:
@@ -112,6 +112,7 @@ def run_load(cluster: Cluster, seed: int, seconds: float, disk: bool, report: Re
                 report.find(f"{fault.__name__}: {busy} still at work after {PATIENCE} s")
                 report.say(activity(cluster))
                 return
+            cluster.wait(revive=True)
             complaint = judge(cluster, load)
             for text in [complaint] if complaint else load.findings:
                 report.find(f"after {fault.__name__}: {text}")
@@ -120,7 +121,7 @@ def run_load(cluster: Cluster, seed: int, seconds: float, disk: bool, report: Re
             report.survived[fault.__name__] += 1
     except Hang as hang:
         report.hangs += 1
-        report.find(str(hang))
+        report.find(f"{fault.__name__}: {hang}\n{cluster.log_tail()}")
     finally:
         load.pause(5)
         load.stop()
