@@ -97,6 +97,7 @@ def test_annotations_can_be_resolved(kind: Any, method: str) -> None:
     assert "return" in get_type_hints(getattr(kind, method))
 
 
+@needs_pgvector
 def test_rows_without_a_key_are_not_told_apart(conn: Conn) -> None:
     conn.execute("CREATE TABLE loose (v vector(2))")
     table = pybq.Table(conn, "loose")

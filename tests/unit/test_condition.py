@@ -31,7 +31,7 @@ class Order(Base):
 
 def make(where: Any, parameters: Any = None, schema: str | None = None) -> Condition:
     """Of a layout conditions ask no more than the name of the table."""
-    layout: Any = SimpleNamespace(name="items", schema=schema)
+    layout: Any = SimpleNamespace(name="items", named_schema=schema)
     connection: Any = None  # the encoding is that of Python
     return make_condition(where, parameters, layout, connection)
 
