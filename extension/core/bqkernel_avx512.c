@@ -472,6 +472,7 @@ transform_register(__m512 v)
 #define Floats __m512
 #define LANES 16
 #define REGISTERS 16
+#define HAVE_MASKS
 
 INLINE Floats
 load_floats(const float *x)

@@ -6,13 +6,34 @@
  * - Floats: a register of LANES floats, with which the compiler can calculate
  * - REGISTERS: how many of them a pass keeps, 8 or 16
  * - load_floats(x), store_floats(x, v), all_floats(f)
- * - load_first(x, n), store_first(x, v, n): the first n (1 to LANES - 1) of a register
+ * - HAVE_MASKS, load_first(x, n), store_first(x, v, n): the first n (1 to LANES - 1) of a
+ *   register, where there are instructions for that
  * - transform_register(v): the transform's steps inside a register
  * - Flips, start_flips(flips, first), flip_register(v, flips, i): v, flipped by the bits from i
  *   on, a multiple of LANES
  *
  * and takes scale_floats, flip_floats, hadamard_floats and mix_floats into its BqKernel.
  */
+
+#ifndef HAVE_MASKS
+INLINE Floats
+load_first(const float *x, int n)
+{
+	float		lanes[LANES] = {0};
+
+	memcpy(lanes, x, (size_t) n * sizeof(float));
+	return load_floats(lanes);
+}
+
+INLINE void
+store_first(float *x, Floats v, int n)
+{
+	float		lanes[LANES];
+
+	store_floats(lanes, v);
+	memcpy(x, lanes, (size_t) n * sizeof(float));
+}
+#endif
 
 static TARGET void
 scale_floats(float *y, const float *x, int n, float factor)

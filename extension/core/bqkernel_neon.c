@@ -397,24 +397,6 @@ all_floats(float f)
 	return vdupq_n_f32(f);
 }
 
-INLINE Floats
-load_first(const float *x, int n)
-{
-	float		lanes[LANES] = {0};
-
-	memcpy(lanes, x, (size_t) n * sizeof(float));
-	return load_floats(lanes);
-}
-
-INLINE void
-store_first(float *x, Floats v, int n)
-{
-	float		lanes[LANES];
-
-	store_floats(lanes, v);
-	memcpy(x, lanes, (size_t) n * sizeof(float));
-}
-
 #include "bqkernel_floats.h"
 
 static void
