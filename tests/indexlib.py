@@ -25,6 +25,12 @@ from pybq.psycopg import register_bq
 
 OPERATORS = ("<~>", "<=>", "<#>", "<->")
 
+# of the fixture `items`
+DIM = 16
+ROWS = 4000
+LISTS = 40
+OPTIONS = f"lists = {LISTS}, probes = 1"
+
 
 @dataclass(frozen=True)
 class Column:

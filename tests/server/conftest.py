@@ -1,11 +1,25 @@
-"""Fixtures: the command `pybq`."""
+"""Fixtures: the command `pybq`; a table with an index that many tests read."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
-from shared import Conn
+from databases import Databases
+from indexlib import (
+    DIM,
+    OPTIONS,
+    ROWS,
+    clustered_vectors,
+    connect_to_read,
+    operand,
+    provide_items,
+    random_vectors,
+)
+from shared import SEED, Conn
+
+from pybq import Query
 
 
 @pytest.fixture
@@ -37,3 +51,24 @@ def ask(run: Callable[..., tuple[int, str]]) -> Callable[..., Any]:
         return json.loads(output)
 
     return ask
+
+
+@pytest.fixture(scope="module")
+def database(databases_of_tests: Databases) -> Iterator[str]:
+    vectors = clustered_vectors(np.random.default_rng((SEED, 1)), ROWS, DIM)
+    with provide_items(databases_of_tests, vectors, OPTIONS) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def items(database: str) -> Iterator[Conn]:
+    """A table with an index of 40 lists, of which a scan reads one first; not to be written to."""
+    with connect_to_read(database) as conn:
+        yield conn
+
+
+@pytest.fixture
+def q(rng: np.random.Generator) -> Query:
+    query = operand("<=>", random_vectors(rng, 1, DIM)[0])
+    assert isinstance(query, Query)
+    return query

@@ -2,63 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
-from databases import Databases
 from indexlib import (
     CODES,
     COSINE,
+    DIM,
     HALF_IP,
+    ROWS,
     Column,
     clustered_vectors,
-    connect_to_read,
     create,
     explain,
     measure_scan,
     of_columns,
     operand,
     prepare,
-    provide_items,
     random_vectors,
 )
-from shared import SEED, Conn
+from shared import Conn
 
 from pybq import Query
-
-DIM = 16
-ROWS = 4000
-LISTS = 40
 
 each_column = of_columns(CODES, COSINE)
 
 
 pytestmark = pytest.mark.autocommit
-
-
-OPTIONS = f"lists = {LISTS}, probes = 1"
-
-
-@pytest.fixture(scope="module")
-def database(databases_of_tests: Databases) -> Iterator[str]:
-    vectors = clustered_vectors(np.random.default_rng((SEED, 1)), ROWS, DIM)
-    with provide_items(databases_of_tests, vectors, OPTIONS) as dsn:
-        yield dsn
-
-
-@pytest.fixture
-def items(database: str) -> Iterator[Conn]:
-    """A table with an index of 40 lists, of which a scan reads one first; not to be written to."""
-    with connect_to_read(database) as conn:
-        yield conn
-
-
-@pytest.fixture
-def q(rng: np.random.Generator) -> Query:
-    query = operand("<=>", random_vectors(rng, 1, DIM)[0])
-    assert isinstance(query, Query)
-    return query
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import psycopg
 import pytest
-from databases import Databases
 from indexlib import (
     CODES,
     COSINE,
+    DIM,
+    LISTS,
     OPERATORS,
+    OPTIONS,
+    ROWS,
     Column,
     Places,
     assert_index_equals_sort,
@@ -22,7 +24,6 @@ from indexlib import (
     check,
     clustered_vectors,
     connect,
-    connect_to_read,
     create,
     create_index,
     damage,
@@ -33,39 +34,17 @@ from indexlib import (
     of_columns,
     operand,
     prepare,
-    provide_items,
     random_vectors,
 )
-from shared import SEED, Conn
+from shared import Conn
 
 import pybq
 from pybq import Query
-
-DIM = 16
-ROWS = 4000
-LISTS = 40
 
 each_column = of_columns(CODES, COSINE)
 
 
 pytestmark = pytest.mark.autocommit
-
-
-OPTIONS = f"lists = {LISTS}, probes = 1"
-
-
-@pytest.fixture(scope="module")
-def database(databases_of_tests: Databases) -> Iterator[str]:
-    vectors = clustered_vectors(np.random.default_rng((SEED, 1)), ROWS, DIM)
-    with provide_items(databases_of_tests, vectors, OPTIONS) as dsn:
-        yield dsn
-
-
-@pytest.fixture
-def items(database: str) -> Iterator[Conn]:
-    """A table with an index of 40 lists, of which a scan reads one first; not to be written to."""
-    with connect_to_read(database) as conn:
-        yield conn
 
 
 @pytest.fixture
@@ -75,13 +54,6 @@ def own_items(conn: Conn, rng: np.random.Generator) -> Conn:
     create_index(conn, CODES, OPTIONS)
     conn.execute("VACUUM ANALYZE items")
     return conn
-
-
-@pytest.fixture
-def q(rng: np.random.Generator) -> Query:
-    query = operand("<=>", random_vectors(rng, 1, DIM)[0])
-    assert isinstance(query, Query)
-    return query
 
 
 # -- how far a scan goes -----------------------------------------------------------------
