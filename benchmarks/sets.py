@@ -69,7 +69,7 @@ def dense(folder: Path, n: int) -> tuple[Array, Array]:
     nearest = np.concatenate(
         [
             # the first of eleven may be the row itself
-            np.argpartition(part @ base[others].T, -11, axis=1)[:, -11:]
+            np.argpartition(part @ base[others].T, -11, axis=1)[:, -11:].copy()
             for part in np.array_split(base, len(base) // 2000)
         ]
     )
