@@ -16,6 +16,9 @@
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
 
+/* Rows are counted if they may call for so many times more lists than there are. */
+#define MORE_LISTS 1.5
+
 /* Let a list's inserts find the free slots of block b. */
 static void
 add_to_free_chain(const BqVacuum *state, uint32 b, uint32 list)
@@ -230,10 +233,12 @@ forget_transform(IndexVacuumInfo *info)
 
 /*
  * Rows in the index, as far as its entries and the table tell.  Of a table that no vacuum has
- * counted, because it was cancelled, say, this one knows the few pages that changed since.
+ * counted, because it was cancelled, say, this one knows the few pages that changed since; and
+ * where rows came in during the last one, they may be missing in its number for good.  So if
+ * more rows than that would call for more lists, they are counted.
  */
 static double
-estimate_rows(const BqVacuum *state)
+estimate_rows(BqVacuum *state)
 {
 	IndexVacuumInfo *info = state->info;
 	Relation	heap = table_open(info->index->rd_index->indrelid, NoLock);
@@ -245,7 +250,15 @@ estimate_rows(const BqVacuum *state)
 	for (uint32 list = 0; list < state->layout.nlists; list++)
 		if (state->entries[list].nblocks > 0)
 			nslots += (state->entries[list].nblocks - 0.5) * BQ_BLOCK;
-	return counted && info->num_heap_tuples >= 0 ? Min(nslots, info->num_heap_tuples) : nslots;
+	if (!counted || info->num_heap_tuples < 0)
+		return nslots;
+	if (info->estimated_count && info->num_heap_tuples < nslots &&
+		bq_choose_lists(info->index, nslots) > state->layout.nlists * MORE_LISTS)
+	{
+		bq_visit_blocks(state, false);
+		return state->nrows;
+	}
+	return Min(nslots, info->num_heap_tuples);
 }
 
 IndexBulkDeleteResult *

@@ -365,6 +365,28 @@ def test_standby_reads_old_chains_until_their_blocks_are_used_again(
 # -- writers ----------------------------------------------------------------------------------
 
 
+def test_rows_that_the_table_does_not_count_make_lists(
+    own_server: pybq.Server, rng: np.random.Generator
+) -> None:
+    """Rows that come in during a vacuum are missing in pg_class, and may stay so."""
+    with connect(own_server.dsn) as conn:
+        conn.execute("ALTER SYSTEM SET autovacuum = off")
+        conn.execute("SELECT pg_reload_conf()")
+        conn.execute(f"CREATE TABLE items (id int, code bqvec({DIM}), other int)")
+        conn.execute("CREATE INDEX items_code ON items USING bq (code)")
+        insert(conn, clustered_vectors(rng, 16_000, DIM))
+        conn.execute("VACUUM (INDEX_CLEANUP OFF) items")
+        conn.execute("UPDATE pg_class SET reltuples = 9500 WHERE oid = 'items'::regclass")
+        conn.execute("VACUUM items")
+        (known,) = conn.execute(
+            "SELECT reltuples FROM pg_class WHERE oid = 'items'::regclass"
+        ).fetchone() or (0,)
+        assert known == 9500, "vacuum has counted the table"
+        facts = info(conn, "items_code")
+        assert facts["lists"] > 50 and facts["hint"] is None
+        check(conn, "items_code")
+
+
 def test_nobody_waits_long_for_a_split(own_server: pybq.Server, rng: np.random.Generator) -> None:
     """Autovacuum comes to its end beside steady writers, and none of them waits for it."""
     with connect(own_server.dsn) as conn:
