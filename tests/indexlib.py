@@ -490,7 +490,7 @@ class Places:
         "nprobes": 184,
         "product_nprobes": 216,
         "deviations": 280,
-        "choice": 316,
+        "choice": 348,
     }
 
     def __init__(self, dim: int, lists: int, statistics: bool = False, nkeys: int = 0) -> None:
@@ -504,8 +504,12 @@ class Places:
         self.nrows = (dim + 1) // 2
         self.capacity = -(-(lists + lists // 4) // 32) * 32
         self.entry_rows = -(-self.capacity // 170) * 510
-        groups = self.capacity // 32 * (8 + self.nrows)
-        self.first_block = -(-(509 + self.entry_rows + groups) // self.nrows)
+        groups = self.capacity // 32
+        self.outer_groups = self.entry_rows + groups * (8 + self.nrows)
+        if self.capacity >= 4096:
+            groups += -(-groups // 32)
+        rows = 509 + self.entry_rows + groups * (8 + self.nrows)
+        self.first_block = -(-rows // self.nrows)
 
     def row(self, row: int) -> tuple[int, int]:
         c = row // 510
@@ -521,6 +525,9 @@ class Places:
 
     def factor(self) -> tuple[int, int]:
         return self.row(self.entry_rows)
+
+    def group_factor(self) -> tuple[int, int]:
+        return self.row(self.outer_groups)
 
     def header(self, field: str) -> tuple[int, int]:
         m, place = divmod(self.first_block, self.headers)

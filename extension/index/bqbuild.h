@@ -5,6 +5,7 @@
  *	bqcell.c		how many lists to look at
  *	bqassign.c		the nearest direction of each row, alone or with parallel workers
  *	bqcluster.c		directions for the lists, and all rows to their lists
+ *	bqarrange.c		numbers for the lists
  *	bqwrite.c		lists to pages
  */
 #ifndef BQBUILD_H
@@ -68,6 +69,9 @@ extern void bq_assign(BqAssigner *a, const BqCentroids *centroids, size_t n,
 extern void bq_end_assigning(BqAssigner *a);
 extern PGDLLEXPORT void bq_assign_main(dsm_segment *seg, shm_toc *toc);
 
+/* bqarrange.c */
+extern void bq_arrange_lists(BqCentroids *centroids);
+
 /* bqcell.c */
 extern uint32 bq_count_cells(uint32 nlists);
 extern uint32 bq_count_train_candidates(uint32 nlists);
@@ -82,6 +86,7 @@ typedef struct BqClusters
 	uint32	   *around;			/* for each cell all cells, the nearest first */
 } BqClusters;
 
+extern float bq_dot(const float *a, const float *b, int dim);
 extern BqClusters bq_train(BqAssigner *a, uint32 nlists);
 extern const uint32 *bq_assign_rows(BqAssigner *a, const BqClusters *clusters);
 extern void bq_free_clusters(BqClusters *clusters);

@@ -105,6 +105,7 @@ check_centroids(BqCheck *state)
 {
 	uint32		nlists = state->layout.nlists;
 	BqTable		table = {.bias = 1};
+	uint32		ngroups = bq_count_groups(&state->layout);
 	float	   *factors;
 
 	if (nlists == 1)
@@ -116,6 +117,12 @@ check_centroids(BqCheck *state)
 	for (uint32 list = 0; list < nlists; list++)
 		if (!(factors[list] >= 0 && isfinite(factors[list])))
 			bq_damaged(state, "the centroid of list %u has factor %g", list, factors[list]);
+	if (ngroups > 0)
+		bq_score_outer_groups(state->index, &state->layout, &table, factors);
+	for (uint32 group = 0; group < ngroups; group++)
+		if (!(factors[group] >= 0 && isfinite(factors[group])))
+			bq_damaged(state, "the centroid of group %u of lists has factor %g", group,
+					   factors[group]);
 	pfree(factors);
 	pfree(table.entries);
 }

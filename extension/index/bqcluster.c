@@ -54,8 +54,8 @@ add_code(float *sum, const uint8 *planes, int dim, float *value)
 		sum[i] += value[i];
 }
 
-static float
-dot(const float *a, const float *b, int dim)
+float
+bq_dot(const float *a, const float *b, int dim)
 {
 	float		sum[DOT_LANES] = {0};	/* lanes, for the compiler to vectorize */
 	float		total = 0;
@@ -76,7 +76,7 @@ static void
 score_directions(const BqCentroids *centroids, const float *q, float *scores)
 {
 	for (uint32 list = 0; list < centroids->nlists; list++)
-		scores[list] = dot(q, centroids->values + (size_t) list * centroids->dim, centroids->dim);
+		scores[list] = bq_dot(q, centroids->values + (size_t) list * centroids->dim, centroids->dim);
 }
 
 static BqCentroids
@@ -325,6 +325,7 @@ bq_train(BqAssigner *a, uint32 nlists)
 	}
 	else
 		train(a, &clusters.lists, n, NULL, NULL);
+	bq_arrange_lists(&clusters.lists);
 	return clusters;
 }
 

@@ -9,6 +9,8 @@
 
 /* Of what may be lost, the part that may be lost by leaving blocks half read. */
 #define STOP_SHARE 0.1
+/* ... or by ranking the lists of few groups. */
+#define GROUP_SHARE 0.1
 
 /* Room for what queries find; nothing was found yet. */
 BqFigures *
@@ -29,8 +31,9 @@ bq_new_figures(uint32 nqueries, uint32 nlists)
  * BQ_MARGIN_RANKth row.
  */
 void
-bq_add_figures(BqFigures *f, const float *scores, uint32 nlists, bool by_margin, double reached,
-			   const BqTrueNeighbour *neighbours, int n)
+bq_add_figures(BqFigures *f, const float *scores, uint32 nlists, const float *group_scores,
+			   uint32 ngroups, bool by_margin, double reached, const BqTrueNeighbour *neighbours,
+			   int n)
 {
 	if (by_margin && n > 0)
 		f->gap += -neighbours[n - 1].neighbour->key - reached;
@@ -39,12 +42,17 @@ bq_add_figures(BqFigures *f, const float *scores, uint32 nlists, bool by_margin,
 	for (int i = 0; i < n; i++)
 	{
 		BqFinding  *finding = &f->findings[f->n++];
-		float		score = scores[neighbours[i].neighbour->list];
+		uint32		own = neighbours[i].neighbour->list;
+		float		score = scores[own];
 		uint32		nbetter = 0;
 
 		for (uint32 list = 0; list < nlists && !by_margin; list++)
 			nbetter += scores[list] > score;
 		finding->lists = by_margin ? (float) (reached - score) : (float) nbetter;
+		nbetter = 0;
+		for (uint32 group = 0; group < ngroups; group++)
+			nbetter += group_scores[group] > group_scores[own / BQ_BLOCK];
+		finding->groups = (float) nbetter;
 		finding->slack = neighbours[i].slack;
 		finding->deviations = neighbours[i].deviations;
 	}
@@ -157,6 +165,7 @@ bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list, Bq
 	double		ns_per_list = NS_PER_LIST + rows_per_list * layout->dim * NS_PER_DIM_AND_CODE *
 		(f->stops ? LEFT_BY_STOPS : 1);
 	double		stop_share = f->stops ? STOP_SHARE : 0;
+	double		group_share = f->groups ? GROUP_SHARE : 0;
 
 	if (f->n == 0)
 		return false;
@@ -166,12 +175,16 @@ bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list, Bq
 	{
 		/* re-ranking of what codes find is not the index's, and will lose some, too */
 		double		lost = exact ? 1 - bq_recalls[i] : (1 - bq_recalls[i]) / 2;
-		double		recall = 1 - lost * (1 - stop_share);
+		double		recall = 1 - lost * (1 - stop_share - group_share);
 
 		for (size_t k = 0; k < f->n; k++)
 			scratch[k] = f->findings[k].deviations;
 		layout->model.deviations[i] = Max(layout->model.deviations[i],
 										  quantile(scratch, f->n, 1 - lost * stop_share));
+		for (size_t k = 0; k < f->n; k++)
+			scratch[k] = f->findings[k].groups;
+		layout->model.ngroups[i] = Max(layout->model.ngroups[i], 1 +
+									   (uint32) quantile(scratch, f->n, 1 - lost * group_share));
 		choose_figures(f, by_margin, recall, ns_per_list, scratch, &nprobes[i],
 					   &layout->model.slack[i]);
 		nprobes[i] = Min(nprobes[i], layout->nlists);

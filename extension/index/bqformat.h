@@ -32,7 +32,7 @@
 #include "core/bqsearch.h"
 
 #define BQ_MAGIC 0x62716978		/* "bqix" */
-#define BQ_VERSION 3			/* raised by every change of the format below */
+#define BQ_VERSION 4			/* raised by every change of the format below */
 #define BQ_PAGE_ID 0xBA51		/* last two bytes of each page, for pg_filedump */
 
 #define BQ_METAPAGE_BLKNO 0
@@ -41,6 +41,10 @@
 #define BQ_INDEX_MAX_DIM 8000
 
 #define BQ_MAX_LISTS 65536
+
+/* Runs of the directory with room for so many lists have directions of groups of them. */
+#define BQ_GROUPED_LISTS 4096
+
 #define BQ_NO_BLOCK UINT32_MAX
 
 /* Entries of BqMetaPageData.margins, and the rank that they are measured against. */
@@ -92,6 +96,8 @@ typedef struct BqModel
 	float		slack[BQ_RECALLS];
 	/* what the first dimensions say of a row may be so many standard deviations too little */
 	float		deviations[BQ_RECALLS];
+	/* groups whose lists are ranked, if lists are found by groups (bqorder.c) */
+	uint32		ngroups[BQ_RECALLS];
 	/* cosine of the tenth row less that of the BQ_MARGIN_RANKth, on average */
 	float		gap;
 } BqModel;

@@ -51,6 +51,7 @@ typedef struct BqReach
 	uint32		nprobes;
 	double		slack;
 	double		deviations;		/* see bqstop.c */
+	uint32		ngroups;		/* see bqorder.c */
 } BqReach;
 
 /* Deviations with which every code is read to its end. */
@@ -273,6 +274,8 @@ typedef struct BqListReader
 	uint64		codes_on;		/* which of the pages of rows that is */
 } BqListReader;
 
+extern Page bq_hold_page(Relation index, BqHeldPage *held, BlockNumber blkno, BqPageKind kind);
+extern void bq_release_page(BqHeldPage *held);
 extern BqChain bq_read_chain(Relation index, const BqLayout *layout, uint32 list);
 extern void bq_begin_list(BqListReader *reader, Relation index, const BqLayout *layout,
 						  const BqChain *chain);
@@ -350,8 +353,43 @@ extern void bq_write_centroids(Relation index, const BqLayout *layout,
 							   const BqCentroids *centroids);
 extern void bq_score_groups(const uint8 *groups, uint32 nlists, int dim, const BqTable *table,
 							float *scores);
+extern uint32 bq_score_group(Relation index, const BqLayout *layout, const BqTable *table,
+							 uint32 list, bool ahead, BqHeldPage *held, float *scores);
 extern void bq_score_lists(Relation index, const BqLayout *layout, const BqTable *table,
 						   float *scores);
+extern uint32 bq_count_groups(const BqLayout *layout);
+extern void bq_score_outer_groups(Relation index, const BqLayout *layout, const BqTable *table,
+								  float *scores);
+
+/* bqorder.c: lists, the nearest first */
+typedef struct BqRankedList
+{
+	uint64		key;			/* see rank_key() */
+	uint8		segment;		/* of a scan, in which it was chosen */
+} BqRankedList;
+
+typedef struct BqRanking
+{
+	Relation	index;
+	const BqLayout *layout;
+	BqTable		table;
+	uint64	   *groups;			/* a heap: those that were not looked at */
+	uint32		ngroups;
+	uint32		nlooked;		/* the others */
+	uint64	   *ranked;			/* keys of lists that are not in `order` yet ... */
+	uint32		nheap;			/* ... of which the first are a heap, and above the others */
+	uint32		nranked;
+	BqRankedList *order;		/* the nearest lists */
+	uint32		nordered;
+	uint32		order_capacity;
+} BqRanking;
+
+extern void bq_begin_ranking(BqRanking *ranking, Relation index, const BqLayout *layout,
+							 const BqTable *table, uint32 ngroups);
+extern void bq_forget_lists(BqRanking *ranking);
+extern bool bq_know_list(BqRanking *ranking, uint32 i);
+extern uint32 bq_ranked_list(const BqRanking *ranking, uint32 i);
+extern float bq_ranked_score(const BqRanking *ranking, uint32 i);
 extern uint32 bq_nearest_list(Relation index, const BqLayout *layout, const float *q);
 
 /* bqscan.c: what a scan did, and the row that it gave last */

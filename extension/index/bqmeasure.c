@@ -216,12 +216,14 @@ prepare_queries(BqQueries *s, Vectors *v, uint32 wanted, Datum *operands)
  * neighbour was found.
  */
 static bool
-measure(const BqQueries *s, Vectors *v, const Datum *operands, int metric, const uint8 *groups,
+measure(Relation index, const BqQueries *s, Vectors *v, const Datum *operands, int metric, const uint8 *groups,
 		double nrows, BqLayout *layout, uint32 *nprobes)
 {
 	uint32		nlists = layout->nlists;
+	uint32		ngroups = bq_count_groups(layout);
 	bool		by_margin = metric == BQ_STRATEGY_COSINE && nlists > 1;
 	float	   *scores = (float *) palloc0(nlists * sizeof(float));
+	float	   *group_scores = (float *) palloc(Max(ngroups, 1) * sizeof(float));
 	BqNeighbour *nearest = bq_find_neighbours(s, metric);
 	BqFigures  *figures = bq_new_figures(s->nqueries, nlists);
 	uint8	   *block = (uint8 *) palloc0(bq_block_nbytes(s->dim));
@@ -229,6 +231,7 @@ measure(const BqQueries *s, Vectors *v, const Datum *operands, int metric, const
 	int			rank = (int) Max(1, rint(BQ_MARGIN_RANK * (s->rows->n / nrows)));
 
 	figures->stops = s->nstops > 0;
+	figures->groups = ngroups > 0;
 	rank = (int) Min((size_t) rank, Max(s->rows->n, 2) - 1);
 	for (uint32 k = 0; k < s->nqueries; k++)
 	{
@@ -239,6 +242,8 @@ measure(const BqQueries *s, Vectors *v, const Datum *operands, int metric, const
 		CHECK_FOR_INTERRUPTS();
 		if (nlists > 1)
 			bq_score_groups(groups, nlists, s->dim, &s->tables[k], scores);
+		if (ngroups > 0)
+			bq_score_outer_groups(index, layout, &s->tables[k], group_scores);
 		if (v->fetch != NULL)
 			n = find_true_ones(v, s, k, candidates, operands[k], found, figures);
 		else
@@ -250,7 +255,8 @@ measure(const BqQueries *s, Vectors *v, const Datum *operands, int metric, const
 		for (int i = 0; i < n; i++)
 			found[i].deviations = needed_deviations(s, k, found[i].neighbour, metric,
 													candidates[rank - 1].key, block);
-		bq_add_figures(figures, scores, nlists, by_margin, -candidates[rank - 1].key, found, n);
+		bq_add_figures(figures, scores, nlists, group_scores, ngroups, by_margin,
+					   -candidates[rank - 1].key, found, n);
 	}
 	return bq_fill_model(figures, by_margin, v->fetch != NULL, nrows / nlists, layout,
 						 nprobes);
@@ -294,11 +300,12 @@ bq_measure(Relation heap, Relation index, const BqCentroids *centroids, const Bq
 	}
 	prepare_queries(&s, &v, wanted, operands);
 	memset(layout->model.deviations, 0, sizeof(layout->model.deviations));
+	memset(layout->model.ngroups, 0, sizeof(layout->model.ngroups));
 	/* inner products first: what they share with cosines is the cosines' */
 	if (source == NULL)
-		found = measure(&s, &v, operands, BQ_STRATEGY_IP, groups, nrows, layout,
+		found = measure(index, &s, &v, operands, BQ_STRATEGY_IP, groups, nrows, layout,
 						layout->model.product_nprobes);
-	found |= measure(&s, &v, operands, metric, groups, nrows, layout, layout->model.nprobes);
+	found |= measure(index, &s, &v, operands, metric, groups, nrows, layout, layout->model.nprobes);
 	if (!found)
 		layout->model = before;
 	if (v.fetch != NULL)

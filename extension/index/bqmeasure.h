@@ -53,6 +53,7 @@ typedef struct BqTrueNeighbour
 typedef struct BqFinding
 {
 	float		lists;			/* its list comes after so many, or after so large a margin */
+	float		groups;			/* so many are nearer than that of its list */
 	float		slack;			/* with so much it is found before a query for all is over */
 	float		deviations;		/* with so many its block is read to the end */
 } BqFinding;
@@ -68,6 +69,7 @@ typedef struct BqFigures
 	size_t		ntoasted;		/* of them, with values out of line */
 	uint32		nqueries;
 	bool		stops;			/* blocks may be left half read (bqstop.c) */
+	bool		groups;			/* lists are found by groups (bqorder.c) */
 	double		gap;			/* sum of BqModel.gap */
 } BqFigures;
 
@@ -91,7 +93,8 @@ extern BqNeighbour *bq_find_neighbours(const BqQueries *s, int metric);
 
 /* bqfigure.c */
 extern BqFigures *bq_new_figures(uint32 nqueries, uint32 nlists);
-extern void bq_add_figures(BqFigures *f, const float *scores, uint32 nlists, bool by_margin,
+extern void bq_add_figures(BqFigures *f, const float *scores, uint32 nlists,
+						   const float *group_scores, uint32 ngroups, bool by_margin,
 						   double reached, const BqTrueNeighbour *neighbours, int n);
 extern bool bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list,
 						  BqLayout *layout, uint32 *nprobes);

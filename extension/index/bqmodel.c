@@ -91,12 +91,14 @@ bq_wanted_reach(Relation index, const BqLayout *layout, int strategy)
 		double		n = probes[i] * pow((double) probes[i + 1] / probes[i], share);
 
 		reach.nprobes = (uint32) Max(1, rint(Min(n, layout->nlists)));
+		reach.ngroups = model->ngroups[i + (share > 0)];
 		reach.slack = Min(interpolate(model->slack, recall), full_slack(layout));
 		reach.deviations = Max(0, interpolate(model->deviations, recall));
 	}
 	else
 	{
 		reach.nprobes = layout->nlists;
+		reach.ngroups = UINT32_MAX;
 		reach.slack = full_slack(layout);
 		reach.deviations = BQ_NO_STOP;
 	}
@@ -107,7 +109,10 @@ bq_wanted_reach(Relation index, const BqLayout *layout, int strategy)
 		reach.nprobes = Min((uint32) bq_probes, layout->nlists);
 	/* who asks for all lists means all rows */
 	if (reach.nprobes == layout->nlists)
+	{
 		reach.deviations = BQ_NO_STOP;
+		reach.ngroups = UINT32_MAX;
+	}
 	return reach;
 }
 
@@ -121,6 +126,7 @@ bq_clear_model(BqLayout *layout)
 		layout->model.product_nprobes[i] = 1;
 		layout->model.slack[i] = (float) (UNKNOWN_SLACK / sqrt(layout->dim));
 		layout->model.deviations[i] = UNKNOWN_DEVIATIONS;
+		layout->model.ngroups[i] = UINT32_MAX;
 	}
 	layout->model.gap = 0;
 }

@@ -207,121 +207,20 @@ ask_for_list(Relation index, const BqScan *so, const BqChain *chain)
  * Choosing lists
  */
 
-/* The nearer a list the larger, with its number in the lower half; no two are equal. */
-static inline uint64
-rank_key(float score, uint32 list)
-{
-	uint32		bits;
-
-	memcpy(&bits, &score, sizeof(bits));
-	bits ^= bits & 0x80000000 ? 0xffffffff : 0x80000000;
-	return (uint64) bits << 32 | (UINT32_MAX - list);
-}
-
-static inline uint32
-ranked_list(uint64 key)
-{
-	return UINT32_MAX - (uint32) key;
-}
-
-static inline float
-ranked_score(uint64 key)
-{
-	uint32		bits = (uint32) (key >> 32);
-	float		score;
-
-	bits ^= bits & 0x80000000 ? 0x80000000 : 0xffffffff;
-	memcpy(&score, &bits, sizeof(score));
-	return score;
-}
-
-static void
-sink_list(BqScan *so, uint32 i)
-{
-	uint64		moving = so->ranked[i];
-
-	for (uint32 child = 2 * i + 1; child < so->nheap; child = 2 * i + 1)
-	{
-		child += child + 1 < so->nheap && so->ranked[child + 1] > so->ranked[child];
-		if (so->ranked[child] < moving)
-			break;
-		so->ranked[i] = so->ranked[child];
-		i = child;
-	}
-	so->ranked[i] = moving;
-}
-
-static void
-make_heap(BqScan *so, uint32 n)
-{
-	so->nheap = n;
-	for (uint32 i = n / 2; i-- > 0;)
-		sink_list(so, i);
-}
-
-/* One standard deviation above the mean: a few times as many lists as most queries read. */
-static float
-high_score(const float *scores, uint32 n)
-{
-	double		sum = 0;
-	double		squares = 0;
-
-	for (uint32 i = 0; i < n; i++)
-	{
-		sum += scores[i];
-		squares += (double) scores[i] * scores[i];
-	}
-	return (float) (sum / n + sqrt(Max(0, squares / n - sum / n * sum / n)));
-}
-
-/* Rank all lists: those of high scores as a heap, which is all that most queries need. */
+/* Rank the lists, none of which was read. */
 void
 bq_rank_lists(Relation index, BqScan *so)
 {
-	uint32		nlists = so->layout.nlists;
-	float	   *scores = (float *) palloc0(nlists * sizeof(float));
-	float		high;
-	uint32		nhigh = 0;
+	/* Hamming's table holds distances from a code, not products */
+	BqTable		table = so->strategy == BQ_STRATEGY_HAMMING && so->layout.nlists > 1 ?
+		bq_make_table(so->q, so->layout.dim) : so->table;
 
-	if (nlists > 1)
-	{
-		/* Hamming's table holds distances from a code, not products */
-		BqTable		table = so->strategy == BQ_STRATEGY_HAMMING ?
-			bq_make_table(so->q, so->layout.dim) : so->table;
-
-		bq_score_lists(index, &so->layout, &table, scores);
-	}
-	so->ranked = (uint64 *) palloc(nlists * sizeof(uint64));
-	so->order = (uint64 *) palloc(nlists * sizeof(uint64));
-	so->segment_of = (uint8 *) palloc(nlists * sizeof(uint8));
-	high = high_score(scores, nlists);
-	for (uint32 list = 0, low = nlists; list < nlists; list++)
-		so->ranked[scores[list] >= high ? nhigh++ : --low] = rank_key(scores[list], list);
-	make_heap(so, nhigh);
-	so->nranked = nlists;
-	so->nordered = 0;
+	bq_begin_ranking(&so->ranking, index, &so->layout, &table, so->reach.ngroups);
 	so->nchosen = 0;
 	so->segment = 0;
 	so->ncounted = 0;
 	so->nscanned = 0;
 	so->nseen = 0;
-	pfree(scores);
-}
-
-/* Is there an i-th nearest list?  Then it is in so->order. */
-static bool
-know_list(BqScan *so, uint32 i)
-{
-	while (so->nordered <= i && so->nranked > 0)
-	{
-		if (so->nheap == 0)
-			make_heap(so, so->nranked);
-		so->order[so->nordered++] = so->ranked[0];
-		so->ranked[0] = so->ranked[--so->nheap];
-		sink_list(so, 0);
-		so->ranked[so->nheap] = so->ranked[--so->nranked];
-	}
-	return i < so->nordered;
 }
 
 /* Begin a segment of about `probes` lists, or as many as there are. */
@@ -382,15 +281,15 @@ choose_list(BqScan *so, uint32 i)
 {
 	if (i < so->nchosen)
 		return true;
-	if ((so->nchosen == so->most && !goes_on_for_filter(so)) || !know_list(so, i))
+	if ((so->nchosen == so->most && !goes_on_for_filter(so)) || !bq_know_list(&so->ranking, i))
 		return false;
 	if (so->nchosen >= so->least && so->dropped &&
-		ranked_score(so->order[i]) < limit_cosine(so) - so->margin)
+		bq_ranked_score(&so->ranking, i) < limit_cosine(so) - so->margin)
 	{
 		so->most = so->nchosen;
 		return false;
 	}
-	so->segment_of[so->nchosen++] = so->segment;
+	so->ranking.order[so->nchosen++].segment = so->segment;
 	return true;
 }
 
@@ -410,16 +309,16 @@ bq_read_lists(Relation index, BqScan *so, uint32 from)
 		/* no list that cannot be chosen, unless a filter may call for more */
 		uint32		end = so->filter != NULL ? so->layout.nlists : so->most;
 
-		for (; asked <= i + ahead && asked < end && know_list(so, asked); asked++)
+		for (; asked <= i + ahead && asked < end && bq_know_list(&so->ranking, asked); asked++)
 		{
 			BqChain    *chain = &chains[asked % lengthof(chains)];
 
-			*chain = bq_read_chain(index, &so->layout, ranked_list(so->order[asked]));
+			*chain = bq_read_chain(index, &so->layout, bq_ranked_list(&so->ranking, asked));
 			/* the disk takes its time, but can do several things at once */
 			if (ask_for_list(index, so, chain))
 				ahead = Min(so->io_concurrency, MAX_AHEAD);
 		}
-		read_list(index, so, so->segment_of[i], &chains[i % lengthof(chains)], i >= so->ncounted);
+		read_list(index, so, so->ranking.order[i].segment, &chains[i % lengthof(chains)], i >= so->ncounted);
 		/* blocks can be left half read as soon as there is a limit */
 		if (!so->dropped)
 			bq_limit_candidates(so);
@@ -458,8 +357,8 @@ bq_wants_more_lists(BqScan *so, const BqCandidate *candidate)
 	{
 		double		cosine = so->source != NULL ? (1 - candidate->key) * so->length : -candidate->key;
 
-		if (know_list(so, so->nchosen) &&
-			ranked_score(so->order[so->nchosen]) >= cosine - so->row_margin)
+		if (bq_know_list(&so->ranking, so->nchosen) &&
+			bq_ranked_score(&so->ranking, so->nchosen) >= cosine - so->row_margin)
 			return true;
 	}
 	return so->nseen < SEEN_PER_ROW * (so->nreturned + 1);

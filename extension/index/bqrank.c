@@ -11,8 +11,15 @@
  * page of a block.  Then follow the directions.  32 lists are a *group*: FACTOR_ROWS rows
  * with their factors, then a block of codes (core/bqlut.h), without regard to where pages
  * end.
+ *
+ * Large runs have directions of groups as well, in groups of the same form behind those of
+ * the lists: the mean of the group's lists, whose numbers were chosen so that they lie
+ * together (bqarrange.c).  Scans look at the nearest groups only (bqorder.c).  A factor of 0
+ * stands for lists that came as it happened: at these every scan looks.
  */
 #include "postgres.h"
+
+#include <float.h>
 
 #include "index/bqindex.h"
 #include "miscadmin.h"
@@ -29,6 +36,13 @@ static inline uint32
 count_groups(uint32 nlists)
 {
 	return (nlists + BQ_BLOCK - 1) / BQ_BLOCK;
+}
+
+/* Groups of groups of a run, or 0 if it is ranked list by list. */
+static inline uint32
+count_outer_groups(uint32 capacity)
+{
+	return capacity < BQ_GROUPED_LISTS ? 0 : count_groups(capacity / BQ_BLOCK);
 }
 
 /*
@@ -54,7 +68,7 @@ uint32
 bq_count_segment_blocks(const BqLayout *layout, uint32 capacity)
 {
 	uint64		nrows = BQ_ROWS_PER_PAGE - 1 + entry_nrows(capacity) +
-		(uint64) capacity / BQ_BLOCK * group_nrows(layout->dim);
+		(uint64) (capacity / BQ_BLOCK + count_outer_groups(capacity)) * group_nrows(layout->dim);
 
 	return (uint32) ((nrows + layout->nrows - 1) / layout->nrows);
 }
@@ -134,6 +148,16 @@ group_row(const BqLayout *layout, uint32 list)
 
 	return segment_row(layout, segment) + entry_nrows(bq_segment_capacity(layout, segment)) +
 		(uint64) list / BQ_BLOCK * group_nrows(layout->dim);
+}
+
+/* First row of an outer group of a run that has them. */
+static uint64
+outer_group_row(const BqLayout *layout, int segment, uint32 outer)
+{
+	uint32		capacity = bq_segment_capacity(layout, segment);
+
+	return segment_row(layout, segment) + entry_nrows(capacity) +
+		((uint64) capacity / BQ_BLOCK + outer) * group_nrows(layout->dim);
 }
 
 /* Lock the page of a list's entry, and find it there. */
@@ -239,15 +263,64 @@ write_rows(Relation index, const BqLayout *layout, uint64 row, uint64 nrows, con
 	}
 }
 
+/* The direction of a group: `n` directions from `first` on. */
+static void
+set_to_mean(float *mean, const BqCentroids *centroids, uint32 first, uint32 n)
+{
+	memset(mean, 0, centroids->dim * sizeof(float));
+	for (uint32 list = first; list < first + n; list++)
+		for (int i = 0; i < centroids->dim; i++)
+			mean[i] += centroids->values[(size_t) list * centroids->dim + i];
+}
+
 /* Write those of a new index: all are in the first run of the directory. */
 void
 bq_write_centroids(Relation index, const BqLayout *layout, const BqCentroids *centroids)
 {
+	int			dim = layout->dim;
+	uint32		ngroups = count_groups(layout->nlists);
 	uint8	   *groups = bq_pack_directions(centroids);
 
-	write_rows(index, layout, group_row(layout, 0),
-			   (uint64) count_groups(layout->nlists) * group_nrows(layout->dim), groups, false);
+	write_rows(index, layout, group_row(layout, 0), (uint64) ngroups * group_nrows(dim), groups,
+			   false);
 	pfree(groups);
+	if (count_outer_groups(layout->capacity) > 0)
+	{
+		BqCentroids means = {.nlists = ngroups, .dim = dim};
+
+		means.values = (float *) palloc((size_t) ngroups * dim * sizeof(float));
+		for (uint32 group = 0; group < ngroups; group++)
+			set_to_mean(means.values + (size_t) group * dim, centroids, group * BQ_BLOCK,
+						Min(layout->nlists - group * BQ_BLOCK, (uint32) BQ_BLOCK));
+		groups = bq_pack_directions(&means);
+		write_rows(index, layout, outer_group_row(layout, 0, 0),
+				   (uint64) count_groups(ngroups) * group_nrows(dim), groups, false);
+		pfree(groups);
+		pfree(means.values);
+	}
+}
+
+/* Let the group of a list have the direction `mean`; NULL: no scan may pass it over. */
+static void
+set_group_direction(Relation index, const BqLayout *layout, uint32 list, const float *mean)
+{
+	int			nrows = group_nrows(layout->dim);
+	int			segment = find_segment(layout, &list);
+	uint32		number = list / BQ_BLOCK;
+	uint64		row;
+	uint8	   *outer;
+
+	if (count_outer_groups(bq_segment_capacity(layout, segment)) == 0)
+		return;
+	row = outer_group_row(layout, segment, number / BQ_BLOCK);
+	outer = (uint8 *) palloc((size_t) nrows * BQ_ROW_NBYTES);
+	bq_read_rows(index, layout, row, nrows, outer);
+	if (mean != NULL)
+		pack_direction(outer, layout->dim, number % BQ_BLOCK, mean);
+	else
+		memset(outer + number % BQ_BLOCK * sizeof(float), 0, sizeof(float));
+	write_rows(index, layout, row, nrows, outer, true);
+	pfree(outer);
 }
 
 /*
@@ -261,11 +334,21 @@ bq_set_directions(Relation index, const BqLayout *layout, const BqCentroids *cen
 {
 	int			nrows = group_nrows(layout->dim);
 	uint8	   *group = (uint8 *) palloc((size_t) nrows * BQ_ROW_NBYTES);
+	float	   *mean = (float *) palloc(layout->dim * sizeof(float));
 
 	for (uint32 end = list + n; list < end;)
 	{
 		uint64		row = group_row(layout, list);
 
+		/* a list that changes stays near its group; new ones may be far from others in theirs */
+		if (list >= layout->nlists)
+		{
+			bool		whole = list % BQ_BLOCK == 0 && end - list >= BQ_BLOCK;
+
+			if (whole)
+				set_to_mean(mean, centroids, first, BQ_BLOCK);
+			set_group_direction(index, layout, list, whole ? mean : NULL);
+		}
 		bq_read_rows(index, layout, row, nrows, group);
 		do
 			pack_direction(group, layout->dim, list % BQ_BLOCK,
@@ -273,6 +356,7 @@ bq_set_directions(Relation index, const BqLayout *layout, const BqCentroids *cen
 		while (++list < end && list % BQ_BLOCK != 0);
 		write_rows(index, layout, row, nrows, group, true);
 	}
+	pfree(mean);
 	pfree(group);
 }
 
@@ -353,38 +437,104 @@ bq_score_groups(const uint8 *groups, uint32 nlists, int dim, const BqTable *tabl
 	}
 }
 
-/* The same for the directions of an index. */
+/*
+ * Score a group on pages; `ahead`: the page after it will be needed as well.  `held` keeps its
+ * last page.
+ */
+static void
+score_group(Relation index, const BqLayout *layout, const BqTable *table, uint64 row,
+			bool ahead, BqHeldPage *held, GroupScore *group)
+{
+	int			nrows = group_nrows(layout->dim);
+
+	for (int j = 0; j < nrows;)
+	{
+		BlockNumber blkno = bq_code_page(layout, row + j);
+		int			n = bq_rows_on_page(row + j, row + nrows);
+		bool		another = !BufferIsValid(held->buffer) || held->blkno != blkno;
+		Page		page = bq_hold_page(index, held, blkno, BQ_PAGE_CODES);
+
+		if (another && ahead)
+			bq_prefetch(index, blkno + 1, 0, false);
+		add_rows(group, table, BqPageGetRow(page, row + j), j, n);
+		j += n;
+	}
+}
+
+/* The same for the directions of lists of an index; returns how many follow from `list` on. */
+uint32
+bq_score_group(Relation index, const BqLayout *layout, const BqTable *table, uint32 list,
+			   bool ahead, BqHeldPage *held, float *scores)
+{
+	uint32		n = Min(layout->nlists - list, (uint32) BQ_BLOCK);
+	GroupScore	group;
+
+	score_group(index, layout, table, group_row(layout, list), ahead, held, &group);
+	finish_group(&group, table, n, scores);
+	return n;
+}
+
+/* The directions of all lists. */
 void
 bq_score_lists(Relation index, const BqLayout *layout, const BqTable *table, float *scores)
 {
-	int			nrows = group_nrows(layout->dim);
 	BqHeldPage	held = {InvalidBuffer, 0};
-	GroupScore	group;
 
-	for (uint32 list = 0; list < layout->nlists; list += BQ_BLOCK)
+	for (uint32 list = 0; list < layout->nlists;)
 	{
-		uint64		row = group_row(layout, list);
-
-		for (int j = 0; j < nrows;)
+		list += bq_score_group(index, layout, table, list, true, &held, scores + list);
+		if (list % 1024 == 0)	/* interrupts wait for locks */
 		{
-			BlockNumber blkno = bq_code_page(layout, row + j);
-			int			n = bq_rows_on_page(row + j, row + nrows);
-
-			if (!BufferIsValid(held.buffer) || held.blkno != blkno)
-			{
-				if (BufferIsValid(held.buffer))
-					UnlockReleaseBuffer(held.buffer);
-				CHECK_FOR_INTERRUPTS();
-				held.buffer = bq_read_page(index, blkno, BQ_PAGE_CODES, BUFFER_LOCK_SHARE);
-				held.blkno = blkno;
-				bq_prefetch(index, blkno + 1, 0, false);
-			}
-			add_rows(&group, table, BqPageGetRow(BufferGetPage(held.buffer), row + j), j, n);
-			j += n;
+			bq_release_page(&held);
+			CHECK_FOR_INTERRUPTS();
 		}
-		finish_group(&group, table, Min(layout->nlists - list, (uint32) BQ_BLOCK), scores + list);
 	}
-	UnlockReleaseBuffer(held.buffer);
+	bq_release_page(&held);
+}
+
+/* Groups that lists are found by, or 0. */
+uint32
+bq_count_groups(const BqLayout *layout)
+{
+	for (int i = 0; i < BQ_SEGMENTS && layout->segments[i] != BQ_NO_BLOCK; i++)
+		if (count_outer_groups(bq_segment_capacity(layout, i)) > 0)
+			return count_groups(layout->nlists);
+	return 0;
+}
+
+/* The directions of groups; of those that have none, FLT_MAX. */
+void
+bq_score_outer_groups(Relation index, const BqLayout *layout, const BqTable *table,
+					  float *scores)
+{
+	uint32		ngroups = count_groups(layout->nlists);
+	BqHeldPage	held = {InvalidBuffer, 0};
+	uint32		done = 0;
+
+	for (int segment = 0; done < ngroups; segment++)
+	{
+		uint32		capacity = bq_segment_capacity(layout, segment);
+		uint32		n = Min(capacity / BQ_BLOCK, ngroups - done);
+
+		if (count_outer_groups(capacity) == 0)
+			for (uint32 i = 0; i < n; i++)
+				scores[done + i] = FLT_MAX;
+		else
+			for (uint32 i = 0; i < n; i += BQ_BLOCK)
+			{
+				uint32		part = Min(n - i, (uint32) BQ_BLOCK);
+				GroupScore	group;
+
+				score_group(index, layout, table, outer_group_row(layout, segment, i / BQ_BLOCK),
+							true, &held, &group);
+				finish_group(&group, table, part, scores + done + i);
+				for (uint32 c = 0; c < part; c++)
+					if (group.factor[c] == 0)
+						scores[done + i + c] = FLT_MAX;
+			}
+		done += n;
+	}
+	bq_release_page(&held);
 }
 
 /* The table of a float query, in memory of its own. */
@@ -396,25 +546,4 @@ bq_make_table(const float *q, int dim)
 	table.entries = (uint8 *) palloc(bq_block_nbytes(dim));
 	bq_lut_query(q, dim, table.entries, &table.scale, &table.bias);
 	return table;
-}
-
-/* The list that a new row goes to. */
-uint32
-bq_nearest_list(Relation index, const BqLayout *layout, const float *q)
-{
-	float	   *scores;
-	BqTable		table;
-	uint32		best = 0;
-
-	if (layout->nlists == 1)
-		return 0;
-	scores = (float *) palloc(layout->nlists * sizeof(float));
-	table = bq_make_table(q, layout->dim);
-	bq_score_lists(index, layout, &table, scores);
-	for (uint32 list = 1; list < layout->nlists; list++)
-		if (scores[list] > scores[best])
-			best = list;
-	pfree(table.entries);
-	pfree(scores);
-	return best;
 }

@@ -10,20 +10,21 @@
 #include "index/bqindex.h"
 #include "miscadmin.h"
 
-static void
-release_page(BqHeldPage *held)
+void
+bq_release_page(BqHeldPage *held)
 {
 	if (BufferIsValid(held->buffer))
 		UnlockReleaseBuffer(held->buffer);
 	held->buffer = InvalidBuffer;
 }
 
-static Page
-hold_page(Relation index, BqHeldPage *held, BlockNumber blkno, BqPageKind kind)
+/* Lock a page for reading, in the place of another one, unless it is held already. */
+Page
+bq_hold_page(Relation index, BqHeldPage *held, BlockNumber blkno, BqPageKind kind)
 {
 	if (!BufferIsValid(held->buffer) || held->blkno != blkno)
 	{
-		release_page(held);
+		bq_release_page(held);
 		held->buffer = bq_read_page(index, blkno, kind, BUFFER_LOCK_SHARE);
 		held->blkno = blkno;
 	}
@@ -124,7 +125,7 @@ bq_next_block(BqListReader *reader)
 		reader->nheld = 0;
 		CHECK_FOR_INTERRUPTS();
 	}
-	block = BqPageGetBlock(reader->layout, hold_page(reader->index, &reader->headers, header_page,
+	block = BqPageGetBlock(reader->layout, bq_hold_page(reader->index, &reader->headers, header_page,
 													 BQ_PAGE_HEADERS),
 						   reader->block);
 	if (block->list != reader->chain.list || block->epoch != reader->chain.epoch)
@@ -155,7 +156,7 @@ hold_row(BqListReader *reader, uint64 row)
 
 	if (!BufferIsValid(reader->codes.buffer) || on_page != reader->codes_on)
 	{
-		hold_page(reader->index, &reader->codes, bq_code_page(reader->layout, row),
+		bq_hold_page(reader->index, &reader->codes, bq_code_page(reader->layout, row),
 				  BQ_PAGE_CODES);
 		reader->codes_on = on_page;
 	}
@@ -208,8 +209,8 @@ bq_sum_rows(BqListReader *reader, const uint8 *table, int first, int last, uint1
 void
 bq_end_list(BqListReader *reader)
 {
-	release_page(&reader->codes);
-	release_page(&reader->headers);
+	bq_release_page(&reader->codes);
+	bq_release_page(&reader->headers);
 }
 
 /* Copy rows of the whole array, wherever pages end. */

@@ -188,7 +188,10 @@ start_query(IndexScanDesc scan)
 	bq_plan_segment(so, so->reach.nprobes);
 	bq_clear_candidates(so);
 	if (so->filter != NULL && so->filter->never)
-		so->nranked = so->nheap = so->nordered = so->most = 0;
+	{
+		bq_forget_lists(&so->ranking);
+		so->most = 0;
+	}
 	bq_read_lists(index, so, 0);
 }
 

@@ -109,15 +109,10 @@ typedef struct BqScan
 	MemoryContext row_context;	/* emptied after each row */
 
 	/* lists */
-	uint64	   *ranked;			/* lists not in `order` yet, see rank_key() ... */
-	uint32		nheap;			/* ... of which the first are a heap, and above the others */
-	uint32		nranked;
-	uint64	   *order;			/* the others, nearest first, in which order they are read */
-	uint32		nordered;
+	BqRanking	ranking;		/* the nearest first, in which order they are read */
 	uint32		nchosen;		/* the first ones have been, or will be */
-	uint8	   *segment_of;		/* in which segment each of them came */
 	uint8		segment;		/* the present one */
-	uint32		segment_start;	/* in `order`: where it begins */
+	uint32		segment_start;	/* in `ranking`: where it begins */
 	uint32		least;			/* of `nchosen` in this segment; from there on ... */
 	uint32		most;
 	double		margin;			/* ... lists as far below the worst candidate as this */
@@ -177,7 +172,7 @@ bq_before(const BqCandidate *a, const BqCandidate *b)
 static inline bool
 bq_has_more_lists(const BqScan *so)
 {
-	return so->nchosen < so->nordered || so->nranked > 0;
+	return so->nchosen < so->ranking.nordered || so->ranking.nranked > 0 || so->ranking.ngroups > 0;
 }
 
 /* bqcandidate.c */
