@@ -800,10 +800,10 @@ COMMENT ON COLUMN bq_columns.next_transform IS 'transform of the codes in next_c
 COMMENT ON COLUMN bq_columns.calibrations IS
 	'what searches need for a recall, as measured: objects of recall, k, rerank, probes, rows, transform, measured_at';
 
--- The owner of the extension, who need not be a superuser, dumps and restores the table.
+-- The owner of the extension, who need not be a superuser, dumps and restores the table.  The view
+-- stays the superuser's who runs this script: everybody reads it, and calls what it calls.
 -- Before GRANT, or pg_dump sees changed privileges.
 ALTER TABLE bq_column_data OWNER TO @extowner@;
-ALTER VIEW bq_columns OWNER TO @extowner@;
 GRANT SELECT ON bq_columns TO PUBLIC;
 
 -- functions on bq_column_data.  They check what the caller may do with the table described, and

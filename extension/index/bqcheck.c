@@ -27,6 +27,7 @@
 #include "index/bqcheck.h"
 #include "index/bqkey.h"
 #include "miscadmin.h"
+#include "type/bqcaller.h"
 #include "type/bqvec.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -397,7 +398,7 @@ bq_index_check(PG_FUNCTION_ARGS)
 	check_positions(&state);
 	if (heapallindexed)
 	{
-		BqCaller	caller = bq_become_owner(state.heap);
+		BqCaller	caller = bq_become_owner(state.heap->rd_rel->relowner);
 
 		check_heap(&state);
 		bq_become_caller(&caller);

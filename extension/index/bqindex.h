@@ -406,17 +406,8 @@ typedef struct BqScanReport
 extern BqScanReport bq_scan_report(IndexScanDesc scan);
 
 /* bqopen.c: for functions of SQL */
-typedef struct BqCaller
-{
-	Oid			user;
-	int			security;
-	int			nest_level;		/* of settings */
-} BqCaller;
-
 extern Relation bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privilege,
 							  Relation *heap);
-extern BqCaller bq_become_owner(Relation heap);
-extern void bq_become_caller(const BqCaller *caller);
 
 /* bqexplain.c */
 extern void bq_explain_init(void);

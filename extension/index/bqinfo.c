@@ -13,6 +13,7 @@
 #include "index/bqsource.h"
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
+#include "type/bqcaller.h"
 #include "type/bqvec.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -110,10 +111,11 @@ bq_index_info(PG_FUNCTION_ARGS)
 	int64		nrows;
 	uint32	   *counts;
 	uint32		half = layout.nlists / 2;
-	const char *choice;
+	/* what was found in all rows is for who may see them; how many there are, pg_class tells */
+	bool		hidden = check_enable_rls(RelationGetRelid(heap), InvalidOid, true) == RLS_ENABLED;
+	const char *choice = NULL;
+	const char *drift = NULL;
 	const char *hint;
-	const char *drift;
-	BqCaller	caller;
 	TupleDesc	desc;
 	Datum		values[20];
 	bool		nulls[20] = {false};
@@ -129,9 +131,14 @@ bq_index_info(PG_FUNCTION_ARGS)
 	nunused = Max((int64) layout.nblocks - nblocks - ndirectory, 0);
 	hint = advise(index, &layout, meta.build_rows, nrows, nslots,
 				  (BlockNumber) (nunused * layout.nrows / BQ_ROWS_PER_PAGE), npages);
-	caller = bq_become_owner(heap);
-	drift = bq_tell_drift(heap, index, &meta);
-	bq_become_caller(&caller);
+	if (!hidden)
+	{
+		BqCaller	caller = bq_become_owner(heap->rd_rel->relowner);
+
+		choice = bq_tell_choice(index, &meta);
+		drift = bq_tell_drift(heap, index, &meta);
+		bq_become_caller(&caller);
+	}
 	if (drift != NULL)
 		hint = hint == NULL ? drift : psprintf("%s; %s", hint, drift);
 
@@ -156,7 +163,6 @@ bq_index_info(PG_FUNCTION_ARGS)
 								(npages > end ? (int64) (npages - end) * BLCKSZ : 0));
 	values[i++] = Int64GetDatum((int64) npages * BLCKSZ);
 	values[i++] = Int64GetDatum((int64) meta.build_rows);
-	choice = bq_tell_choice(index, &meta);
 	values[i] = choice != NULL ? CStringGetTextDatum(choice) : (Datum) 0;
 	nulls[i++] = choice == NULL;
 	values[i] = hint != NULL ? CStringGetTextDatum(hint) : (Datum) 0;
@@ -166,6 +172,18 @@ bq_index_info(PG_FUNCTION_ARGS)
 	relation_close(index, AccessShareLock);
 	table_close(heap, AccessShareLock);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/* Error out if row security hides rows that `what` is of. */
+static void
+check_row_security(Relation heap, Relation index, const char *what)
+{
+	if (check_enable_rls(RelationGetRelid(heap), InvalidOid, true) == RLS_ENABLED)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("%s of index \"%s\" are of rows that row security hides", what,
+						RelationGetRelationName(index)),
+				 errhint("Call it as the owner of the table, or as a role with BYPASSRLS.")));
 }
 
 PG_FUNCTION_INFO_V1(bq_index_statistics);
@@ -178,11 +196,7 @@ bq_index_statistics(PG_FUNCTION_ARGS)
 	Relation	index = bq_open_index(PG_GETARG_OID(0), AccessShareLock, ACL_SELECT, &heap);
 	BqStatistics *statistics;
 
-	if (check_enable_rls(RelationGetRelid(heap), InvalidOid, true) == RLS_ENABLED)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("statistics of index \"%s\" are of rows that row security hides",
-						RelationGetRelationName(index))));
+	check_row_security(heap, index, "statistics");
 	statistics = bq_read_statistics(index);
 	relation_close(index, AccessShareLock);
 	table_close(heap, AccessShareLock);
@@ -327,7 +341,8 @@ bq_recall(PG_FUNCTION_ARGS)
 				 errmsg("sample and k must be positive, not %d and %d", sample, k)));
 
 	index = bq_open_index(PG_GETARG_OID(0), AccessShareLock, ACL_SELECT, &heap);
-	caller = bq_become_owner(heap);
+	check_row_security(heap, index, "searches");
+	caller = bq_become_owner(heap->rd_rel->relowner);
 	layout = bq_read_layout(index);
 	lists = bq_read_entries(index, &layout);
 	if (bq_get_source(index) != NULL)

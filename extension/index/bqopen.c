@@ -1,4 +1,4 @@
-/* bqopen.c: opening an index for a function of SQL, and who may; reading its table as the owner. */
+/* bqopen.c: opening an index for a function of SQL, and who may. */
 #include "postgres.h"
 
 #include "access/htup_details.h"
@@ -11,7 +11,6 @@
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 
 /* May the user look at an index so closely?  `privilege`: on the table, 0: ownership. */
@@ -85,29 +84,4 @@ bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privilege, Relation *hea
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot access temporary or unlogged relations during recovery")));
 	return index;
-}
-
-/*
- * Read a table as its owner, who may not change the session: expressions of an index run as
- * they do when the owner inserts rows, with no more rights whoever asks.
- */
-BqCaller
-bq_become_owner(Relation heap)
-{
-	BqCaller	caller = {.nest_level = NewGUCNestLevel()};
-
-	GetUserIdAndSecContext(&caller.user, &caller.security);
-	SetUserIdAndSecContext(heap->rd_rel->relowner,
-						   caller.security | SECURITY_RESTRICTED_OPERATION);
-#if PG_VERSION_NUM >= 170000
-	RestrictSearchPath();
-#endif
-	return caller;
-}
-
-void
-bq_become_caller(const BqCaller *caller)
-{
-	AtEOXact_GUC(false, caller->nest_level);
-	SetUserIdAndSecContext(caller->user, caller->security);
 }

@@ -19,6 +19,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "optimizer/plancat.h"
+#include "type/bqcaller.h"
 #include "type/bqcolumns.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -225,8 +226,7 @@ run_as_owner(FunctionCallInfo fcinfo, const char *relation, const char *statemen
 	Relation	opened = table_open(get_relname_relid(relation, extension_schema(fcinfo)),
 									RowExclusiveLock);
 	StringInfoData query;
-	Oid			user;
-	int			context;
+	BqCaller	caller;
 	uint64		n_rows;
 	bool		isnull;
 
@@ -242,8 +242,8 @@ run_as_owner(FunctionCallInfo fcinfo, const char *relation, const char *statemen
 			appendStringInfoChar(&query, *p);
 	}
 
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(opened->rd_rel->relowner, context | SECURITY_LOCAL_USERID_CHANGE);
+	/* triggers that the owner may have made are to be no danger for the caller */
+	caller = bq_become_owner(opened->rd_rel->relowner);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	if (SPI_execute_with_args(query.data, n_arguments, types, values, nulls, false, 0) < 0)
@@ -253,7 +253,7 @@ run_as_owner(FunctionCallInfo fcinfo, const char *relation, const char *statemen
 		*result = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 											  &isnull));
 	SPI_finish();
-	SetUserIdAndSecContext(user, context);
+	bq_become_caller(&caller);
 	table_close(opened, NoLock);
 	return n_rows;
 }
@@ -595,8 +595,7 @@ bq_sample_statistics(PG_FUNCTION_ARGS)
 	char	   *source;
 	bool		normalize;
 	double		percent;
-	Oid			user;
-	int			context;
+	BqCaller	caller;
 	bool		isnull;
 	Datum		result;
 
@@ -634,8 +633,7 @@ bq_sample_statistics(PG_FUNCTION_ARGS)
 
 	check_select(table, source);
 	percent = sample_percent(table, rows);
-	GetUserIdAndSecContext(&user, &context);
-	SetUserIdAndSecContext(get_owner(table), context | SECURITY_RESTRICTED_OPERATION);
+	caller = bq_become_owner(get_owner(table));
 	if (SPI_execute(psprintf("SELECT %s.bq_statistics(%s::pg_catalog.float4[], %s)"
 							 " FROM %s TABLESAMPLE SYSTEM (%.9g)",
 							 schema, quote_identifier(source), normalize ? "true" : "false",
@@ -644,7 +642,7 @@ bq_sample_statistics(PG_FUNCTION_ARGS)
 							 percent),
 					true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "SPI failed on the sample: %s", SPI_result_code_string(SPI_result));
-	SetUserIdAndSecContext(user, context);
+	bq_become_caller(&caller);
 	result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 	if (!isnull)
 		result = SPI_datumTransfer(result, false, -1);
