@@ -44,6 +44,20 @@ schema_name(FunctionCallInfo fcinfo)
 	return quote_identifier(get_namespace_name(extension_schema(fcinfo)));
 }
 
+static Oid
+get_type(Oid schema, const char *name)
+{
+	return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum(name),
+						   ObjectIdGetDatum(schema));
+}
+
+/* A type of the extension, wherever the extension was moved. */
+Oid
+bq_extension_type(FunctionCallInfo fcinfo, const char *name)
+{
+	return get_type(extension_schema(fcinfo), name);
+}
+
 static void
 report_unknown(Oid table, const char *code_column)
 {
@@ -64,6 +78,38 @@ report_unmatched(Oid table, const char *code_column)
 }
 
 /*
+ * Number of a column of bq_column_data.  Its owner, who need not be a superuser, may have
+ * changed the table: values that C code reads must be what it takes them for.
+ */
+static AttrNumber
+find_attribute(Relation columns, const char *name, Oid type)
+{
+	AttrNumber	number = get_attnum(RelationGetRelid(columns), name);
+
+	if (number <= 0 || getBaseType(get_atttype(RelationGetRelid(columns), number)) != type)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of table \"%s\" is not of type %s", name,
+						RelationGetRelationName(columns), format_type_be(type)),
+				 errhint("Drop and create the extension bq, or undo what was done to its tables.")));
+	return number;
+}
+
+/* Open bq_column_data to read it without SQL; `schema` is that of the extension. */
+static Relation
+open_columns(Oid schema)
+{
+	Relation	columns = table_open(get_relname_relid("bq_column_data", schema), AccessShareLock);
+
+	if (columns->rd_rel->relkind != RELKIND_RELATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a table", RelationGetRelationName(columns)),
+				 errhint("Drop and create the extension bq, or undo what was done to its tables.")));
+	return columns;
+}
+
+/*
  * Find the row of a column, whose name is in `attribute`; false if there is none, *transform -1 if it
  * is not decided.
  */
@@ -71,7 +117,9 @@ static bool
 find_transform(Relation columns, Snapshot snapshot, Oid table, const char *attribute,
 			   const char *column, int *transform)
 {
-	Oid			columns_oid = RelationGetRelid(columns);
+	Oid			schema = RelationGetNamespace(columns);
+	AttrNumber	transform_number = find_attribute(columns, "transform", INT4OID);
+	AttrNumber	decided_number = find_attribute(columns, "decided_at", TIMESTAMPTZOID);
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
@@ -79,18 +127,17 @@ find_transform(Relation columns, Snapshot snapshot, Oid table, const char *attri
 	bool		undecided;
 
 	namestrcpy(&name, column);
-	ScanKeyInit(&keys[0], get_attnum(columns_oid, "table_name"), BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(table));
-	ScanKeyInit(&keys[1], get_attnum(columns_oid, attribute), BTEqualStrategyNumber, F_NAMEEQ,
-				NameGetDatum(&name));
+	ScanKeyInit(&keys[0], find_attribute(columns, "table_name", get_type(schema, "bq_table")),
+				BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(table));
+	ScanKeyInit(&keys[1], find_attribute(columns, attribute, NAMEOID), BTEqualStrategyNumber,
+				F_NAMEEQ, NameGetDatum(&name));
 	scan = systable_beginscan(columns, InvalidOid, false, snapshot, 2, keys);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 	{
-		*transform = DatumGetInt32(heap_getattr(tuple, get_attnum(columns_oid, "transform"),
-												RelationGetDescr(columns), &undecided));
-		(void) heap_getattr(tuple, get_attnum(columns_oid, "decided_at"),
-							RelationGetDescr(columns), &undecided);
+		*transform = DatumGetInt32(heap_getattr(tuple, transform_number, RelationGetDescr(columns),
+												&undecided));
+		(void) heap_getattr(tuple, decided_number, RelationGetDescr(columns), &undecided);
 		if (undecided)
 			*transform = -1;
 	}
@@ -106,8 +153,7 @@ find_transform(Relation columns, Snapshot snapshot, Oid table, const char *attri
 int
 bq_column_transform(FunctionCallInfo fcinfo, Oid table, const char *code_column)
 {
-	Oid			columns_oid = get_relname_relid("bq_column_data", extension_schema(fcinfo));
-	Relation	columns = table_open(columns_oid, AccessShareLock);
+	Relation	columns = open_columns(extension_schema(fcinfo));
 	/* not that of the statement: codes are to be what new queries expect */
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	List	   *ancestors = get_rel_relispartition(table) ? get_partition_ancestors(table) : NIL;
@@ -138,14 +184,13 @@ bq_column_transform(FunctionCallInfo fcinfo, Oid table, const char *code_column)
 int
 bq_decided_transform(Oid schema, Oid table, const char *source_column)
 {
-	Oid			columns_oid = get_relname_relid("bq_column_data", schema);
 	Relation	columns;
 	Snapshot	snapshot;
 	int			transform = -1;
 
-	if (!OidIsValid(columns_oid))
+	if (!OidIsValid(get_relname_relid("bq_column_data", schema)))
 		return -1;
-	columns = table_open(columns_oid, AccessShareLock);
+	columns = open_columns(schema);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	(void) find_transform(columns, snapshot, table, "source_column", source_column, &transform);
 	UnregisterSnapshot(snapshot);
@@ -256,14 +301,6 @@ run_as_owner(FunctionCallInfo fcinfo, const char *relation, const char *statemen
 	bq_become_caller(&caller);
 	table_close(opened, NoLock);
 	return n_rows;
-}
-
-/* A type of the extension, wherever the extension was moved. */
-Oid
-bq_extension_type(FunctionCallInfo fcinfo, const char *name)
-{
-	return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid, CStringGetDatum(name),
-						   ObjectIdGetDatum(extension_schema(fcinfo)));
 }
 
 #define WHERE_COLUMN " WHERE table_name::oid = $1 AND code_column = $2"
@@ -436,7 +473,7 @@ bq_decide(PG_FUNCTION_ARGS)
 						" AND decided_at IS NULL AND dim = cardinality(($4).mean)",
 						lengthof(types), types, values, nulls, NULL);
 	if (run_as_owner(fcinfo, "bq_column_data",
-					 "SELECT transform FROM %s.bq_column_data" WHERE_COLUMN
+					 "SELECT transform::integer FROM %s.bq_column_data" WHERE_COLUMN
 					 " AND decided_at IS NOT NULL",
 					 2, types, values, NULL, &transform) == 0)
 		report_unmatched(PG_GETARG_OID(0), NameStr(*PG_GETARG_NAME(1)));

@@ -364,6 +364,49 @@ def test_triggers_of_the_owner_of_the_extension_gain_nothing(conn: Conn, deferre
     assert conn.execute("SHOW bq.max_scan_tuples").fetchone() == ("-1",)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "ALTER TABLE bq_column_data RENAME COLUMN code_column TO was;"
+            "ALTER TABLE bq_column_data RENAME COLUMN dim TO code_column",
+            'column "code_column" of table "bq_column_data" is not of type name',
+        ),
+        (
+            "ALTER TABLE bq_column_data RENAME COLUMN table_name TO was;"
+            "ALTER TABLE bq_column_data RENAME COLUMN reason TO table_name",
+            'column "table_name" of table "bq_column_data" is not of type bq_table',
+        ),
+        (
+            "ALTER TABLE bq_column_data RENAME COLUMN transform TO was;"
+            "ALTER TABLE bq_column_data RENAME COLUMN metric TO transform",
+            'column "transform" of table "bq_column_data" is not of type integer',
+        ),
+        (
+            "ALTER TABLE bq_column_data RENAME COLUMN decided_at TO was",
+            'column "decided_at" of table "bq_column_data" is not of type timestamp with time zone',
+        ),
+        (
+            "ALTER EXTENSION bq DROP TABLE bq_column_data;"
+            "ALTER TABLE bq_column_data RENAME TO was;"
+            "CREATE VIEW bq_column_data AS SELECT * FROM was",
+            '"bq_column_data" is not a table',
+        ),
+    ],
+)
+@pytest.mark.usefixtures("owned")
+def test_what_the_owner_of_the_extension_changed_is_not_believed(
+    conn: Conn, change: str, message: str
+) -> None:
+    """C code that took numbers for names would read any memory, or crash."""
+    run(conn, f"SET ROLE {OWNER}; SET search_path = ext")
+    run(conn, change)
+    run(conn, "RESET ROLE; SET search_path = public, ext")
+    with pytest.raises(psycopg.Error) as error:
+        run(conn, "INSERT INTO items VALUES ('{1,2,3}')")
+    assert error.value.diag.message_primary == message
+
+
 @pytest.mark.usefixtures("bq_pgvector")
 def test_functions_say_where_they_search(conn: Conn) -> None:
     """Those that run statements have a search path of their own, or were parsed when made."""
