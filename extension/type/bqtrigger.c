@@ -1,12 +1,15 @@
 /* bqtrigger.c: bq_encode_trigger(), which keeps codes in step with the vectors of their rows. */
 #include "postgres.h"
 
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "parser/parse_coerce.h"
 #include "type/bqcolumns.h"
 #include "type/bqvec.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
@@ -38,6 +41,20 @@ find_column(Relation rel, const char *name)
 						RelationGetRelationName(rel)),
 				 errhint(ARGUMENTS_HINT)));
 	return (AttrNumber) number;
+}
+
+/* Error out unless the writer may call a function, as where SQL calls it. */
+static void
+check_execute(Oid function)
+{
+#if PG_VERSION_NUM >= 160000
+	AclResult	allowed = object_aclcheck(ProcedureRelationId, function, GetUserId(), ACL_EXECUTE);
+#else
+	AclResult	allowed = pg_proc_aclcheck(function, GetUserId(), ACL_EXECUTE);
+#endif
+
+	if (allowed != ACLCHECK_OK)
+		aclcheck_error(allowed, OBJECT_FUNCTION, get_func_name(function));
 }
 
 /* Look up and check what the trigger's arguments name. */
@@ -78,6 +95,7 @@ prepare(FunctionCallInfo fcinfo, const TriggerData *data)
 		case COERCION_PATH_RELABELTYPE:
 			break;
 		case COERCION_PATH_FUNC:
+			check_execute(function);
 			state->casts = true;
 			fmgr_info_cxt(function, &state->cast, fcinfo->flinfo->fn_mcxt);
 			break;

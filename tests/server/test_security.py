@@ -291,6 +291,28 @@ def test_row_security_is_not_bypassed(conn: Conn) -> None:
                 run(conn, "SELECT bq_recall('items_v')")
 
 
+@pytest.mark.usefixtures("roles")
+def test_triggers_call_no_cast_that_writers_may_not(conn: Conn) -> None:
+    run(
+        conn,
+        f"""
+        CREATE TYPE boxed AS (x real[]);
+        CREATE FUNCTION unbox(boxed) RETURNS real[] LANGUAGE sql AS 'SELECT ($1).x';
+        REVOKE EXECUTE ON FUNCTION unbox(boxed) FROM PUBLIC;
+        CREATE CAST (boxed AS real[]) WITH FUNCTION unbox(boxed);
+        SET ROLE {OWNER};
+        CREATE TABLE boxes (v boxed, code bqvec(3));
+        CREATE TRIGGER encode BEFORE INSERT ON boxes FOR EACH ROW
+            EXECUTE FUNCTION bq_encode_trigger('code', 'v', '1');
+        """,
+    )
+    insert = "INSERT INTO boxes VALUES (ROW('{1,2,3}')) RETURNING vector_dims(code)"
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="denied for function unbox"):
+        conn.execute(insert)
+    run(conn, f"RESET ROLE; GRANT EXECUTE ON FUNCTION unbox(boxed) TO {OWNER}; SET ROLE {OWNER}")
+    assert conn.execute(insert).fetchone() == (3,)
+
+
 @pytest.fixture
 def owned(conn: Conn, roles: None) -> None:
     """bq is created by a role that is no superuser, in a schema of its own; items is not its."""
