@@ -429,6 +429,43 @@ def test_what_the_owner_of_the_extension_changed_is_not_believed(
     assert error.value.diag.message_primary == message
 
 
+@pytest.mark.parametrize(
+    ("trap", "named"),
+    [
+        # passed by value, with a modifier to be taken for dimensions: an address to read at
+        ("CREATE DOMAIN trap.vector AS timestamp(3)", "type trap.vector"),
+        (
+            "CREATE FUNCTION trap.distance(ext.halfvec, ext.halfvec) RETURNS float8 IMMUTABLE"
+            " LANGUAGE sql AS 'SELECT 0::float8';"
+            "CREATE OPERATOR trap.<-> (LEFTARG = ext.halfvec, RIGHTARG = ext.halfvec,"
+            " FUNCTION = trap.distance)",
+            "operator trap.<->(ext.halfvec,ext.halfvec)",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("roles", "vector")
+def test_nothing_but_pgvector_gets_into_operator_classes(conn: Conn, trap: str, named: str) -> None:
+    run(
+        conn,
+        f"""
+        DO $$ BEGIN
+            EXECUTE format('GRANT CREATE ON DATABASE %I TO {OWNER}', current_database());
+        END $$;
+        CREATE SCHEMA ext;
+        ALTER EXTENSION vector SET SCHEMA ext;
+        GRANT USAGE ON SCHEMA ext TO PUBLIC;
+        SET ROLE {OWNER};
+        CREATE SCHEMA trap;
+        """,
+    )
+    run(conn, trap)
+    with pytest.raises(psycopg.errors.DuplicateObject) as error:
+        run(conn, "CREATE EXTENSION bq_pgvector SCHEMA trap")
+    assert error.value.diag.message_primary == f'{named} is not of extension "vector"'
+    run(conn, "DROP SCHEMA trap CASCADE; CREATE SCHEMA trap")
+    run(conn, "CREATE EXTENSION bq_pgvector SCHEMA trap")
+
+
 @pytest.mark.usefixtures("bq_pgvector")
 def test_functions_say_where_they_search(conn: Conn) -> None:
     """Those that run statements have a search path of their own, or were parsed when made."""
