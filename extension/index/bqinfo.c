@@ -345,6 +345,8 @@ bq_recall(PG_FUNCTION_ARGS)
 	caller = bq_become_owner(heap->rd_rel->relowner);
 	layout = bq_read_layout(index);
 	lists = bq_read_entries(index, &layout);
+	/* nobody gets more rows than there is room for */
+	k = (int) Min((uint64) k, Max((uint64) layout.nblocks * BQ_BLOCK, 1));
 	if (bq_get_source(index) != NULL)
 	{
 		fetch = bq_begin_fetching(heap, index, GetActiveSnapshot());

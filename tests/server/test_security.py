@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
+import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
 from shared import Conn, needs_pgvector
+
+import pybq
 
 OWNER = "bq_test_security_owner"
 READER = "bq_test_security_reader"
@@ -490,3 +493,88 @@ def test_functions_say_where_they_search(conn: Conn) -> None:
             assert config == ["search_path=pg_catalog, pg_temp"], name
         if language != "c":
             assert language == "sql" and parsed, name
+
+
+HOSTILE = {
+    "reserved": "select",
+    "quotes": """it's "quoted" ''twice\"\"""",
+    "formats": "100%s %(x)s %% {} {0} {id} $1 :x",
+    "lines": "a\nb\r\tc",
+    "injection": '"; DROP TABLE victims; --',
+    "escapes": "a\\b\\'c.d",
+    "unicode": "Größe ☃ 𝔘 \u200f",
+    "longest": "ä" + "x" * 61,
+    "number": "123",
+    "own": "t",
+}
+
+
+@pytest.mark.parametrize("name", list(HOSTILE.values()), ids=list(HOSTILE))
+@pytest.mark.usefixtures("roles", "bq_pgvector")
+def test_any_name_of_tables_and_columns(conn: Conn, rng: np.random.Generator, name: str) -> None:
+    """Through pybq, and as values that functions of SQL make statements of."""
+    vectors = rng.standard_normal((300, 8), dtype=np.float32)
+    run(conn, "CREATE TABLE victims ()")
+    schema, table, column = (sql.Identifier(name) for _ in range(3))
+    conn.execute(sql.SQL("CREATE SCHEMA {}").format(schema))
+    path = sql.Identifier(name, name)
+
+    # codes beside vectors; a column of that name is returned, filtered by and written to
+    made = pybq.Table.create(conn, name, 8, "l2", schema=name, columns={name: "text"}, codes=True)
+    made.ingest(range(200), vectors[:200], {name: [f"{name}{i % 2}" for i in range(200)]})
+    made.load(vectors[200:], name=name, first_id=200)
+    made.create_index(filters=[name])
+    made.create_trigger()
+    opened = pybq.Table(conn, name, schema=name)
+    where = sql.SQL("{} = {}").format(column, sql.Literal(f"{name}1"))
+    hits = opened.search(vectors[7], k=3, columns=[name], where=where, rerank=20)
+    assert hits[0].id == 7 and hits[0][name] == f"{name}1"
+    assert [row is not None and row[name] for row in opened.get([7, 1000], columns=[name])] == [
+        f"{name}1",
+        False,
+    ]
+    assert opened.ingest([7], vectors[8:9], {name: [name]}, on_conflict="update") == 1
+    assert opened.delete([7]) == 1
+    insert = "INSERT INTO {} (id, embedding) VALUES (900, '[1,2,3,4,5,6,7,8]')"
+    conn.execute(sql.SQL(insert).format(path))
+    assert (opened.count(), opened.status().row_count) == (300, 300)
+    text = path.as_string(conn)
+    sampled = "SELECT (bq_sample_statistics(%s)).count"
+    assert conn.execute(sampled, [text]).fetchone() == (300,)
+    shown = "SELECT bool_and(table_name = %s::regclass) FROM bq_columns"
+    assert conn.execute(shown, [text]).fetchone() == (True,)
+
+    # a table of vectors whose columns all have such names
+    run(conn, "RESET ALL")
+    conn.execute(sql.SQL("DROP TABLE {}").format(path))
+    conn.execute(
+        sql.SQL("CREATE TABLE {} (id int, {} vector(8), PRIMARY KEY (id))").format(path, column)
+    )
+    plain = pybq.Table.open(conn, name, schema=name, column=name, metric="cosine")
+    plain.ingest(range(300), vectors)
+    plain.create_index(recall=1)
+    assert plain.search(vectors[5], k=1)[0].id == 5
+    named = sql.SQL("CREATE INDEX {} ON {} USING bq ({} vector_l2_ops)")
+    other = sql.Identifier(name[:-1] + "_")  # tables and indexes share names
+    conn.execute(named.format(other, path, column))
+    index = sql.Identifier(name, name[:-1] + "_").as_string(conn)
+    conn.execute("SELECT bq_index_check(%s, true)", [index])
+    assert conn.execute("SELECT bq_recall(%s, 5) > 0.9", [index]).fetchone() == (True,)
+    assert plain.status().indexes
+    plain.drop()
+
+    # and the SQL functions, by an owner's own table
+    conn.execute(sql.SQL("CREATE TABLE {} ({} real[], code bqvec(2))").format(path, column))
+    conn.execute("SELECT bq_register_column(%s, 'code', %s, 2, 'l2', 0)", [text, name])
+    conn.execute(
+        sql.SQL(
+            "CREATE TRIGGER {} BEFORE INSERT ON {} FOR EACH ROW"
+            " EXECUTE FUNCTION bq_encode_trigger('code', {})"
+        ).format(table, path, sql.Literal(name))
+    )
+    conn.execute(sql.SQL("INSERT INTO {} VALUES ('{{1,2}}')").format(path))
+    assert conn.execute(sampled, [text]).fetchone() == (1,)
+    conn.execute("SELECT bq_rename_column(%s, %s, 'v')", [text, name])
+    shown = "SELECT source_column FROM bq_columns WHERE table_name = %s::regclass"
+    assert conn.execute(shown, [text]).fetchone() == ("v",)
+    assert conn.execute("SELECT to_regclass('victims') IS NOT NULL").fetchone() == (True,)
