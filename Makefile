@@ -23,7 +23,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 
 .DEFAULT_GOAL := build
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert fuzz bench \
-	bench-index bench-vectors bench-writers torture format clean
+	bench-index bench-vectors bench-writers torture test-upgrade format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -85,6 +85,9 @@ torture: .venv/tested .venv/built ## faults without end, for SECONDS=600 on each
 	for version in 18 16; do (cd tests && '$(CURDIR)/$(PY)' -m torture --postgres $$version \
 		--build '$(CURDIR)/build/torture' --seconds $(or $(SECONDS),600) \
 		$(if $(SEED),--seed $(SEED))) || exit 1; done
+
+test-upgrade: .venv/tested .venv/built ## pg_upgrade of tables and indexes, from 16 to 18
+	$(BIN)/pytest tests/upgrade
 
 bench: .venv/tested .venv/built ## speed and recall, beside pgvector
 	$(PY) benchmarks/ingest.py

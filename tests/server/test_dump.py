@@ -145,3 +145,69 @@ def test_dump_by_others_needs_select(conn: Conn, databases: tuple[str, str]) -> 
         other.execute(sql.SQL("GRANT SELECT ON bq_column_data TO {}").format(sql.Identifier(OTHER)))
     restore(conn, restored, conn.info.user, dump(conn, dumped, OTHER))
     assert contents(conn, restored, OTHER) == contents(conn, dumped, OTHER)
+
+
+NAMED = """
+CREATE SCHEMA "Old one";
+CREATE SCHEMA ext;
+CREATE EXTENSION bq SCHEMA ext;
+CREATE TABLE "Old one"."123" (id int PRIMARY KEY, code ext.bqvec(3, 5), q ext.bqquery);
+CREATE TABLE "Old one"."it's ""100%s""
+" (LIKE "Old one"."123");
+CREATE TABLE "Old one"."items" (LIKE "Old one"."123");
+INSERT INTO "Old one"."123"
+SELECT i, ext.bq_encode(ARRAY[i, 1, 1 - i], 5), ext.bq_query(ARRAY[i, 1, 2], 5)
+FROM generate_series(1, 200) AS i;
+CREATE INDEX ON "Old one"."123" USING bq (code) WITH (lists = 3);
+SELECT ext.bq_register_column(c.oid::regclass, 'code', NULL, 3, 'l2', 5, relname)
+FROM pg_class AS c WHERE relnamespace = '"Old one"'::regnamespace AND relkind = 'r';
+ALTER SCHEMA "Old one" RENAME TO "new one";
+ALTER SCHEMA ext RENAME TO "Ext's";
+CREATE TABLE public."123" (id int, code "Ext's".bqvec(3, 5));  -- another one, without a row
+"""
+
+NAMES = """
+SELECT relname, relnamespace::regnamespace::text, reason, b.table_name::text
+FROM "Ext's".bq_columns AS b JOIN pg_class AS c ON c.oid = b.table_name::oid ORDER BY 1
+"""
+
+NEAREST = """
+SELECT id FROM "new one"."123"
+ORDER BY code OPERATOR("Ext's".<=>) (SELECT q FROM "new one"."123" WHERE id = 9) LIMIT 20
+"""
+
+
+def test_renamed_schemas_and_names_of_all_kinds(conn: Conn, databases: tuple[str, str]) -> None:
+    """Tables of two owners, a name that could be an oid, one of each kind of quote."""
+    dumped, restored = databases
+    found = []
+    with psycopg.connect(conninfo(conn, dumped, conn.info.user), autocommit=True) as source:
+        for statement in NAMED.split(";\n"):
+            source.execute(sql.SQL(statement))  # type: ignore[arg-type]
+        for table, owner in (("123", OWNER), ("items", OTHER)):
+            source.execute(
+                sql.SQL("ALTER TABLE {} OWNER TO {}").format(
+                    sql.Identifier("new one", table), sql.Identifier(owner)
+                )
+            )
+    restore(conn, restored, conn.info.user, dump(conn, dumped, conn.info.user))
+    for name in databases:
+        with psycopg.connect(conninfo(conn, name, conn.info.user)) as other:
+            rows = other.execute(NAMES).fetchall()
+            assert [row[2] for row in rows] == [row[0] for row in rows]
+            assert [row[0] for row in rows] == ["123", 'it\'s "100%s"\n', "items"]
+            assert {row[1] for row in rows} == {'"new one"'}
+            other.execute("SET enable_seqscan = off")
+            assert "Index Scan" in str(other.execute("EXPLAIN " + NEAREST).fetchall())
+            other.execute("""SELECT "Ext's".bq_index_check('"new one"."123_code_idx"', true)""")
+            found.append((rows, other.execute(NEAREST).fetchall()))
+            # whoever owns a table looks after its row, in the restored database as well
+            other.execute(sql.SQL("GRANT USAGE ON SCHEMA {}, {} TO {}").format(
+                sql.Identifier("new one"), sql.Identifier("Ext's"), sql.Identifier(OTHER)
+            ))  # fmt: skip
+            other.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(OTHER)))
+            other.execute("""SELECT "Ext's".bq_forget_column('"new one".items', 'code')""")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="must be owner"):
+                other.execute("""SELECT "Ext's".bq_forget_column('"new one"."123"', 'code')""")
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 20
