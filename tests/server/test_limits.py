@@ -1,6 +1,6 @@
 """Sizes and numbers at each limit, and one beyond: what fits works, what does not is refused.
 
-Beyond means an error for the user, never a number that wrapped around.
+Beyond means an error for the user, never a number that wrapped around.  SECURITY.md lists limits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Whose rights code runs with, what row security hides, and what hostile neighbours can do.
 
-Roles: an owner of tables, who is no superuser, and a reader who
+SECURITY.md says what is promised.  Roles: an owner of tables, who is no superuser, and a reader who
 owns nothing; the tests themselves are the superuser.
 """
 
