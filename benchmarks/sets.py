@@ -62,21 +62,26 @@ def mixed(folder: Path, n: int) -> tuple[Array, Array]:
 
 def dense(folder: Path, n: int) -> tuple[Array, Array]:
     base, queries = load(folder)
+    return thicken(base, n), queries
+
+
+def thicken(base: Array, n: int) -> Array:
+    """The first n rows; of fewer, all, then points between a row and one of its ten nearest."""
     if n <= len(base):
-        return base[:n], queries
+        return base[:n]
     rng = np.random.default_rng(SEED)
-    others = rng.choice(len(base), 20_000, replace=False)
+    others = rng.choice(len(base), min(20_000, len(base)), replace=False)
     nearest = np.concatenate(
         [
             # the first of eleven may be the row itself
             np.argpartition(part @ base[others].T, -11, axis=1)[:, -11:].copy()
-            for part in np.array_split(base, len(base) // 2000)
+            for part in np.array_split(base, max(1, len(base) // 2000))
         ]
     )
     i = rng.integers(0, len(base), n - len(base))
     j = others[nearest[i, rng.integers(0, 11, len(i))]]
     weight = rng.uniform(0.3, 0.7, (len(i), 1)).astype(np.float32)
-    return np.vstack([base, unit(weight * base[i] + (1 - weight) * base[j])]), queries
+    return np.vstack([base, unit(weight * base[i] + (1 - weight) * base[j])])
 
 
 def kth_similarity(base: Array, queries: Array, k: int = K) -> Array:

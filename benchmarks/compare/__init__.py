@@ -1,0 +1,1 @@
+"""bq beside its peers, in one command: see __main__.py."""
