@@ -3,8 +3,11 @@
 
 PYTHON ?= python3
 PG_CONFIG ?= pg_config
-# Folder of vector sets for `make bench`, `bench-index` and `bench-vectors` (benchmarks/README.md)
+# For `make bench` rows to compare with, a file .npy or a folder of vector sets; for `bench-recall`,
+# `bench-index` and `bench-vectors` such a folder (benchmarks/README.md)
 DATA ?=
+# More for `make bench`: --quick, --rows N, --server NAME=DSN, ...
+ARGS ?=
 # Processes that tests run in, each with a server of its own
 TEST_JOBS ?= 2
 # Sources of PostgreSQL, and of pgvector if at hand, for `make test-assert`
@@ -23,7 +26,8 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 
 .DEFAULT_GOAL := build
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert fuzz bench \
-	bench-index bench-vectors bench-writers torture test-upgrade format clean
+	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
+	torture test-upgrade format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -89,11 +93,21 @@ torture: .venv/tested .venv/built ## faults without end, for SECONDS=600 on each
 test-upgrade: .venv/tested .venv/built ## pg_upgrade of tables and indexes, from 16 to 18
 	$(BIN)/pytest tests/upgrade
 
-bench: .venv/tested .venv/built ## speed and recall, beside pgvector
-	$(PY) benchmarks/ingest.py
+bench: .venv/benched .venv/built ## bq beside its peers: 15 minutes, or ARGS=--quick [DATA=rows.npy]
+	PYTHONPATH=benchmarks $(PY) -m compare $(if $(DATA),--data '$(DATA)') $(ARGS)
+
+bench-table: .venv/tested ## README's table and picture from the results of `make bench`
+	PYTHONPATH=benchmarks $(PY) -m compare --publish build/bench/results.json
+
+bench-kernels: .venv/tested .venv/built ## encoding and distances beside reading memory
 	$(PY) benchmarks/kernels.py
+
+bench-ingest: .venv/tested .venv/built ## Table.ingest beside plain COPY
+	$(PY) benchmarks/ingest.py
+
+bench-recall: .venv/tested .venv/built ## recall of codes beside a reference
 	$(if $(DATA),$(PY) benchmarks/recall.py '$(DATA)',@echo \
-		'recall.py was not run: it needs a folder of vector sets, make bench DATA=FOLDER')
+		'recall.py needs a folder of vector sets: make bench-recall DATA=FOLDER'; exit 1)
 
 bench-index: .venv/tested .venv/built ## the index beside pgvector's HNSW
 	$(if $(DATA),$(PY) benchmarks/index.py '$(DATA)',@echo \
@@ -133,6 +147,13 @@ clean: ## remove what was built, .venv included
 	@echo "Adding the tests' tools to .venv"
 	@$(PIP) 'pybq[test]'
 	@touch $@
+
+.venv/benched: .venv/tested
+	@echo "Adding the benchmarks' peers to .venv"
+	@if $(PIP) 'pybq[bench]'; then touch $@; else \
+		for peer in faiss-cpu hnswlib usearch; do $(PIP) $$peer || true; done; \
+		echo "Some peers cannot be installed; the table will say which" >&2; \
+	fi
 
 .venv/built: $(wildcard pybq/*/*.pyx) $(CORE) | .venv/installed
 	@if [ -n "$$(find $^ -newer .venv/installed)" ]; then \

@@ -3,7 +3,8 @@
     python -m compare --quick
     python -m compare --data vectors.npy --rows 100000
     python -m compare --server vchord="host=localhost dbname=postgres user=me"
-    python -m compare --table build/bench/results.json --into README.md
+    python -m compare --table build/bench/results.json
+    python -m compare --publish build/bench/results.json
 
 Run with benchmarks/ on PYTHONPATH, as make does.  Peers: pgvector (HNSW on vector, halfvec and bit
 with re-ranking, IVFFlat, exact scan) and bq (on vectors, on codes) in one embedded server, each in
@@ -53,7 +54,11 @@ from .peers import Peer, drop_schema, sql_peers
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.table is not None:
-        return show_table(options)
+        print(report.table(json.loads(options.table.read_text())))
+        return 0
+    if options.publish is not None:
+        publish(json.loads(options.publish.read_text()))
+        return 0
     effort = QUICK if options.quick else DEFAULT
     if options.rows is not None:
         effort = dataclasses.replace(effort, rows=options.rows)
@@ -95,7 +100,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--postgres", type=int, default=18, help="embedded server [18]")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="[build/bench]")
     parser.add_argument("--table", type=Path, help="show the table of a results.json; run nothing")
-    parser.add_argument("--into", type=Path, help="write --table between the marks of this file")
+    parser.add_argument(
+        "--publish",
+        type=Path,
+        metavar="RESULTS",
+        help="keep a results.json as published.json, and make README's table and picture of it",
+    )
     options = parser.parse_args(arguments)
     for server in options.server:
         if "=" not in server:
@@ -198,6 +208,8 @@ def write_report(results: dict[str, Any], out: Path) -> None:
     text = report.table(results)
     (out / "table.md").write_text(text + "\n")
     print("\n" + text)
+    if not any("curve" in peer for peer in results["peers"].values()):
+        return
     try:
         report.draw(results, out / "curves.png")
     except ModuleNotFoundError as error:
@@ -206,15 +218,12 @@ def write_report(results: dict[str, Any], out: Path) -> None:
         print(f"\npicture: {out / 'curves.png'}")
 
 
-def show_table(options: argparse.Namespace) -> int:
-    results = json.loads(options.table.read_text())
-    text = report.table(results)
-    if options.into is None:
-        print(text)
-        return 0
-    before = options.into.read_text()
-    options.into.write_text(report.replace_between_marks(before, text))
-    return 0
+def publish(results: dict[str, Any]) -> None:
+    """What README.md shows, and the figures it is made from."""
+    report.PUBLISHED.write_text(json.dumps(results) + "\n")
+    report.draw(results, report.PUBLISHED.with_suffix(".png"))
+    text = report.replace_between_marks(report.README.read_text(), report.table(results))
+    report.README.write_text(text)
 
 
 if __name__ == "__main__":

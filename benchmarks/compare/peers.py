@@ -61,7 +61,7 @@ class Peer:
         raise NotImplementedError
 
     def build_filtered(self) -> float | None:
-        """Make what searches with a filter need beyond that; seconds, None if nothing."""
+        """Make what searches with a filter need; seconds, None if nothing."""
         return None
 
     def drop_filtered(self) -> None:
@@ -242,10 +242,14 @@ class Sql(Peer):
     def build_filtered(self) -> float | None:
         if self.filtered is None:
             return None
+        # in place of the other, which the planner may prefer where a filter keeps many rows
+        self.conn.execute(f"DROP INDEX {self.table}_index".encode())
         return self._create_index(f"{self.table}_filtered", self.filtered)
 
     def drop_filtered(self) -> None:
-        self.conn.execute(f"DROP INDEX IF EXISTS {self.table}_filtered".encode())
+        if self.filtered is not None:
+            self.conn.execute(f"DROP INDEX {self.table}_filtered".encode())
+            self.build()
 
     def size(self) -> dict[str, int]:
         sizes = {"table": value(self.conn, f"SELECT pg_table_size('{self.table}')")}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
 BEGIN = "<!-- made by `make bench-table`, not by hand -->"
 END = "<!-- end of what `make bench-table` made -->"
 NONE = "–"
+README = Path(__file__).parents[2] / "README.md"
+PUBLISHED = Path(__file__).with_name("published.json")  # what README's table is made from
 
 # colours that most people can tell apart (Okabe and Ito), markers for the others
 STYLES: dict[str, list[tuple[str, str, str]]] = {
@@ -54,7 +57,8 @@ def table(results: Result) -> str:
         label = f"*{name}*" if peer.get("kind") == "in process" else name
         if "missing" in peer or "failed" in peer:
             what = "missing" if "missing" in peer else "failed"
-            absent.append(f"{name} ({what}: {peer[what]})")
+            # plans and the like are in results.json
+            absent.append(f"{name} ({what}: {textwrap.shorten(peer[what], 160)})")
             if "build" not in peer:
                 label += f", {what}"
         search.append(_row(label, _search_cells(peer)))
@@ -150,14 +154,14 @@ def _notes(results: Result) -> list[str]:
         + "; ".join([*versions, *sorted(others)])
         + ".",
         "",
-        "Each system at its fastest setting of the wanted recall, which is judged by exact search in"
-        f" float32; all in turn, {effort['rounds']} rounds, and ratios are medians of those within"
-        f" a round. One client, in Python, whose SELECT 1 takes {', '.join(floors)}. One process"
-        " answers and builds; its memory is what that gains of its own. Filters keep rows at random,"
-        " recall .95 of them: bq has the columns in its index, HNSW and IVFFlat scan iteratively,"
-        " and for exact scans there are B-trees. Cold: mean of the first 20 queries after a restart,"
-        f" {cold}. *In italics*: libraries in process, one thread, no server, no transactions;"
-        " their index is with the vectors.",
+        "Each system at its fastest setting of the wanted recall, which is judged by exact search"
+        f" in float32; all in turn, {effort['rounds']} rounds, and ratios are medians of those"
+        f" within a round. One client, in Python, whose SELECT 1 takes {', '.join(floors)}. One"
+        " process answers and builds; its memory is what that gains of its own. Filters keep rows"
+        " at random, recall .95 of them: bq has the columns in its index, HNSW and IVFFlat scan"
+        " iteratively, and for exact scans there are B-trees. Cold: mean of the first 20 queries"
+        f" after a restart, {cold}. *In italics*: libraries in process, one thread, no server, no"
+        " transactions; their index is with the vectors.",
     ]
 
 
@@ -173,7 +177,7 @@ def replace_between_marks(text: str, made: str) -> str:
 
 
 def draw(results: Result, path: Path) -> None:
-    """Curves of recall and queries per second, and what the systems cost."""
+    """Curves of recall and queries per second, and what the systems cost; there must be some."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -217,22 +221,20 @@ def draw(results: Result, path: Path) -> None:
 
     panels = bottom.subplots(1, 4, sharey=True)
     for panel, (title, figures) in zip(panels, _costs(results).items(), strict=True):
-        names = list(reversed(styles))
-        values = [figures.get(name) for name in names]
-        panel.barh(
-            names,
-            [value or 0 for value in values],
-            color=[styles[name][0] for name in names],
-            hatch=["//" if results["peers"][n]["kind"] == "in process" else "" for n in names],
-            edgecolor="white",
-        )
-        known = [value for value in values if value]
-        if known:
-            low = 10 ** math.floor(math.log10(min(known)) - 0.3)
-            panel.set(xscale="log", xlim=(low, max(known) * 4))
-        for i, value in enumerate(values):
-            text = f" {_number(value)}" if value else " none"
-            panel.text(value or panel.get_xlim()[0], i, text, va="center", fontsize="small")
+        known = [value for value in figures.values() if value > 0]
+        panel.set(xscale="log", xlim=(min(known) / 2, max(known) * 8) if known else None)
+        for i, (name, (colour, marker, _)) in enumerate(styles.items()):
+            value = figures.get(name)
+            if value:
+                panel.plot(value, i, color=colour, marker=marker, markersize=8)
+            at = (value, i) if value else (panel.get_xlim()[0], i)
+            panel.annotate(
+                _number(value), at, (8, 0), textcoords="offset points", va="center", fontsize=9
+            )
+        panel.set_yticks(range(len(styles)), list(styles))
+        panel.set_ylim(len(styles) - 0.5, -0.5)
+        panel.grid(axis="y", color="#eeeeee")
+        panel.set_axisbelow(True)
         panel.set_title(title, fontsize="medium")
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
