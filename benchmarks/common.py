@@ -51,7 +51,8 @@ def describe(conn: Conn, **more: Any) -> dict[str, Any]:
     """Return, and print, machine, versions, commit and what else is given."""
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
-        names = [line for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line for line in lines if line.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
     root = Path(__file__).parent
     git = ["git", "-C", str(root), "describe", "--always", "--dirty"]

@@ -108,7 +108,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     for server in options.server:
-        if "=" not in server:
+        name, _, dsn = server.partition("=")
+        if not name or not ("=" in dsn or "://" in dsn):
             parser.error(f"expected --server NAME=DSN, got {server!r}")
     return options
 
@@ -199,8 +200,11 @@ def measure(
         finally:
             if run is not None:
                 run.stop()
-            for its_dsn in servers.values():
-                drop_schema(its_dsn, schema)
+            for server, its_dsn in servers.items():
+                try:
+                    drop_schema(its_dsn, schema)
+                except psycopg.Error as error:
+                    print(f"schema {schema} is left on {server}, if it was made: {error}")
             database.server.stop()
 
 

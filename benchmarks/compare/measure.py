@@ -217,7 +217,7 @@ class Run:
         for round_ in range(self.effort.cold_rounds):
             for name in names:
                 setting = self.chosen(name, None, MEASURED_AT)
-                if setting is None:
+                if setting is None or name not in self.workers:
                     continue
                 dropped = database.restart_cold()
                 with self.attempt(name):
@@ -234,8 +234,9 @@ class Run:
                     cold["rounds"].append({"first": times[0], "mean": statistics.mean(times)})
                     self.workers[name].call("close", name)
         for name in names:
-            with self.attempt(name):
-                self.reopen(name)
+            if name in self.workers:
+                with self.attempt(name):
+                    self.reopen(name)
             cold = self.of(name).get("cold")
             if cold:
                 for what in ("first", "mean"):
@@ -289,7 +290,15 @@ class Run:
         for i, worker in enumerate(workers):
             first = i * len(self.data.queries) // clients
             worker.begin("ask_for", name, setting, CLIENT_SECONDS, first)
-        return sum(n / seconds for n, seconds in [worker.end() for worker in workers])
+        answers, errors = [], []
+        for worker in workers:
+            try:
+                answers.append(worker.end())
+            except Failed as error:  # the other's answer must not be taken for a later one
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return sum(n / seconds for n, seconds in answers)
 
     def sweep(self, column: str | None, queries: int) -> None:
         """Recall and time of each setting; in each pass all peers take turns."""

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -170,8 +171,14 @@ class Sql(Peer):
         return Statement(self.conn, "floor", "SELECT 1", [[]]).seconds(200)
 
     def pid(self) -> int | None:
-        local = self.conn.info.host.startswith("/")
-        return self.conn.info.backend_pid if local else None
+        pid = self.conn.info.backend_pid
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return None
+        # the number may be one of another machine's, or of a container's
+        local = self.conn.info.host.startswith("/") and command.startswith(b"postgres:")
+        return pid if local else None
 
     def about(self) -> dict[str, Any]:
         version = "SELECT extversion FROM pg_extension WHERE extname = '{}'"
@@ -511,7 +518,7 @@ def sql_peers(dsn: str, schema: str, server: str = "") -> list[Sql]:
 
 
 def drop_schema(dsn: str, schema: str) -> None:
-    """Remove all tables of a run."""
+    """Remove all tables of a run; psycopg.Error if that fails."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("SET client_min_messages = warning")
         conn.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE".encode())

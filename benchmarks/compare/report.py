@@ -145,6 +145,7 @@ def _notes(results: Result) -> list[str]:
         f"{_number(seconds, 1e3)} ms{' @ ' + server if server else ''}"
         for server, seconds in results.get("floor", {}).items()
     ]
+    rounds = f"{effort['rounds']} rounds" + (" (--quick)" if effort.get("quick") else "")
     cold = "its files put out of the page cache"
     if any(not p["cold"]["dropped"] for p in peers if "cold" in p):
         cold = "the page cache as it was, which this system does not empty"
@@ -155,7 +156,7 @@ def _notes(results: Result) -> list[str]:
         + ".",
         "",
         "Each system at its fastest setting of the wanted recall, which is judged by exact search"
-        f" in float32; all in turn, {effort['rounds']} rounds, and ratios are medians of those"
+        f" in float32; all in turn, {rounds}, and ratios are medians of those"
         f" within a round. One client, in Python, whose SELECT 1 takes {', '.join(floors)}. One"
         " process answers and builds; its memory is what that gains of its own. Filters keep rows"
         " at random, recall .95 of them: bq has the columns in its index, HNSW and IVFFlat scan"

@@ -6,6 +6,7 @@ its own and its crash nobody else's.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class Worker:
 
     def begin(self, method: str, *arguments: Any) -> None:
         """Have something done, without waiting for it."""
-        self._pipe.send((method, arguments))
+        with contextlib.suppress(ConnectionError):  # `end` says what became of the process
+            self._pipe.send((method, arguments))
 
     def end(self) -> Any:
         """What the last thing begun has given; Missing or Failed if it has not."""
@@ -146,7 +147,7 @@ class Tasks:
 # -- memory of a process ------------------------------------------------------------------------
 
 
-@contextmanager
+@contextlib.contextmanager
 def watch_memory(pid: int | None) -> Iterator[dict[str, int | None]]:
     """The most memory of its own (RssAnon) that a process gains meanwhile, as "peak", bytes.
 
