@@ -212,7 +212,7 @@ def write_report(results: dict[str, Any], out: Path) -> None:
     text = report.table(results)
     (out / "table.md").write_text(text + "\n")
     print("\n" + text)
-    if not any("curve" in peer for peer in results["peers"].values()):
+    if not any(peer.get("curve") for peer in results["peers"].values()):
         return
     try:
         report.draw(results, out / "curves.png")

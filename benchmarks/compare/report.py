@@ -247,7 +247,7 @@ def _styles(results: Result) -> dict[str, tuple[str, str, str]]:
     used = dict.fromkeys(STYLES, 0)
     styles = {}
     for name, peer in results["peers"].items():
-        if "curve" in peer:
+        if peer.get("curve"):
             of_kind = STYLES[peer["kind"]]
             styles[name] = of_kind[used[peer["kind"]] % len(of_kind)]
             used[peer["kind"]] += 1

@@ -34,6 +34,8 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     few = {"passes": 2, "rounds": 2, "seconds": 0.001, "every": 12, "inserted": 200}
     monkeypatch.setattr(main, "QUICK", dataclasses.replace(main.QUICK, **few))
     monkeypatch.setattr(measure, "CLIENT_SECONDS", 0.02)
+    # drawn by tests/unit/test_bench.py
+    monkeypatch.setattr(main.report, "draw", lambda results, path: path.touch())
     yield main
     for name in [n for n in sys.modules if n.partition(".")[0] in ("compare", "common", "sets")]:
         del sys.modules[name]
@@ -114,6 +116,7 @@ def test_all_parts_on_two_servers(
     if sys.platform == "linux":
         assert peers["bq, halfvec"]["build"]["peak"] > 100_000
 
+    assert (tmp_path / "curves.png").exists()
     table = (tmp_path / "table.md").read_text()
     assert all(f"| {name} |" in table for name in peers)
     assert "no_such_module" in table and "no_such_ops" in table
