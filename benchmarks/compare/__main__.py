@@ -119,8 +119,8 @@ def announce(data: sets_.Data, about: str, effort: Effort, options: argparse.Nam
     n, dim = data.base.shape
     work = n * dim / (60_000 * 384)
     minutes = 1.5 + 4 * work if options.quick else 5 + 10 * work
-    # tables and indexes of nine peers, and what is logged of them
-    disk = n * (dim * 50 + 4000) / 1e9 + 1.2
+    # tables and indexes of nine peers, as much again for the log of it, an empty server
+    disk = n * (dim * 100 + 8000) / 1e9 + 0.5
     print(f"data:       {about}; {n:,} x {dim}, {len(data.queries)} queries held out")
     print(
         f"takes:      about {minutes:.0f} minutes on two idle cores, {disk:.1f} GB of disk for now"
