@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def _notes(results: Result) -> list[str]:
         f"{data['rows']:,} x {data['dim']}: {data['about']}. {data['queries']} held-out queries,"
         f" seed {data['seed']}, {about['started']}, load {about['load']}. "
         + "; ".join([*versions, *sorted(others)])
-        + ".",
+        + "."
+        + _disturbed(about),
         "",
         "Each system at its fastest setting of the wanted recall, which is judged by exact search"
         f" in float32; all in turn, {rounds}, and ratios are medians of those"
@@ -165,6 +167,15 @@ def _notes(results: Result) -> list[str]:
         f" after a restart, {cold}. *In italics*: libraries in process, one thread, no server, no"
         " transactions; their index is with the vectors.",
     ]
+
+
+def _disturbed(about: Result) -> str:
+    """A warning where others had half of the cores or more."""
+    load = float(about["load"].split()[0])
+    cores = re.search(r"(\d+) cores", about["machine"])
+    if cores is None or load < int(cores[1]) / 2:
+        return ""
+    return " **The machine was busy: ratios say more than times, and all of it wants a new run.**"
 
 
 def replace_between_marks(text: str, made: str) -> str:

@@ -109,6 +109,12 @@ def test_table_says_why_and_how(compare: ModuleType, results: dict[str, Any]) ->
     assert "page cache as it was" in compare.report.table(results)
 
 
+def test_table_says_that_the_machine_was_busy(compare: ModuleType, results: dict[str, Any]) -> None:
+    assert "busy" not in compare.report.table(results)
+    results["about"]["load"] = "1.00 before"
+    assert "The machine was busy" in compare.report.table(results)
+
+
 def test_table_of_an_interrupted_run(compare: ModuleType, results: dict[str, Any]) -> None:
     """Whatever was not measured yet is a dash."""
     del results["floor"]
