@@ -35,6 +35,19 @@ DIM = 32
 each_column = of_columns(CODES, HALF_COSINE)
 
 
+def assert_found_by_table(
+    server: pybq.Server, index: str, place: tuple[int, int], data: bytes, message: str
+) -> None:
+    """The index alone does not show this damage, the table does; REINDEX mends it."""
+    damage(server, (index, *place, data))
+    with connect(server.dsn) as conn:
+        conn.execute("SELECT bq_index_check(%s)", (index,))
+        with pytest.raises(psycopg.errors.IndexCorrupted, match=message):
+            check(conn, index)
+        conn.execute(sql.SQL(f"REINDEX INDEX {index}"))
+        check(conn, index)
+
+
 def test_check_finds_damage(own_server: pybq.Server, rng: np.random.Generator) -> None:
     """A changed byte in each part of the index is found, and scans do not crash on it."""
     with connect(own_server.dsn) as conn:
@@ -201,13 +214,7 @@ def test_check_finds_what_is_missing(
         create(conn, random_vectors(rng, 64, DIM), nulls=0, column=column)
         conn.execute(f"CREATE INDEX {column.index} ON items USING bq ({column.key})")
     for where, data, message in cases:
-        damage(own_server, (column.index, *where, data))
-        with connect(own_server.dsn) as conn:
-            conn.execute("SELECT bq_index_check(%s)", (column.index,))
-            with pytest.raises(psycopg.errors.IndexCorrupted, match=message):
-                check(conn, column.index)
-            conn.execute(sql.SQL(f"REINDEX INDEX {column.index}"))
-            check(conn, column.index)
+        assert_found_by_table(own_server, column.index, where, data, message)
 
 
 def test_check_compares_filter_keys(own_server: pybq.Server, rng: np.random.Generator) -> None:
@@ -230,15 +237,8 @@ def test_check_compares_filter_keys(own_server: pybq.Server, rng: np.random.Gene
         (place.header("keys"), b"\1\2\3\4"),
         (place.header("nulls"), b"\xff\xff\xff\xff"),
     ):
-        damage(own_server, ("items_code", *where, data))
-        with connect(own_server.dsn) as conn:
-            conn.execute("SELECT bq_index_check('items_code')")
-            with pytest.raises(
-                psycopg.errors.IndexCorrupted, match="has other filter keys than slot"
-            ):
-                check(conn, "items_code")
-            conn.execute("REINDEX INDEX items_code")
-            check(conn, "items_code")
+        message = "has other filter keys than slot"
+        assert_found_by_table(own_server, "items_code", where, data, message)
 
 
 def test_check_finds_zero_vectors(own_server: pybq.Server, rng: np.random.Generator) -> None:
@@ -252,7 +252,6 @@ def test_check_finds_zero_vectors(own_server: pybq.Server, rng: np.random.Genera
         check(conn, column.index)
     page, tids = Places(DIM, 1, statistics=True).header("tid")
     # the row was at (0,4), and is now at (0,11)
-    damage(own_server, (column.index, page, tids + 3 * 6, b"\0\0\0\0\x0b\0"))
-    with connect(own_server.dsn) as conn:
-        with pytest.raises(psycopg.errors.IndexCorrupted, match="zero vector, is in slot 3"):
-            check(conn, column.index)
+    message = "zero vector, is in slot 3"
+    place = (page, tids + 3 * 6)
+    assert_found_by_table(own_server, column.index, place, b"\0\0\0\0\x0b\0", message)
