@@ -477,9 +477,11 @@ class Places:
     HEADER: ClassVar = {"list": 0, "epoch": 4, "next": 8, "packed": 18, "live": 20, "tid": 24}
     HEADER |= {"keys": 408, "nulls": 408 + 128}  # of the first filter column
     ENTRY: ClassVar = {"head": 0, "free": 4, "nblocks": 8, "epoch": 12}
+    ENTRY |= {"old_head": 16, "old_nblocks": 20, "changed": 32}
     META_FIELDS: ClassVar = {
         "nkeys": 20,
         "data_start": 24,
+        "npages": 28,
         "nblocks": 32,
         "free_head": 36,
         "nfree": 40,

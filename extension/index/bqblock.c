@@ -205,6 +205,9 @@ bq_insert_into_block(Relation index, const BqLayout *layout, uint32 list, uint32
 	int			packed;
 	int			slot;
 
+	/* its codes would be the entries, of which the caller has locked one */
+	if (bq_is_directory(layout, b))
+		bq_report_damage(index, bq_header_page(layout, b), "block is part of the directory");
 	writer.header_buffer = bq_read_page(index, bq_header_page(layout, b), BQ_PAGE_HEADERS,
 										BUFFER_LOCK_EXCLUSIVE);
 	block = BqPageGetBlock(layout, BufferGetPage(writer.header_buffer), b);

@@ -18,6 +18,28 @@ struct BqFetch
 	EState	   *estate;
 };
 
+/*
+ * Is the position of a row in the table?  To read a page behind its end is an error of the storage
+ * manager, and to read InvalidBlockNumber makes a new page.  `heap_pages` is what the caller knows
+ * of the table's length, 0 at first; tables grow.
+ */
+void
+bq_check_position(Relation index, Relation heap, const ItemPointerData *tid,
+				  BlockNumber *heap_pages)
+{
+	BlockNumber blkno = ItemPointerGetBlockNumberNoCheck(tid);
+	OffsetNumber offset = ItemPointerGetOffsetNumberNoCheck(tid);
+
+	if (blkno >= *heap_pages)
+		*heap_pages = RelationGetNumberOfBlocks(heap);
+	if (blkno >= *heap_pages || offset == InvalidOffsetNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_INDEX_CORRUPTED),
+				 errmsg("index \"%s\" is damaged: a row has position (%u,%u) in a table of %u pages",
+						RelationGetRelationName(index), blkno, offset, *heap_pages),
+				 errhint("Rebuild the index with REINDEX.")));
+}
+
 /* Prepare to fetch rows that `snapshot` sees; lives in the current memory context. */
 BqFetch *
 bq_begin_fetching(Relation heap, Relation index, Snapshot snapshot)

@@ -322,6 +322,7 @@ bq_recall(PG_FUNCTION_ARGS)
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
 	BqFetch    *fetch = NULL;
+	BlockNumber heap_pages = 0;
 	BqCaller	caller;
 	/* of codes no procedure: scans know the distance by its strategy */
 	ScanKeyData key = {
@@ -372,6 +373,7 @@ bq_recall(PG_FUNCTION_ARGS)
 
 		if (!pick_row(index, &layout, lists, &random, &row))
 			break;
+		bq_check_position(index, heap, &row.tid, &heap_pages);
 		if (fetch == NULL)
 			key.sk_argument = make_query(index, &layout, &row);
 		else if (bq_fetch_value(fetch, &row.tid, &key.sk_argument))

@@ -183,6 +183,7 @@ wait_until_open(Relation index, const BqLayout *layout, uint32 list)
 	BqListData *entry;
 	BqMetaPage	meta;
 	Buffer		buffer;
+	uint64		changed;
 
 	LockPage(index, BQ_METAPAGE_BLKNO, ExclusiveLock);
 	buffer = bq_read_entry(index, layout, list, BUFFER_LOCK_EXCLUSIVE, &entry);
@@ -192,9 +193,13 @@ wait_until_open(Relation index, const BqLayout *layout, uint32 list)
 		bq_log_set(bq_log_page(buffer), &entry->closed, uint16, false);
 		bq_finish_log();
 	}
+	changed = entry->changed;
 	UnlockReleaseBuffer(buffer);
 	buffer = bq_read_page(index, BQ_METAPAGE_BLKNO, BQ_PAGE_META, BUFFER_LOCK_EXCLUSIVE);
 	meta = BqPageGetMeta(BufferGetPage(buffer));
+	/* a row would wait for ever for the split that this speaks of */
+	if (changed > meta->generation)
+		bq_report_damage(index, bq_list_page(layout, list), "list was changed in the future");
 	if (meta->closed)
 	{
 		bq_begin_log(index);
@@ -269,6 +274,7 @@ bqinsert(Relation index, Datum *values, bool *isnull, ItemPointer tid, Relation 
 		}
 		if (insert_into_list(index, &layout, list, &row))
 			break;
+		CHECK_FOR_INTERRUPTS();
 		wait_until_open(index, &layout, list);
 	}
 

@@ -37,13 +37,10 @@ bool
 bq_read_list_rows(BqSplit *split, double share, pg_prng_state *random)
 {
 	const BqLayout *layout = &split->layout;
-	BqListData *entry;
-	Buffer		buffer = bq_read_entry(split->index, layout, split->list, BUFFER_LOCK_SHARE, &entry);
-	uint32		b = entry->head;
-	uint32		nblocks = entry->nblocks;
-	uint32		epoch = entry->epoch;
+	BqChain		chain = bq_read_chain(split->index, layout, split->list);
+	uint32		b = chain.head;
+	uint32		nblocks = chain.nblocks;
 
-	UnlockReleaseBuffer(buffer);
 	/* blocks are added at the head: those seen before are the last ones */
 	if (nblocks > split->nseen)
 	{
@@ -58,6 +55,7 @@ bq_read_list_rows(BqSplit *split, double share, pg_prng_state *random)
 	{
 		BqWholeBlock whole;
 		BqBlockData *block = &whole.data;
+		Buffer		buffer;
 		uint32		added;
 
 		if (split->hurry)
@@ -68,7 +66,7 @@ bq_read_list_rows(BqSplit *split, double share, pg_prng_state *random)
 							  BUFFER_LOCK_SHARE);
 		*block = *BqPageGetBlock(layout, BufferGetPage(buffer), b);
 		UnlockReleaseBuffer(buffer);
-		if (block->list != split->list || block->epoch != epoch)
+		if (block->list != split->list || block->epoch != chain.epoch)
 			ereport(ERROR,
 					(errcode(ERRCODE_INDEX_CORRUPTED),
 					 errmsg("block %u of index \"%s\" belongs to list %u, expected %u", b,

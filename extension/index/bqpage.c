@@ -221,6 +221,19 @@ check_directory(Relation index, const BqLayout *layout)
 		bq_report_damage(index, BQ_METAPAGE_BLKNO, "directory has no room for all lists");
 }
 
+/*
+ * Are there pages for all blocks, as the metapage has it?  If not, making them would write over
+ * blocks, or fill the disk.
+ */
+static bool
+has_pages(const BqLayout *layout, BlockNumber npages)
+{
+	uint64		nrows = bq_first_row(layout, layout->nblocks);
+
+	return layout->nblocks > 0 && nrows / BQ_ROWS_PER_PAGE < npages &&
+		bq_code_page(layout, nrows - 1) < npages;
+}
+
 /* Check a metapage and take from it what readers need. */
 static void
 fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
@@ -251,6 +264,8 @@ fill_layout(Relation index, const BqMetaPageData *meta, BqLayout *layout)
 	layout->generation = meta->generation;
 	memcpy(layout->margins, meta->margins, sizeof(layout->margins));
 	layout->model = meta->model;
+	if (!has_pages(layout, meta->npages))
+		bq_report_damage(index, BQ_METAPAGE_BLKNO, "index has fewer pages than its blocks");
 	check_directory(index, layout);
 }
 
@@ -408,6 +423,8 @@ bq_provide_pages(Relation index, const BqLayout *layout, uint32 nblocks)
 
 	LockRelationForExtension(index, ExclusiveLock);
 	from = bq_read_metapage(index).npages;
+	if (from > RelationGetNumberOfBlocks(index))
+		bq_report_damage(index, from - 1, "page does not exist");
 	if (from < end)
 	{
 		end = Max(end, from + Min(from / GROWTH, MaxBlockNumber - from));

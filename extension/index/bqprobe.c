@@ -47,8 +47,8 @@
  * table over its codes.
  */
 static void
-read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, uint32 rows,
-		   const uint16 *sums)
+read_block(Relation index, BqScan *so, uint8 segment, uint32 b, const BqBlockData *block,
+		   uint32 rows, const uint16 *sums)
 {
 	float		keys[BQ_BLOCK];
 	double		limit = so->dropped ? so->limit.key : INFINITY;
@@ -75,6 +75,7 @@ read_block(BqScan *so, uint8 segment, uint32 b, const BqBlockData *block, uint32
 			(so->strategy == BQ_STRATEGY_HAMMING || block->norm[c] == 0);
 		if (candidate->exact && so->strategy != BQ_STRATEGY_HAMMING)
 			candidate->key = 0;
+		bq_check_position(index, so->heap, &block->tid[c], &so->heap_pages);
 		candidate->tid = block->tid[c];
 		candidate->norm = block->norm[c];
 		candidate->prefetched = false;
@@ -169,7 +170,7 @@ read_list(Relation index, BqScan *so, uint8 segment, const BqChain *chain, bool 
 			continue;			/* and its codes stay where they are */
 		if (!sum_block(so, segment, &reader, block, rows, sums))
 			continue;
-		read_block(so, segment, reader.block, block, rows, sums);
+		read_block(index, so, segment, reader.block, block, rows, sums);
 		so->ncodes += BQ_BLOCK;
 	}
 	bq_end_list(&reader);

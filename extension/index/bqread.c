@@ -66,6 +66,9 @@ bq_read_chain(Relation index, const BqLayout *layout, uint32 list)
 	UnlockReleaseBuffer(buffer);
 	if (old && chain.head == BQ_NO_BLOCK)
 		report_change(index, psprintf("the blocks of list %u before it was split are gone", list));
+	/* as on a page that was lost and is zero: the list would look empty */
+	if (chain.epoch == 0)
+		report_change(index, psprintf("list %u was never written", list));
 	/* the index may have grown since; if it has not, a chain that long is a circle */
 	if (chain.nblocks > layout->nblocks && chain.nblocks > bq_read_layout(index).nblocks)
 		report_change(index, psprintf("list %u has %u blocks of %u", list, chain.nblocks,

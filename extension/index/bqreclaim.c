@@ -28,6 +28,9 @@ static bool
 follow_chain(BqVacuum *state, uint32 head, uint32 nblocks, uint32 *last)
 {
 	*last = BQ_NO_BLOCK;
+	/* a chain that long is a circle */
+	if (nblocks > state->layout.nblocks)
+		return false;
 	for (uint32 b = head; nblocks > 0 && b != BQ_NO_BLOCK; nblocks--)
 	{
 		Buffer		buffer;

@@ -133,6 +133,8 @@ start_query(IndexScanDesc scan)
 	so->layout = bq_get_layout(index);
 	so->slack = 0;
 	so->filter = bq_make_filter(scan);
+	so->heap = scan->heapRelation;
+	so->heap_pages = 0;
 	so->shift = 0;
 	so->row_margin = 0;
 	so->reach = bq_wanted_reach(index, &so->layout, so->strategy);

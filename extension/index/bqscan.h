@@ -99,6 +99,8 @@ typedef struct BqScan
 	double		inverse_unit;	/* of BqBlockData.inverse */
 	float		key_unit;		/* the same for sums of the table */
 	BqFilter   *filter;			/* conditions on filter columns, or NULL */
+	Relation	heap;
+	BlockNumber heap_pages;		/* see bq_check_position() */
 
 	/* of an index on vectors */
 	const BqSource *source;		/* NULL: on codes */
