@@ -1,1 +1,1 @@
-"""Hostile bytes: binary and text input (fuzz_recv.c, fuzz_input.c), pages of an index (pages.py)."""
+"""Hostile bytes: input of the types (fuzz_recv.c, fuzz_input.c), pages of an index (pages.py)."""

@@ -5,8 +5,8 @@
  *	fuzz_recv [inputs per type] [seed]
  *
  * The functions are those of the extension, compiled from its sources; what they call
- * of the server is replaced below.  Not a server with sanitizers: there palloc() takes
- * from large blocks, inside which a read past the end goes unnoticed.  Here each
+ * of the server is replaced (fakeserver.h).  Not a server with sanitizers: there palloc()
+ * takes from large blocks, inside which a read past the end goes unnoticed.  Here each
  * allocation and each input is a malloc() of its own size.
  *
  * An input is a good value, damaged in one of several ways, or not at all.  A second,
@@ -14,287 +14,13 @@
  * back as the same bytes and survive text; what is rejected must be an ereport(ERROR)
  * of the SQLSTATE for binary input.  Each reason for rejection has to occur.
  */
-#include "postgres.h"
+#include "fakeserver.h"
 
 #include <float.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdio.h>
+#include <time.h>
 
-#include "common/shortest_dec.h"
 #include "core/bqkernel.h"
-#include "libpq/pqformat.h"
-#include "type/bqvec.h"
-
-/* the C library's, not those of libpgport */
-#undef fprintf
-#undef printf
-#undef snprintf
-#undef sprintf
-#undef vsnprintf
-#undef vsprintf
-
-extern Datum bqvec_in(PG_FUNCTION_ARGS);
-extern Datum bqvec_out(PG_FUNCTION_ARGS);
-extern Datum bqvec_recv(PG_FUNCTION_ARGS);
-extern Datum bqvec_send(PG_FUNCTION_ARGS);
-extern Datum bqquery_in(PG_FUNCTION_ARGS);
-extern Datum bqquery_out(PG_FUNCTION_ARGS);
-extern Datum bqquery_recv(PG_FUNCTION_ARGS);
-extern Datum bqquery_send(PG_FUNCTION_ARGS);
-
-/* Stop: what was promised does not hold.  (Not abort(): its signal would be the server's.) */
-#define require(condition) \
-	do { \
-		if (!(condition)) \
-		{ \
-			fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
-			exit(1); \
-		} \
-	} while (0)
-
-/* --- the server, as far as it is called: memory, freed after each input --- */
-
-#define MAX_CHUNKS 64
-static void *chunks[MAX_CHUNKS];
-static int	n_chunks;
-
-MemoryContext CurrentMemoryContext = NULL;
-
-void *
-palloc(Size size)
-{
-	void	   *chunk = malloc(size);
-
-	require(chunk != NULL && n_chunks < MAX_CHUNKS);
-	chunks[n_chunks++] = chunk;
-	return chunk;
-}
-
-void *
-palloc0(Size size)
-{
-	return memset(palloc(size), 0, size);
-}
-
-void
-pfree(void *pointer)
-{
-	(void) pointer;				/* free_chunks() does */
-}
-
-static void
-free_chunks(void)
-{
-	while (n_chunks > 0)
-		free(chunks[--n_chunks]);
-}
-
-/* --- the server: errors --- */
-
-static sigjmp_buf on_error;
-static int	error_sqlstate;
-static char error_message[256];
-
-bool
-errstart(int elevel, const char *domain)
-{
-	(void) domain;
-	require(elevel == ERROR);
-	error_sqlstate = ERRCODE_INTERNAL_ERROR;
-	return true;
-}
-
-bool
-errstart_cold(int elevel, const char *domain)
-{
-	return errstart(elevel, domain);
-}
-
-int
-errcode(int sqlerrcode)
-{
-	error_sqlstate = sqlerrcode;
-	return 0;
-}
-
-int
-errmsg(const char *fmt,...)
-{
-	va_list		arguments;
-
-	va_start(arguments, fmt);
-	vsnprintf(error_message, sizeof(error_message), fmt, arguments);
-	va_end(arguments);
-	return 0;
-}
-
-int
-errmsg_internal(const char *fmt,...)
-{
-	snprintf(error_message, sizeof(error_message), "%s", fmt);
-	return 0;
-}
-
-int
-errhint(const char *fmt,...)
-{
-	(void) fmt;
-	return 0;
-}
-
-void
-errfinish(const char *filename, int lineno, const char *funcname)
-{
-	(void) filename;
-	(void) lineno;
-	(void) funcname;
-	siglongjmp(on_error, 1);
-}
-
-#if PG_VERSION_NUM >= 160000
-bool
-errsave_start(struct Node *context, const char *domain)
-{
-	require(context == NULL);
-	return errstart(ERROR, domain);
-}
-
-void
-errsave_finish(struct Node *context, const char *filename, int lineno, const char *funcname)
-{
-	(void) context;
-	errfinish(filename, lineno, funcname);
-}
-#endif
-
-void
-ExceptionalCondition(const char *conditionName,
-#if PG_VERSION_NUM < 160000
-					 const char *errorType pg_attribute_unused(),
-#endif
-					 const char *fileName, int lineNumber)
-{
-	fprintf(stderr, "%s:%d: Assert(%s)\n", fileName, lineNumber, conditionName);
-	exit(1);
-}
-
-/* --- the server: messages (pqformat.c, stringinfo.c), values, floats --- */
-
-static void
-need(StringInfo message, int nbytes)
-{
-	if (nbytes < 0 || nbytes > message->len - message->cursor)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("insufficient data left in message")));
-}
-
-const char *
-pq_getmsgbytes(StringInfo message, int nbytes)
-{
-	need(message, nbytes);
-	message->cursor += nbytes;
-	return message->data + message->cursor - nbytes;
-}
-
-unsigned int
-pq_getmsgint(StringInfo message, int nbytes)
-{
-	const uint8 *bytes = (const uint8 *) pq_getmsgbytes(message, nbytes);
-	unsigned int value = 0;
-
-	for (int i = 0; i < nbytes; i++)
-		value = value << 8 | bytes[i];
-	return value;
-}
-
-float4
-pq_getmsgfloat4(StringInfo message)
-{
-	unsigned int bits = pq_getmsgint(message, 4);
-	float4		value;
-
-	memcpy(&value, &bits, 4);
-	return value;
-}
-
-#define MAX_MESSAGE (VARHDRSZ + 4 + 4 * BQ_MAX_DIM)
-
-void
-enlargeStringInfo(StringInfo message, int needed)
-{
-	require(message->len + needed < message->maxlen);
-}
-
-void
-pq_begintypsend(StringInfo message)
-{
-	message->data = palloc(MAX_MESSAGE + 1);
-	message->maxlen = MAX_MESSAGE + 1;
-	message->len = VARHDRSZ;
-	message->cursor = 0;
-}
-
-#if PG_VERSION_NUM >= 160000
-void
-pq_sendbytes(StringInfo message, const void *data, int nbytes)
-#else
-void
-pq_sendbytes(StringInfo message, const char *data, int nbytes)
-#endif
-{
-	enlargeStringInfo(message, nbytes);
-	memcpy(message->data + message->len, data, nbytes);
-	message->len += nbytes;
-}
-
-void
-pq_sendfloat4(StringInfo message, float4 value)
-{
-	uint32		bits;
-
-	memcpy(&bits, &value, 4);
-	pq_sendint32(message, bits);
-}
-
-bytea *
-pq_endtypsend(StringInfo message)
-{
-	SET_VARSIZE(message->data, message->len);
-	return (bytea *) message->data;
-}
-
-struct varlena *
-pg_detoast_datum(struct varlena *datum)
-{
-	require(!VARATT_IS_EXTENDED(datum));
-	return datum;
-}
-
-struct varlena *
-pg_detoast_datum_packed(struct varlena *datum)
-{
-	return pg_detoast_datum(datum);
-}
-
-int
-float_to_shortest_decimal_bufn(float value, char *result)
-{
-	return snprintf(result, FLOAT_SHORTEST_DECIMAL_LEN, "%.9g", value);
-}
-
-int
-pg_sprintf(char *str, const char *fmt,...)
-{
-	va_list		arguments;
-	int			length;
-
-	va_start(arguments, fmt);
-	length = vsprintf(str, fmt, arguments);
-	va_end(arguments);
-	return length;
-}
 
 /* --- the types, and what their input should be --- */
 
@@ -585,6 +311,7 @@ fuzz(const Type *type, long inputs)
 	long		accepted = 0;
 	long		by_reason[lengthof(type->reasons)] = {0};
 	char		reason_message[lengthof(type->reasons)][256];
+	clock_t		start = clock();
 
 	for (size_t i = 0; i < lengthof(type->reasons); i++)
 		snprintf(reason_message[i], sizeof(reason_message[i]), "invalid %s in binary format: %s",
@@ -634,8 +361,9 @@ fuzz(const Type *type, long inputs)
 		free_chunks();
 	}
 
-	printf("%s: %ld inputs, %ld accepted, %ld rejected\n", type->name, inputs, accepted,
-		   inputs - accepted);
+	printf("%s: %ld inputs, %ld accepted, %ld rejected; %.0f per second\n", type->name, inputs,
+		   accepted, inputs - accepted,
+		   (double) inputs * CLOCKS_PER_SEC / (double) Max(clock() - start, 1));
 	require(accepted > 0);
 	for (size_t i = 0; i < lengthof(type->reasons); i++)
 	{

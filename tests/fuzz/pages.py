@@ -11,7 +11,8 @@ answer or an error, within statement_timeout and bounded memory and disk.  Findi
 - internal  an error without a code of its own (XX000), which no user can read
 - rebuild   REINDEX did not make a good index of it
 
-A finding is shown with its trial, which `--seed N --trial K` repeats.  Exits with 1 if there is any.
+A finding is shown with its trial, which `--seed N --trial K` repeats.  Exits with 1 if there are
+any.
 """
 
 from __future__ import annotations
@@ -117,8 +118,8 @@ class Specimen:
 class Trial:
     """What is done with one damaged index, in a session of its own."""
 
-    def __init__(self, run: Run, specimen: Specimen, chance: random.Random) -> None:
-        self.run, self.specimen, self.chance = run, specimen, chance
+    def __init__(self, run: Run, number: int, specimen: Specimen, chance: random.Random) -> None:
+        self.run, self.number, self.specimen, self.chance = run, number, specimen, chance
         self.kind = specimen.kind
         self.conn = run.cluster.connect(
             statement_timeout=f"{TIMEOUT}s", client_min_messages="error"
@@ -137,7 +138,7 @@ class Trial:
             return True
         except errors.QueryCanceled:
             self.run.outcomes["timeout"] += 1
-            self.run.say(f"statement_timeout: {statement}")
+            self.run.say(f"trial {self.number} ({self.kind.name}): statement_timeout: {statement}")
         except psycopg.OperationalError as error:
             if self.conn.closed or error.sqlstate is None:
                 raise Finding(f"crash: {error}") from None
@@ -285,7 +286,7 @@ class Run:
         others = [other.content for other in self.specimens if other is not specimen]
         damages = Vandal(chance, specimen.content, others).damage()
         specimen.put(damages)
-        trial = Trial(self, specimen, chance)
+        trial = Trial(self, number, specimen, chance)
         try:
             trial.go()
         except (Finding, psycopg.OperationalError) as error:
