@@ -66,7 +66,10 @@ max_chunks(size_t capacity, uint32 nlists)
 	return capacity / TILE_ROWS + bq_count_cells(nlists) + 1;
 }
 
-/* Let the arrays of `a` lie behind each other from `base` on; returns their bytes. */
+/*
+ * Let the arrays of `a` lie behind each other from `base` on, which is NULL to know no more than
+ * their bytes; returns these.
+ */
 static size_t
 place_arrays(BqAssigner *a, size_t capacity, uint32 nlists, bool planes, char *base)
 {
@@ -74,7 +77,7 @@ place_arrays(BqAssigner *a, size_t capacity, uint32 nlists, bool planes, char *b
 
 #define PLACE(array, n) \
 	do { \
-		(array) = (void *) (base + nbytes); \
+		(array) = base == NULL ? NULL : (void *) (base + nbytes); \
 		nbytes += MAXALIGN((n) * sizeof(*(array))); \
 	} while (0)
 	PLACE(a->tables, nlists * bq_block_nbytes(a->dim));

@@ -365,6 +365,7 @@ write_lists_twice(BuildState *state)
 			   layout);
 	state->clusters = &clusters;
 	nblocks = write_sorted(state);
+	state->clusters = NULL;
 	bq_end_assigning(state->assigner);
 	return nblocks;
 }

@@ -315,6 +315,7 @@ bq_get_layout(Relation index)
 															   nrecent * sizeof(Buffer));
 
 		cache->nreads = 0;
+		cache->nlost = 0;
 		cache->nrecent = nrecent;
 		for (BlockNumber blkno = 0; blkno < nrecent; blkno++)
 			cache->recent[blkno] = InvalidBuffer;

@@ -121,7 +121,7 @@ bq_next_block(BqListReader *reader)
 	reader->block = reader->next;
 	header_page = bq_header_page(reader->layout, reader->block);
 	/* Header before codes, and interrupts only while nothing is locked. */
-	if (reader->headers.blkno != header_page || !BufferIsValid(reader->headers.buffer) ||
+	if (!BufferIsValid(reader->headers.buffer) || reader->headers.blkno != header_page ||
 		++reader->nheld == MAX_HELD)
 	{
 		bq_end_list(reader);

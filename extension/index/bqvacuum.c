@@ -60,7 +60,7 @@ vacuum_header_page(BqVacuum *state, uint32 first, uint32 end)
 											state->info->strategy);
 	uint32		keep[BQ_PAGE_NBYTES / sizeof(BqBlockData)];
 	uint32		list[lengthof(keep)];
-	bool		to_chain[lengthof(keep)];
+	bool		to_chain[lengthof(keep)] = {false};
 	bool		changed = false;
 
 	LockBuffer(buffer, state->callback != NULL ? BUFFER_LOCK_EXCLUSIVE : BUFFER_LOCK_SHARE);
@@ -70,7 +70,6 @@ vacuum_header_page(BqVacuum *state, uint32 first, uint32 end)
 		BqBlockData *block = BqPageGetBlock(layout, BufferGetPage(buffer), b);
 		uint32		live = block->live;
 
-		to_chain[b - first] = false;
 		keep[b - first] = live;
 		if (bq_is_directory(layout, b))
 			continue;
