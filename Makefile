@@ -101,7 +101,7 @@ analyze: .venv/installed ## cppcheck and clang's analyzer over the extension
 	for file in extension/*.c extension/core/*.c extension/type/*.c extension/index/*.c; do \
 		clang --analyze -Werror -Xanalyzer -analyzer-output=text -Xanalyzer -analyzer-werror -Iextension \
 			-isystem "$$($(call embedded,pginstall18) --includedir-server)" \
-			-DBQ_EXTENSION_VERSION=1 "$$file" -o /dev/null || exit 1; \
+			-DUSE_ASSERT_CHECKING -DBQ_EXTENSION_VERSION=1 "$$file" -o /dev/null || exit 1; \
 	done
 
 fuzz: .venv/tested ## hostile bytes to both types, with sanitizers [N=1000000] [SECONDS=10] [SEED=N]

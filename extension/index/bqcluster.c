@@ -230,6 +230,7 @@ train(BqAssigner *a, BqCentroids *centroids, size_t n, const BqClusters *cluster
 	float	   *value = (float *) palloc(dim * sizeof(float));
 	pg_prng_state random;
 
+	Assert(n >= nlists && nlists > 0);
 	/* Fixed seed: the same rows give the same index. */
 	pg_prng_seed(&random, 0x6271);
 	for (uint32 list = 0; list < nlists; list++)
