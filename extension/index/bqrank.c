@@ -427,7 +427,7 @@ void
 bq_score_groups(const uint8 *groups, uint32 nlists, int dim, const BqTable *table, float *scores)
 {
 	int			nrows = group_nrows(dim);
-	GroupScore	group;
+	GroupScore	group = {0};
 
 	for (uint32 list = 0; list < nlists; list += BQ_BLOCK)
 	{
@@ -467,7 +467,7 @@ bq_score_group(Relation index, const BqLayout *layout, const BqTable *table, uin
 			   bool ahead, BqHeldPage *held, float *scores)
 {
 	uint32		n = Min(layout->nlists - list, (uint32) BQ_BLOCK);
-	GroupScore	group;
+	GroupScore	group = {0};
 
 	score_group(index, layout, table, group_row(layout, list), ahead, held, &group);
 	finish_group(&group, table, n, scores);
@@ -523,7 +523,7 @@ bq_score_outer_groups(Relation index, const BqLayout *layout, const BqTable *tab
 			for (uint32 i = 0; i < n; i += BQ_BLOCK)
 			{
 				uint32		part = Min(n - i, (uint32) BQ_BLOCK);
-				GroupScore	group;
+				GroupScore	group = {0};
 
 				score_group(index, layout, table, outer_group_row(layout, segment, i / BQ_BLOCK),
 							true, &held, &group);
