@@ -1,14 +1,18 @@
-"""Faults without end, and what must hold after each (make torture).
+"""Faults without end, and what must hold after each (make torture); load without any (make stress).
 
     python -m torture --postgres 18 --seconds 300 --seed 1
+    python -m torture --bin /path/to/postgresql/bin --parts load
 
-Run in tests/.  Three parts, on real servers of the embedded kind or of --bin:
+Run in tests/.  On real servers, of the embedded kind or of --bin, where there may be no pgvector:
 
-- sweep    every call of the extension that can fail does so, in each operation (sweep.py); on
-           embedded servers on x86-64, for which bq is built with fault points
+- sweep    every call of the extension that can fail does so, in each operation (sweep.py); with
+           pgvector, and where bq can be built with fault points: for x86-64, into a copy of the
+           server with its libraries
 - load     clients write, vacuum, rebuild and search, while backends and servers are killed,
            cancelled, timed out, out of disk (a tmpfs, as root) and fail at points (faults.py)
 - copies   a standby is promoted under load, and a base backup is recovered to a point in time
+- stress   nothing is made to fail: no deadlock, no autovacuum that never ends, no index that grows
+           (stress.py)
 
 After each fault of a load, every index passes bq_index_check(..., true) and answers as a sort
 does, and each client finds just what it committed.  Exits with 1 if anything was found.
@@ -18,6 +22,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
+import itertools
 import random
 import subprocess
 import sys
@@ -30,13 +36,15 @@ from pathlib import Path
 import psycopg
 
 from pybq._server import build
-from torture import faults, points
+from torture import faults, points, stress
 from torture.cluster import PATIENCE, Cluster, Hang
 from torture.judge import Judge
-from torture.load import INDEXES, SETUP, Load
+from torture.load import CODES, INDEXES, REBUILT, VECTORS, Load, setup
 from torture.sweep import sweep
 
 DISK_MB = 1500
+
+HAS_VECTOR = "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"
 
 
 class Report:
@@ -44,6 +52,7 @@ class Report:
 
     def __init__(self) -> None:
         self.survived: Counter[str] = Counter()
+        self.errors: dict[str, Counter[str]] = {}  # that clients met, by kind of fault
         self.findings: list[str] = []
         self.hangs = 0
         self.left_out: list[str] = []
@@ -55,6 +64,19 @@ class Report:
     def find(self, text: str) -> None:
         self.findings.append(text)
         self.say(f"FOUND {text}")
+
+    def survive(self, kind: str, errors: Counter[str]) -> None:
+        self.survived[kind] += 1
+        self.errors.setdefault(kind, Counter()).update(errors)
+
+    def table(self) -> str:
+        """Faults by kind, and errors that clients met of each."""
+        lines = ["  faults   errors"]
+        for kind, count in self.survived.most_common():
+            errors = self.errors.get(kind, Counter())
+            names = ", ".join(f"{name} {n:,}" for name, n in errors.most_common(3))
+            lines.append(f"{count:8,} {errors.total() or '':>8}  {kind:20} {names}".rstrip())
+        return "\n".join(lines)
 
 
 @contextlib.contextmanager
@@ -76,7 +98,7 @@ def small_disk(folder: Path, report: Report) -> Iterator[bool]:
 
 def judge(cluster: Cluster, load: Load, exact: bool = True) -> str | None:
     """What is wrong after a fault, if anything."""
-    with contextlib.closing(cluster.connect()) as conn:
+    with contextlib.closing(cluster.connect(statement_timeout=PATIENCE * 1000)) as conn:
         for writer in load.writers:
             complaint = writer.account(conn, exact)
             if complaint:
@@ -84,19 +106,21 @@ def judge(cluster: Cluster, load: Load, exact: bool = True) -> str | None:
         return Judge(conn, list(INDEXES)).judge()
 
 
-def run_load(cluster: Cluster, seed: int, seconds: float, disk: bool, report: Report) -> None:
+def run_load(
+    cluster: Cluster, load: Load, seed: int, seconds: float, disk: bool, report: Report
+) -> None:
     """Faults under load for so many seconds; the clients rest while each is judged."""
     chance = random.Random(seed)
-    with contextlib.closing(cluster.connect()) as conn:
-        conn.execute(SETUP)
-    load = Load(cluster.connect, seed, report.say)
     weights = {f: n for f, n in faults.FAULTS.items() if disk or f is not faults.fill_disk}
     end = time.monotonic() + seconds
+    fault = next(iter(weights))
     try:
         while time.monotonic() < end:
+            watch()
             load.go()
-            time.sleep(chance.uniform(0.2, 1.2))
+            time.sleep(chance.uniform(0.1, 0.8))
             (fault,) = chance.choices(list(weights), list(weights.values()))
+            load.errors.clear()
             try:
                 fault(cluster, chance)
             except NotImplementedError:
@@ -118,71 +142,78 @@ def run_load(cluster: Cluster, seed: int, seconds: float, disk: bool, report: Re
                 report.find(f"after {fault.__name__}: {text}")
             if report.findings:
                 return
-            report.survived[fault.__name__] += 1
+            report.survive(fault.__name__, load.errors)
     except Hang as hang:
         report.hangs += 1
         report.find(f"{fault.__name__}: {hang}\n{cluster.log_tail()}")
     finally:
         load.pause(5)
-        load.stop()
-        report.say(f"load: {dict(load.counts)}")
 
 
-def run_copies(source: Cluster, archive: Path, seed: int, rounds: int, report: Report) -> None:
+def run_copies(
+    source: Cluster, load: Load, archive: Path, seed: int, seconds: float, report: Report
+) -> None:
     """Promote a standby, and recover a backup to a point in time, under load each."""
     chance = random.Random(seed)
-    load = Load(source.connect, seed, report.say)
-    with contextlib.closing(source.connect()) as conn:
-        for writer in load.writers:  # what an earlier load left is not in this one's history
-            conn.execute("UPDATE ledger SET done = 0 WHERE client = %s", (writer.number,))
-            conn.execute("DELETE FROM items WHERE id > 0")
     archive_by(source, f"cp %p {archive}/%f")
+    end = time.monotonic() + seconds
     try:
-        for number in range(rounds):
-            for kind in ("promote", "recover"):
+        for number in itertools.count():
+            if number and time.monotonic() > end:
+                return
+            for kind in (promote, recover):
+                watch()
+                load.errors.clear()
                 load.go()
-                copy = Cluster(source.bin, archive.parent / f"{kind}{number}", port=5433)
-                if kind == "promote":
-                    copy.copy(source)
-                    (copy.data / "standby.signal").touch()
-                    copy.settings["primary_conninfo"] = source.dsn
-                    copy.settings["hot_standby"] = True
-                    copy.start()
-                    time.sleep(chance.uniform(0.5, 2))
-                    copy.promote()
-                else:
-                    copy.copy(source)
-                    with contextlib.closing(source.connect()) as conn:
-                        time.sleep(chance.uniform(0.5, 2))
-                        (when,) = conn.execute("SELECT now()::text").fetchone() or ("",)
-                        time.sleep(chance.uniform(0.1, 0.5))
-                        conn.execute("SELECT pg_switch_wal()")
-                        time.sleep(1.5)
-                    (copy.data / "recovery.signal").touch()
-                    copy.settings["restore_command"] = f"cp {archive}/%f %p"
-                    copy.settings["recovery_target_time"] = when
-                    copy.settings["recovery_target_action"] = "promote"
-                    copy.start()
+                name = kind.__name__
+                copy = Cluster(source.bin, archive.parent / f"{name}{number}", port=5433)
+                kind(source, copy, archive, chance)
                 busy = load.pause(PATIENCE)
                 if busy:
                     report.hangs += 1
-                    report.find(f"{kind}: {busy} still at work")
+                    report.find(f"{name}: {busy} still at work")
                     return
                 with contextlib.closing(copy.connect()) as conn:
                     wait_until_writable(conn)
                 complaint = judge(copy, load, exact=False) or judge(source, load)
                 copy.remove()
+                for file in archive.iterdir():
+                    file.unlink()
                 for text in [complaint] if complaint else load.findings:
-                    report.find(f"after {kind}: {text}")
+                    report.find(f"after {name}: {text}")
                 if report.findings:
                     return
-                report.survived[kind] += 1
+                report.survive(name, load.errors)
     except Hang as hang:
         report.hangs += 1
         report.find(str(hang))
     finally:
         load.pause(5)
-        load.stop()
+
+
+def promote(source: Cluster, copy: Cluster, archive: Path, chance: random.Random) -> None:
+    copy.copy(source)
+    (copy.data / "standby.signal").touch()
+    copy.settings["primary_conninfo"] = source.dsn
+    copy.settings["hot_standby"] = True
+    copy.start()
+    time.sleep(chance.uniform(0.5, 2))
+    copy.promote()
+
+
+def recover(source: Cluster, copy: Cluster, archive: Path, chance: random.Random) -> None:
+    copy.copy(source)
+    with contextlib.closing(source.connect()) as conn:
+        time.sleep(chance.uniform(0.5, 2))
+        (when,) = conn.execute("SELECT now()::text").fetchone() or ("",)
+        time.sleep(chance.uniform(0.1, 0.5))
+        conn.execute("SELECT pg_switch_wal()")
+        time.sleep(1.5)
+    (copy.data / "recovery.signal").touch()
+    copy.settings["restore_command"] = f"cp {archive}/%f %p"
+    copy.settings["recovery_target_time"] = when
+    copy.settings["recovery_target_action"] = "promote"
+    copy.start()
 
 
 def wait_until_writable(conn: psycopg.Connection) -> None:
@@ -208,36 +239,54 @@ def activity(cluster: Cluster) -> str:
     return "\n".join(str(row) for row in rows)
 
 
+def watch() -> None:
+    """Whatever comes next, also of this program, ends in time, or says where it hangs."""
+    faulthandler.dump_traceback_later(10 * PATIENCE, exit=True)
+
+
+# of the time, where several parts run
+SHARES = {"sweep": 0.3, "load": 0.55, "copies": 0.15, "stress": 1.0}
+
+
+def provide(arguments: argparse.Namespace, folder: Path, report: Report) -> tuple[Path, list[str]]:
+    """Programs of a server that has bq, and the functions that can be made to fail."""
+    kept = (arguments.build or folder).absolute()
+    if arguments.bin is None:
+        bin_ = build.installed(arguments.postgres)
+        return points.build(bin_, bin_.parents[2], kept / f"pg{arguments.postgres}")
+    bin_ = arguments.bin.absolute()
+    root = bin_.parents[4] if len(bin_.parents) > 4 else Path("/")
+    if root == Path("/"):
+        report.left_out.append(f"fault points: {bin_} is no server that can be copied")
+        return bin_, []
+    return points.build(bin_, root, kept / root.name)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--postgres", type=int, default=18, help="version of embedded servers")
-    parser.add_argument("--bin", type=Path, help="programs of another server that has bq")
+    parser.add_argument(
+        "--bin", type=Path, help="programs of another server: one of .ci/debian-server, or with bq"
+    )
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--build", type=Path, help="keep the servers with fault points here")
-    parser.add_argument("--parts", nargs="+", default=["sweep", "load", "copies"])
+    parser.add_argument(
+        "--parts", nargs="+", default=["sweep", "load", "copies"], choices=list(SHARES)
+    )
     arguments = parser.parse_args()
     report = Report()
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        if arguments.bin:
-            bin_, functions = arguments.bin, []
-            report.left_out.append("fault points: they are built for embedded servers")
-        else:
-            installed = build.installed(arguments.postgres)
-            kept = arguments.build or folder
-            bin_, functions = points.build(installed.parent, kept / f"pg{arguments.postgres}")
+        bin_, functions = provide(arguments, folder, report)
         report.say(f"seed {arguments.seed}, {len(functions)} functions fail, {bin_}")
         with contextlib.ExitStack() as stack:
             disk_folder = folder / "disk"
             disk_folder.mkdir()
             disk = stack.enter_context(small_disk(disk_folder, report))
-            cluster = Cluster(
-                bin_,
-                disk_folder / "primary",
-                archive_mode="on",
-            )
+            settings = stress.SETTINGS if "stress" in arguments.parts else {}
+            cluster = Cluster(bin_, disk_folder / "primary", archive_mode="on", **settings)
             stack.callback(cluster.remove)
             cluster.create()
             cluster.give(disk_folder)
@@ -246,34 +295,61 @@ def main() -> int:
             cluster.give(archive)
             cluster.start()
             archive_by(cluster, "true")
-            if "sweep" in arguments.parts and functions:
-                with contextlib.closing(cluster.connect()) as conn:
-                    conn.execute("CREATE DATABASE sweep")
-                dsn = cluster.dsn.replace("dbname=postgres", "dbname=sweep")
-                seconds = arguments.seconds * 0.3
-                found = sweep(
-                    lambda: psycopg.connect(dsn, autocommit=True),
-                    arguments.seed,
-                    seconds,
-                    report.say,
-                )
-                report.survived["an error at a point"] = sum(found.injected.values())
-                for finding in found.findings:
-                    report.find(finding)
-            if "load" in arguments.parts:
-                run_load(cluster, arguments.seed, arguments.seconds * 0.6, disk, report)
-            if "copies" in arguments.parts and not report.findings:
-                rounds = max(1, int(arguments.seconds / 150))
-                run_copies(cluster, archive, arguments.seed, rounds, report)
-    for kind, count in report.survived.most_common():
-        print(f"{count:8,}  {kind}")
+            run_parts(arguments, cluster, archive, disk, bool(functions), report)
+    faulthandler.cancel_dump_traceback_later()
+    print(report.table())
     for text in report.left_out:
         print(f"left out: {text}")
     print(
-        f"{sum(report.survived.values()):,} faults survived, {len(report.findings)} findings,"
+        f"{report.survived.total():,} faults survived, {len(report.findings)} findings,"
         f" {report.hangs} hangs; seed {arguments.seed}"
     )
     return 1 if report.findings else 0
+
+
+def run_parts(
+    arguments: argparse.Namespace,
+    cluster: Cluster,
+    archive: Path,
+    disk: bool,
+    can_fail: bool,
+    report: Report,
+) -> None:
+    with contextlib.closing(cluster.connect()) as conn:
+        kind = CODES if conn.execute(HAS_VECTOR).fetchone() is None else VECTORS
+        if kind is CODES:
+            report.left_out.append("vectors: the server has no pgvector")
+        conn.execute("CREATE DATABASE sweep")
+        conn.execute(setup(kind))
+    seed, parts = arguments.seed, list(arguments.parts)
+    if "sweep" in parts and not (can_fail and kind is VECTORS):
+        parts.remove("sweep")
+        report.left_out.append("the sweep: it needs fault points, and pgvector")
+    unit = arguments.seconds / max(sum(SHARES[part] for part in parts), 0.01)
+    if "sweep" in parts:
+        dsn = cluster.dsn.replace("dbname=postgres", "dbname=sweep")
+        found = sweep(
+            lambda: psycopg.connect(dsn, autocommit=True),
+            seed,
+            unit * SHARES["sweep"],
+            report.say,
+        )
+        report.survived["an error at a point"] = sum(found.injected.values())
+        for finding in found.findings:
+            report.find(finding)
+    # one load for all parts: what a client did in one of them is its history in the next
+    rebuilt = stress.REBUILT if "stress" in parts else REBUILT
+    load = Load(cluster.connect, kind, seed, rebuilt)
+    try:
+        if "load" in parts:
+            run_load(cluster, load, seed, unit * SHARES["load"], disk, report)
+        if "copies" in parts and not report.findings:
+            run_copies(cluster, load, archive, seed, unit * SHARES["copies"], report)
+        if "stress" in parts and not report.findings:
+            stress.run(cluster, load, unit * SHARES["stress"], report.say, report.find)
+    finally:
+        load.stop()
+        report.say(f"load: {dict(load.counts)}")
 
 
 if __name__ == "__main__":

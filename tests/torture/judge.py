@@ -11,10 +11,9 @@ SEARCHES = 2  # of each index, with rows of the table as queries
 K = 20
 
 COLUMNS = """
-    SELECT t.relname, a.attname, o.oprname
+    SELECT t.relname, pg_get_indexdef(i.oid, 1, true), o.oprname
     FROM pg_index AS x
     JOIN pg_class AS i ON i.oid = x.indexrelid JOIN pg_class AS t ON t.oid = x.indrelid
-    JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum = x.indkey[0]
     JOIN pg_opclass AS c ON c.oid = x.indclass[0]
     JOIN pg_amop AS p ON p.amopfamily = c.opcfamily AND p.amoppurpose = 'o'
         AND p.amoplefttype = p.amoprighttype

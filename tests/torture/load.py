@@ -6,7 +6,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -19,25 +20,71 @@ DIM = 32
 CLIENTS = 4
 OWN = 1_000_000  # ids of a client
 TABLE = "items"
-INDEXES = ("by_cosine", "by_l2")
+INDEXES = ("by_tenant", "plain", "of_grown")
+REBUILT = ("by_tenant", "plain")
 
-SETUP = f"""
-CREATE EXTENSION IF NOT EXISTS bq;
-CREATE EXTENSION IF NOT EXISTS vector;
-CREATE EXTENSION IF NOT EXISTS bq_pgvector;
+
+@dataclass(frozen=True)
+class Kind:
+    """What is indexed."""
+
+    extensions: tuple[str, ...]
+    type: str
+    of_array: str  # a real[] as one
+    columns: dict[str, str]  # of the indexes of TABLE, and of one that comes and goes
+    grown: str  # of an index whose lists are split
+
+
+VECTORS = Kind(
+    ("bq", "vector", "bq_pgvector"),
+    f"halfvec({DIM})",
+    f"{{}}::halfvec({DIM})",
+    {
+        "by_tenant": "(embedding halfvec_cosine_ops, tenant) WITH (lists = 16)",
+        "plain": "(embedding halfvec_l2_ops)",
+        "extra": "(embedding halfvec_ip_ops)",
+    },
+    "(embedding halfvec_cosine_ops) WITH (lists = 40)",
+)
+
+# Of a server without pgvector.  The second index is on an expression: of two on one column, only
+# one would be searched.
+CODES = Kind(
+    ("bq",),
+    f"bqvec({DIM})",
+    "bq_encode({}, 1)",
+    {
+        "by_tenant": "(embedding, tenant) WITH (lists = 16)",
+        "plain": f"((bq_encode(embedding::real[], 7)::bqvec({DIM})))",
+        "extra": f"((bq_encode(embedding::real[], 3)::bqvec({DIM})))",
+    },
+    "(embedding) WITH (lists = 40)",
+)
+
+
+def setup(kind: Kind) -> str:
+    """The statements that make what the load works on."""
+    array = "array_agg((cos(j * (id % 37)) + 0.4 * sin(j * 1.7 * id + version))::real)"
+    return f"""
+{"".join(f"CREATE EXTENSION IF NOT EXISTS {name};" for name in kind.extensions)}
 -- of an id and a version, anywhere and at any time the same vector
-CREATE FUNCTION make_vector(id int, version int) RETURNS halfvec IMMUTABLE PARALLEL SAFE AS $$
-    SELECT array_agg((cos(j * (id % 37)) + 0.4 * sin(j * 1.7 * id + version))::real)::halfvec({DIM})
-    FROM generate_series(1, {DIM}) AS j
+CREATE FUNCTION make_vector(id int, version int) RETURNS {kind.type.partition("(")[0]}
+IMMUTABLE PARALLEL SAFE AS $$
+    SELECT {kind.of_array.format(array)} FROM generate_series(1, {DIM}) AS j
 $$ LANGUAGE sql SET search_path = public, pg_catalog;
-CREATE TABLE {TABLE} (id int PRIMARY KEY, version int, tenant int, embedding halfvec({DIM}))
+CREATE TABLE {TABLE} (id int PRIMARY KEY, version int, tenant int, embedding {kind.type})
     WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05);
 CREATE TABLE ledger (client int PRIMARY KEY, done int);
 INSERT INTO ledger SELECT i, 0 FROM generate_series(1, {CLIENTS}) AS i;
 INSERT INTO {TABLE} SELECT i, 0, i % 5, make_vector(i, 0) FROM generate_series(-2000, -1) AS i;
-CREATE INDEX by_cosine ON {TABLE} USING bq (embedding halfvec_cosine_ops, tenant) WITH (lists = 16);
-CREATE INDEX by_l2 ON {TABLE} USING bq (embedding halfvec_l2_ops);
+CREATE INDEX by_tenant ON {TABLE} USING bq {kind.columns["by_tenant"]};
+CREATE INDEX plain ON {TABLE} USING bq {kind.columns["plain"]};
+-- rows that clients write beside others, and nobody counts; often emptied, so that VACUUM finds
+-- one list for all
+CREATE TABLE grown (id int, embedding {kind.type});
+CREATE INDEX of_grown ON grown USING bq {kind.grown};
 """
+
 
 # What every fault may do to a session; anything else is a finding.
 EXPECTED = (
@@ -53,6 +100,8 @@ SELECT count(*), coalesce(sum(id), 0), coalesce(sum(version), 0),
     coalesce(sum(id::bigint * version), 0)
 FROM {TABLE} WHERE id / {OWN} = %s AND id > 0
 """
+
+LISTS = "SELECT lists FROM bq_index_info('of_grown')"
 
 Signature = tuple[int, int, int, int]
 
@@ -107,6 +156,10 @@ class Writer:
                         copy.write_row(row)
             else:
                 conn.execute(f"INSERT INTO {TABLE} {values}", (first, first + n - 1))
+            conn.execute(
+                "INSERT INTO grown SELECT i, make_vector(i, 0) FROM generate_series(%s::int, %s) AS i",
+                (first, first + n - 1),
+            )
             rows.update(dict.fromkeys(range(first, first + n), 0))
         elif kind == "update":
             conn.execute(
@@ -152,12 +205,17 @@ class Writer:
 class Load:
     """Threads that work until they are stopped, and wait while a fault is judged."""
 
-    def __init__(self, connect: Callable[[], Conn], seed: int, say: Callable[[str], Any]) -> None:
+    def __init__(
+        self, connect: Callable[[], Conn], kind: Kind, seed: int, rebuilt: Sequence[str] = REBUILT
+    ) -> None:
         self.connect = connect
+        self.kind = kind
+        self.rebuilt = rebuilt
         self.writers = [Writer(i, seed) for i in range(1, CLIENTS + 1)]
         self.random = random.Random(seed)
         self.findings: list[str] = []
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # what was done, by job
+        self.errors: Counter[str] = Counter()  # what clients met
         self._go = threading.Event()
         self._stop = threading.Event()
         self._busy: dict[str, float] = {}  # since when a thread is at work
@@ -165,7 +223,7 @@ class Load:
         jobs: dict[str, Callable[[Conn], None]] = {
             f"writer {w.number}": w.work for w in self.writers
         }
-        jobs |= {"vacuum": self._vacuum, "rebuild": self._rebuild}
+        jobs |= {"vacuum": self._vacuum, "regroup": self._regroup, "rebuild": self._rebuild}
         jobs |= {"reader 1": self._read, "reader 2": self._search}
         self._threads = [
             threading.Thread(target=self._repeat, args=item, daemon=True) for item in jobs.items()
@@ -207,7 +265,7 @@ class Load:
                 # a deadlock is an OperationalError, too
                 if isinstance(error, errors.DeadlockDetected | errors.LockNotAvailable):
                     self.findings.append(f"{name}: {error}")
-                self.counts["errors"] += 1
+                self.errors[type(error).__name__] += 1
                 if conn is not None and conn.closed:
                     conn = None
                 time.sleep(0.02)
@@ -223,6 +281,18 @@ class Load:
         conn.execute(f"VACUUM ({option}) {TABLE}")
         time.sleep(self.random.random() / 2)
 
+    def _regroup(self, conn: Conn) -> None:
+        """Split the one list of an index, beside those who write to it."""
+        (rows,) = conn.execute("SELECT count(*) FROM grown").fetchone() or (0,)
+        if rows > 3000:
+            conn.execute("TRUNCATE grown")
+        conn.execute(f"INSERT INTO grown SELECT id, embedding FROM {TABLE} LIMIT 500")
+        (before,) = conn.execute(LISTS).fetchone() or (0,)
+        conn.execute("VACUUM (INDEX_CLEANUP on) grown")
+        (after,) = conn.execute(LISTS).fetchone() or (0,)
+        self.counts["splits"] += after > before
+        time.sleep(self.random.random() / 4)
+
     def _rebuild(self, conn: Conn) -> None:
         """Indexes that a fault left invalid go first."""
         for (name,) in conn.execute(
@@ -230,16 +300,14 @@ class Load:
             " AND indrelid = %s::regclass", (TABLE,)
         ).fetchall():  # fmt: skip
             conn.execute(f"DROP INDEX IF EXISTS {name}")
-        choice = self.random.randrange(3)
-        if choice == 0:
-            conn.execute("REINDEX INDEX CONCURRENTLY by_l2")
-        elif choice == 1:
+        name = self.random.choice((*self.rebuilt, "extra"))
+        if name == "extra":
             conn.execute("DROP INDEX IF EXISTS extra")
             conn.execute(
-                f"CREATE INDEX CONCURRENTLY extra ON {TABLE} USING bq (embedding halfvec_ip_ops)"
+                f"CREATE INDEX CONCURRENTLY extra ON {TABLE} USING bq {self.kind.columns[name]}"
             )
         else:
-            conn.execute("REINDEX INDEX CONCURRENTLY by_cosine")
+            conn.execute(f"REINDEX INDEX CONCURRENTLY {name}")
         time.sleep(self.random.random())
 
     def _read(self, conn: Conn) -> None:

@@ -27,12 +27,14 @@ FAILING = re.compile(
 )
 
 
-def build(installation: Path, folder: Path) -> tuple[Path, list[str]]:
-    """Copy an installation to `folder`, with fault points in bq; returns bin and the functions."""
-    # with the libraries beside it
+def build(bin: Path, root: Path, folder: Path) -> tuple[Path, list[str]]:
+    """Copy a server to `folder`, with fault points in bq; returns bin and the functions.
+
+    `root` is what is copied: the programs, and the libraries beside them.
+    """
     if not folder.exists():
-        shutil.copytree(installation.parents[1], folder, symlinks=True)
-    pg_config = folder / installation.relative_to(installation.parents[1]) / "bin" / "pg_config"
+        shutil.copytree(root, folder, symlinks=True)
+    pg_config = folder / bin.relative_to(root) / "pg_config"
     objects = folder / "objects"
     objects.mkdir(exist_ok=True)
     make = ("make", "--silent", f"--file={ROOT}/extension/Makefile", f"PG_CONFIG={pg_config}")
@@ -57,9 +59,3 @@ def _run(*command: str, cwd: Path) -> str:
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command[:4])} failed:\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-if __name__ == "__main__":
-    import sys
-
-    print(*build(Path(sys.argv[1]), Path(sys.argv[2])))
