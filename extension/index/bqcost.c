@@ -15,7 +15,6 @@
 #include "nodes/nodeFuncs.h"
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
-#include "utils/float.h"
 #include "utils/selfuncs.h"
 #include "utils/spccache.h"
 
@@ -26,6 +25,12 @@
  */
 #define COST_PER_CODE_DIM (0.4 / 1000)
 #define COST_PER_CANDIDATE 10.0
+
+/*
+ * Of a path that is not to be taken: more than any path that can be.  Not infinity: the planner
+ * takes differences of costs, and one that is no number loses to nothing.
+ */
+#define NEVER 1e100
 
 /* Of a table of vectors that lie in its own pages, the index has a fifth at most. */
 #define SHARE_OF_VECTORS 0.2
@@ -127,8 +132,8 @@ bqcostestimate(PlannerInfo *root, IndexPath *path, double loop_count, Cost *star
 
 	if (!is_nearest_first(root, path))
 	{
-		*startup = get_float8_infinity();
-		*total = get_float8_infinity();
+		*startup = NEVER;
+		*total = NEVER;
 #if PG_VERSION_NUM >= 180000
 		/* as much disabled as two enable_* settings */
 		path->path.disabled_nodes = 2;

@@ -108,6 +108,17 @@ def test_groups_have_all_their_rows(items: Conn) -> None:
         assert items.execute(statement).fetchall() == rows
 
 
+def test_a_path_not_to_be_taken_has_a_cost(items: Conn) -> None:
+    """A cost that is no number would be lower than none: such a path was taken."""
+    code = "0:1:" + "3210" * (DIM // 4)
+    minimum = f"SELECT min(code <~> '{code}') FROM items WHERE other = 3"
+    for use in ("on", "off"):
+        items.execute(f"SET enable_seqscan = {use}; SET enable_sort = {use}")
+        plan = explain(items, minimum, options="COSTS ON")
+        assert "items_code" not in plan
+        assert "NaN" not in plan
+
+
 def test_explain_shows_what_was_read(items: Conn, q: Query) -> None:
     if items.info.server_version < 180000:
         pytest.skip("hooks of EXPLAIN came with PostgreSQL 18")

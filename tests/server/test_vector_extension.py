@@ -195,5 +195,9 @@ def test_support_functions_cannot_be_called(conn: Conn, bq_pgvector: None) -> No
     conn.autocommit = True
     for name in ("bq_vector_source", "bq_halfvec_source"):
         for argument in ("NULL", "'1'"):
-            with pytest.raises(psycopg.errors.FeatureNotSupported, match="type internal"):
+            # or, since minor versions of 2026, not even found
+            with pytest.raises(
+                (psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFunction),
+                match=rf"type internal|{name}\(unknown\)",
+            ):
                 run(conn, f"SELECT {name}({argument})")
