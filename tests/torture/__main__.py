@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import faulthandler
 import itertools
+import logging
 import random
 import subprocess
 import sys
@@ -37,7 +38,7 @@ import psycopg
 
 from pybq._server import build
 from torture import faults, points, stress
-from torture.cluster import PATIENCE, Cluster, Hang
+from torture.cluster import PATIENCE, Cluster, Hang, steps
 from torture.judge import Judge
 from torture.load import CODES, INDEXES, REBUILT, VECTORS, Load, setup
 from torture.sweep import sweep
@@ -98,7 +99,7 @@ def small_disk(folder: Path, report: Report) -> Iterator[bool]:
 
 def judge(cluster: Cluster, load: Load, exact: bool = True) -> str | None:
     """What is wrong after a fault, if anything."""
-    with contextlib.closing(cluster.connect(statement_timeout=PATIENCE * 1000)) as conn:
+    with contextlib.closing(cluster.connect(statement_timeout=PATIENCE * 5000)) as conn:
         for writer in load.writers:
             complaint = writer.account(conn, exact)
             if complaint:
@@ -143,6 +144,8 @@ def run_load(
             if report.findings:
                 return
             report.survive(fault.__name__, load.errors)
+            if report.survived.total() % 25 == 0:
+                report.say(f"{report.survived.total()} faults survived")
     except Hang as hang:
         report.hangs += 1
         report.find(f"{fault.__name__}: {hang}\n{cluster.log_tail()}")
@@ -171,7 +174,8 @@ def run_copies(
                 busy = load.pause(PATIENCE)
                 if busy:
                     report.hangs += 1
-                    report.find(f"{name}: {busy} still at work")
+                    report.find(f"{name}: {busy} still at work after {PATIENCE} s")
+                    report.say(activity(source))
                     return
                 with contextlib.closing(copy.connect()) as conn:
                     wait_until_writable(conn)
@@ -217,11 +221,10 @@ def recover(source: Cluster, copy: Cluster, archive: Path, chance: random.Random
 
 
 def wait_until_writable(conn: psycopg.Connection) -> None:
-    end = time.monotonic() + PATIENCE
-    while conn.execute("SELECT pg_is_in_recovery()").fetchone() != (False,):
-        if time.monotonic() > end:
-            raise Hang("recovery did not end")
-        time.sleep(0.05)
+    for _ in steps():
+        if conn.execute("SELECT pg_is_in_recovery()").fetchone() == (False,):
+            return
+    raise Hang("recovery did not end")
 
 
 def archive_by(cluster: Cluster, command: str) -> None:
@@ -276,6 +279,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     report = Report()
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # sessions that are gone are no news
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
         folder = Path(name)
         folder.chmod(0o755)

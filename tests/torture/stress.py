@@ -57,7 +57,7 @@ def run(
     if worst > MOST_CANCELLED:
         find(f"autovacuum was cancelled {worst} times in a row")
 
-    with contextlib.closing(cluster.connect(statement_timeout=PATIENCE * 1000)) as conn:
+    with contextlib.closing(cluster.connect(statement_timeout=PATIENCE * 5000)) as conn:
         for complaint in (
             *(writer.account(conn) for writer in load.writers),
             Judge(conn, list(INDEXES)).judge(),
