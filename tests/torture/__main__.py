@@ -8,6 +8,8 @@ Run in tests/.  On real servers, of the embedded kind or of --bin, where there m
 - sweep    every call of the extension that can fail does so, in each operation (sweep.py); with
            pgvector, and where bq can be built with fault points: for x86-64, into a copy of the
            server with its libraries
+- meet     one session stops at a place in the extension, another works meanwhile: every place
+           in turn (interleave.py); where bq can be built with fault points
 - load     clients write, vacuum, rebuild and search, while backends and servers are killed,
            cancelled, timed out, out of disk (a tmpfs, as root) and fail at points (faults.py)
 - copies   a standby is promoted under load, and a base backup is recovered to a point in time
@@ -39,6 +41,7 @@ import psycopg
 from pybq._server import build
 from torture import faults, points, stress
 from torture.cluster import PATIENCE, Cluster, Hang, steps
+from torture.interleave import interleave
 from torture.judge import Judge
 from torture.load import CODES, INDEXES, REBUILT, VECTORS, Load, setup
 from torture.sweep import sweep
@@ -248,7 +251,7 @@ def watch() -> None:
 
 
 # of the time, where several parts run
-SHARES = {"sweep": 0.3, "load": 0.55, "copies": 0.15, "stress": 1.0}
+SHARES = {"sweep": 0.25, "meet": 0.1, "load": 0.5, "copies": 0.15, "stress": 1.0}
 
 
 def provide(arguments: argparse.Namespace, folder: Path, report: Report) -> tuple[Path, list[str]]:
@@ -275,7 +278,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--build", type=Path, help="keep the servers with fault points here")
     parser.add_argument(
-        "--parts", nargs="+", default=["sweep", "load", "copies"], choices=list(SHARES)
+        "--parts", nargs="+", default=["sweep", "meet", "load", "copies"], choices=list(SHARES)
     )
     arguments = parser.parse_args()
     report = Report()
@@ -323,12 +326,16 @@ def run_parts(
         kind = CODES if conn.execute(HAS_VECTOR).fetchone() is None else VECTORS
         if kind is CODES:
             report.left_out.append("vectors: the server has no pgvector")
-        conn.execute("CREATE DATABASE sweep")
+        for name in ("sweep", "meet"):
+            conn.execute(f"CREATE DATABASE {name}")
         conn.execute(setup(kind))
     seed, parts = arguments.seed, list(arguments.parts)
     if "sweep" in parts and not (can_fail and kind is VECTORS):
         parts.remove("sweep")
         report.left_out.append("the sweep: it needs fault points, and pgvector")
+    if "meet" in parts and not can_fail:
+        parts.remove("meet")
+        report.left_out.append("the meetings: they need fault points")
     unit = arguments.seconds / max(sum(SHARES[part] for part in parts), 0.01)
     if "sweep" in parts:
         dsn = cluster.dsn.replace("dbname=postgres", "dbname=sweep")
@@ -340,6 +347,14 @@ def run_parts(
         )
         report.survived["an error at a point"] = sum(found.injected.values())
         for finding in found.findings:
+            report.find(finding)
+    if "meet" in parts:
+        dsn = cluster.dsn.replace("dbname=postgres", "dbname=meet")
+        met = interleave(
+            lambda: psycopg.connect(dsn, autocommit=True), unit * SHARES["meet"], report.say
+        )
+        report.survived["a stop at a place"] = met.places.total()
+        for finding in met.findings:
             report.find(finding)
     # one load for all parts: what a client did in one of them is its history in the next
     rebuilt = stress.REBUILT if "stress" in parts else REBUILT

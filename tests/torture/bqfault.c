@@ -5,7 +5,9 @@
  * and that may fail (points.py): each call of one is a point.  `SET bq_fault.at = N` makes the
  * Nth point from there on raise an error, as if the server's function had failed; 0 none.
  * `SHOW bq_fault.passed` tells how many were passed since.  With `bq_fault.sites` on, only the
- * first passing of each place in the code counts.  Nothing of bq is compiled otherwise.
+ * first passing of each place in the code counts.  With `bq_fault.waits` the point does not fail:
+ * it waits for advisory lock 0, until who has that gives it up; only points at which a session can
+ * wait, for it holds no page, count then.  Nothing of bq is compiled otherwise.
  */
 #include "postgres.h"
 
@@ -13,6 +15,7 @@
 
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "storage/lock.h"
 #include "utils/guc.h"
 
 #ifndef __x86_64__
@@ -23,6 +26,7 @@
 
 static int	fault_at = 0;
 static bool sites_only = false;
+static bool waits = false;
 static int	passed = 0;
 static const void *seen[MAX_SITES]; /* a hash table of return addresses */
 
@@ -71,6 +75,8 @@ define_settings(void)
 							0, 0, INT_MAX, PGC_USERSET, 0, NULL, reset_passed, NULL);
 	DefineCustomBoolVariable("bq_fault.sites", "Count places in the code once.", NULL,
 							 &sites_only, false, PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("bq_fault.waits", "Wait for advisory lock 0 instead of failing.",
+							 NULL, &waits, false, PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("bq_fault.passed", "Points passed.", NULL, &unused,
 							0, 0, INT_MAX, PGC_INTERNAL, 0, NULL, NULL, show_passed);
 }
@@ -79,10 +85,22 @@ define_settings(void)
 __attribute__((used)) void
 bq_fault_point(const char *name, const void *site)
 {
-	if (CritSectionCount > 0 || (sites_only && !is_new(site)))
+	if (CritSectionCount > 0 || (waits && InterruptHoldoffCount > 0) ||
+		(sites_only && !is_new(site)))
 		return;
 	passed++;
-	if (passed == fault_at)
+	if (passed != fault_at)
+		return;
+	if (waits)
+	{
+		LOCKTAG		tag;
+
+		/* as pg_advisory_lock(0) */
+		SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 0, 0, 1);
+		(void) LockAcquire(&tag, ShareLock, true, false);
+		LockRelease(&tag, ShareLock, true);
+	}
+	else
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("fault at point %d, in %s", passed, name)));
