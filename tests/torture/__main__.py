@@ -152,6 +152,8 @@ def run_load(
     except Hang as hang:
         report.hangs += 1
         report.find(f"{fault.__name__}: {hang}\n{cluster.log_tail()}")
+    except RuntimeError as error:  # of a program of the server
+        report.find(f"{fault.__name__}: {error}")
     finally:
         load.pause(5)
 
@@ -193,7 +195,9 @@ def run_copies(
                 report.survive(name, load.errors)
     except Hang as hang:
         report.hangs += 1
-        report.find(str(hang))
+        report.find(f"{hang}\n{source.log_tail()}")
+    except RuntimeError as error:
+        report.find(f"{error}\n{source.log_tail()}")
     finally:
         load.pause(5)
 
@@ -351,7 +355,7 @@ def run_parts(
     if "meet" in parts:
         dsn = cluster.dsn.replace("dbname=postgres", "dbname=meet")
         met = interleave(
-            lambda: psycopg.connect(dsn, autocommit=True), unit * SHARES["meet"], report.say
+            lambda: psycopg.connect(dsn, autocommit=True), seed, unit * SHARES["meet"], report.say
         )
         report.survived["a stop at a place"] = met.places.total()
         for finding in met.findings:

@@ -23,6 +23,8 @@ SETTINGS = {
     "max_connections": 60,
     "max_wal_senders": 5,
     "wal_level": "replica",
+    "wal_sender_timeout": 0,  # nor are connections given up while the machine stops
+    "wal_receiver_timeout": 0,
     "shared_buffers": "16MB",  # less than the data: pages are written and read again
     "maintenance_work_mem": "8MB",
     "checkpoint_timeout": "30s",

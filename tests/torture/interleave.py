@@ -9,6 +9,7 @@ index answers as a sort does.
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 import time
 from collections import Counter
@@ -107,28 +108,56 @@ class _Work:
         )
 
 
-def interleave(connect: Callable[[], Conn], seconds: float, say: Callable[[str], Any]) -> Met:
+def interleave(
+    connect: Callable[[], Conn], seed: int, seconds: float, say: Callable[[str], Any]
+) -> Met:
     """Let sessions meet at every place, for so many seconds at most."""
     met = Met()
+    chance = random.Random(seed)
     end = time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
         first, second, watcher = (
             stack.enter_context(contextlib.closing(connect())) for _ in range(3)
         )
         watcher.execute(SETUP)
+        first.execute("LOAD 'bq'; SET bq_fault.waits = on")
+        # each place in the code, then points: what is passed again may hold more than at first
         for i, (name, before, stops, comes) in enumerate(MEETINGS):
+            plans = []
+            for sites in (True, False):
+                first.execute(f"SET bq_fault.sites = {sites}")
+                plans.append(list(range(1, _count(first, watcher, before, stops) + 1)))
+                chance.shuffle(plans[-1])
             share = (end - time.monotonic()) / (len(MEETINGS) - i)
-            until = time.monotonic() + share
-            place = 0
-            while not met.findings and time.monotonic() < until:
-                place += 1
-                complaint = _meet(first, second, watcher, place, before, stops, comes, name, met)
-                if complaint:
-                    met.findings.append(f"{name}, place {place}: {complaint}")
-                if met.places[name] < place:
-                    break  # there was no such place
-            say(f"{name}: {met.places[name]} places, at {met.waited[name]} the other one waited")
+            for sites, until in ((True, share / 2), (False, share)):
+                first.execute(f"SET bq_fault.sites = {sites}")
+                until += end - share * (len(MEETINGS) - i)
+                for place in plans[not sites]:
+                    complaint = _meet(
+                        first, second, watcher, place, before, stops, comes, name, met
+                    )
+                    if complaint:
+                        kind = "place" if sites else "point"
+                        met.findings.append(f"{name}, {kind} {place}: {complaint}")
+                        return met
+                    if time.monotonic() > until:
+                        break
+            say(
+                f"{name}: {len(plans[0])} places, {len(plans[1]):,} points,"
+                f" {met.places[name]} stops, at {met.waited[name]} the other one waited"
+            )
     return met
+
+
+def _count(conn: Conn, watcher: Conn, before: tuple[str, ...], stops: tuple[str, ...]) -> int:
+    """How many places there are."""
+    for statement in before:
+        watcher.execute(statement)
+    for statement in ("SET bq_fault.at = 2147483647", *stops):
+        conn.execute(statement)
+    row = conn.execute("SELECT current_setting('bq_fault.passed')").fetchone()
+    watcher.execute("DROP INDEX IF EXISTS new")
+    return int(row[0]) if row else 0
 
 
 def _meet(
@@ -145,7 +174,6 @@ def _meet(
     for statement in before:
         watcher.execute(statement)
     watcher.execute("SELECT pg_advisory_lock(0)")
-    first.execute("LOAD 'bq'; SET bq_fault.waits = on; SET bq_fault.sites = on")
     stopped = _Work(first, (f"SET bq_fault.at = {place}", *stops, "SET bq_fault.at = 0"))
     if not stopped.wait(watcher):
         return f"still at work after {PATIENCE} s"
