@@ -32,6 +32,7 @@ class Kind:
     extensions: tuple[str, ...]
     type: str
     of_array: str  # a real[] as one
+    operator: str  # a distance between two
     columns: dict[str, str]  # of the indexes of TABLE, and of one that comes and goes
     grown: str  # of an index whose lists are split
 
@@ -40,6 +41,7 @@ VECTORS = Kind(
     ("bq", "vector", "bq_pgvector"),
     f"halfvec({DIM})",
     f"{{}}::halfvec({DIM})",
+    "<=>",
     {
         "by_tenant": "(embedding halfvec_cosine_ops, tenant) WITH (lists = 16)",
         "plain": "(embedding halfvec_l2_ops)",
@@ -54,6 +56,7 @@ CODES = Kind(
     ("bq",),
     f"bqvec({DIM})",
     "bq_encode({}, 1)",
+    "<~>",
     {
         "by_tenant": "(embedding, tenant) WITH (lists = 16)",
         "plain": f"((bq_encode(embedding::real[], 7)::bqvec({DIM})))",
@@ -325,9 +328,10 @@ class Load:
     def _search(self, conn: Conn) -> None:
         """Each row is given once, nearest first."""
         conn.execute("SET enable_seqscan = off")
+        distance = f"embedding {self.kind.operator} make_vector(7, 7)"
         rows = conn.execute(
-            f"SELECT id, embedding <=> make_vector(7, 7) AS d FROM {TABLE} WHERE tenant = 3"
-            " ORDER BY embedding <=> make_vector(7, 7) LIMIT 100"
+            f"SELECT id, {distance} AS d FROM {TABLE} WHERE tenant = 3"
+            f" ORDER BY {distance} LIMIT 100"
         ).fetchall()
         if len({id_ for id_, _ in rows}) < len(rows):
             self.findings.append(f"reader: a row twice in {rows}")
