@@ -102,6 +102,11 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"bq: {server}; kernels: {', '.join(pybq.kernels())}; seed: {SEED}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: no process waits for another one that has a long test left at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(SEED)
