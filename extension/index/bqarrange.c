@@ -12,41 +12,24 @@
 
 #define ROUNDS 4				/* of finding the two means */
 
-typedef struct Place
-{
-	float		score;
-	uint32		list;
-} Place;
-
-static int
-compare_places(const void *a, const void *b)
-{
-	const Place *x = (const Place *) a;
-	const Place *y = (const Place *) b;
-
-	if (x->score != y->score)
-		return x->score > y->score ? -1 : 1;
-	return x->list < y->list ? -1 : 1;
-}
-
 /* Bring n lists into the order of their inner products with a line. */
 static void
-sort_along(Place *places, uint32 n, const BqCentroids *centroids, const float *line)
+sort_along(BqScored *places, uint32 n, const BqCentroids *centroids, const float *line)
 {
 	for (uint32 i = 0; i < n; i++)
 		places[i].score = bq_dot(line, centroids->values +
-								 (size_t) places[i].list * centroids->dim, centroids->dim);
-	qsort(places, n, sizeof(Place), compare_places);
+								 (size_t) places[i].number * centroids->dim, centroids->dim);
+	qsort(places, n, sizeof(BqScored), bq_compare_scored);
 }
 
 /* Add up `n` directions, times a factor. */
 static void
-add_directions(float *sum, const Place *places, uint32 n, const BqCentroids *centroids,
+add_directions(float *sum, const BqScored *places, uint32 n, const BqCentroids *centroids,
 			   float factor)
 {
 	for (uint32 i = 0; i < n; i++)
 	{
-		const float *direction = centroids->values + (size_t) places[i].list * centroids->dim;
+		const float *direction = centroids->values + (size_t) places[i].number * centroids->dim;
 
 		for (int d = 0; d < centroids->dim; d++)
 			sum[d] += factor * direction[d];
@@ -54,7 +37,7 @@ add_directions(float *sum, const Place *places, uint32 n, const BqCentroids *cen
 }
 
 static void
-arrange(Place *places, uint32 n, const BqCentroids *centroids, float *line)
+arrange(BqScored *places, uint32 n, const BqCentroids *centroids, float *line)
 {
 	int			dim = centroids->dim;
 	uint32		half = n / 2;
@@ -68,7 +51,7 @@ arrange(Place *places, uint32 n, const BqCentroids *centroids, float *line)
 	memset(line, 0, dim * sizeof(float));
 	add_directions(line, places, n, centroids, -1);
 	sort_along(places, n, centroids, line);
-	memcpy(line, centroids->values + (size_t) places[0].list * dim, dim * sizeof(float));
+	memcpy(line, centroids->values + (size_t) places[0].number * dim, dim * sizeof(float));
 	sort_along(places, n, centroids, line);
 	add_directions(line, &places[n - 1], 1, centroids, -1);
 	for (int round = 0; round < ROUNDS; round++)
@@ -88,16 +71,16 @@ void
 bq_arrange_lists(BqCentroids *centroids)
 {
 	size_t		nbytes = centroids->dim * sizeof(float);
-	Place	   *places = (Place *) MemoryContextAllocHuge(CurrentMemoryContext,
-														  centroids->nlists * sizeof(Place));
+	BqScored   *places = (BqScored *) MemoryContextAllocHuge(CurrentMemoryContext,
+															 centroids->nlists * sizeof(BqScored));
 	uint32	   *from = (uint32 *) palloc(centroids->nlists * sizeof(uint32));
 	float	   *line = (float *) palloc(nbytes);
 
 	for (uint32 list = 0; list < centroids->nlists; list++)
-		places[list].list = list;
+		places[list].number = list;
 	arrange(places, centroids->nlists, centroids, line);
 	for (uint32 list = 0; list < centroids->nlists; list++)
-		from[list] = places[list].list;
+		from[list] = places[list].number;
 	/* in place, each cycle of the permutation in turn */
 	for (uint32 list = 0; list < centroids->nlists; list++)
 	{

@@ -86,6 +86,14 @@ typedef struct BqClusters
 	uint32	   *around;			/* for each cell all cells, the nearest first */
 } BqClusters;
 
+/* A list, or a cell, and how near it is. */
+typedef struct BqScored
+{
+	float		score;
+	uint32		number;
+} BqScored;
+
+extern int bq_compare_scored(const void *a, const void *b);	/* the nearest first */
 extern float bq_dot(const float *a, const float *b, int dim);
 extern BqClusters bq_train(BqAssigner *a, uint32 nlists);
 extern const uint32 *bq_assign_rows(BqAssigner *a, const BqClusters *clusters);

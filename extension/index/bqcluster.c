@@ -93,21 +93,15 @@ make_centroids(uint32 nlists, int dim)
  * Cells
  */
 
-typedef struct Rank
+int
+bq_compare_scored(const void *a, const void *b)
 {
-	float		score;
-	uint32		cell;
-} Rank;
-
-static int
-compare_ranks(const void *a, const void *b)
-{
-	const Rank *x = (const Rank *) a;
-	const Rank *y = (const Rank *) b;
+	const BqScored *x = (const BqScored *) a;
+	const BqScored *y = (const BqScored *) b;
 
 	if (x->score != y->score)
 		return x->score > y->score ? -1 : 1;
-	return x->cell < y->cell ? -1 : 1;
+	return x->number < y->number ? -1 : 1;
 }
 
 /* For each cell, all cells, the nearest first. */
@@ -116,7 +110,7 @@ rank_cells(const BqCentroids *coarse)
 {
 	uint32		ncells = coarse->nlists;
 	uint32	   *around = (uint32 *) palloc((size_t) ncells * ncells * sizeof(uint32));
-	Rank	   *ranks = (Rank *) palloc(ncells * sizeof(Rank));
+	BqScored   *ranks = (BqScored *) palloc(ncells * sizeof(BqScored));
 	float	   *scores = (float *) palloc(ncells * sizeof(float));
 
 	for (uint32 cell = 0; cell < ncells; cell++)
@@ -127,11 +121,11 @@ rank_cells(const BqCentroids *coarse)
 		for (uint32 other = 0; other < ncells; other++)
 		{
 			ranks[other].score = scores[other];
-			ranks[other].cell = other;
+			ranks[other].number = other;
 		}
-		qsort(ranks, ncells, sizeof(Rank), compare_ranks);
+		qsort(ranks, ncells, sizeof(BqScored), bq_compare_scored);
 		for (uint32 i = 0; i < ncells; i++)
-			around[(size_t) cell * ncells + i] = ranks[i].cell;
+			around[(size_t) cell * ncells + i] = ranks[i].number;
 	}
 	pfree(scores);
 	pfree(ranks);

@@ -216,8 +216,8 @@ prepare_queries(BqQueries *s, Vectors *v, uint32 wanted, Datum *operands)
  * neighbour was found.
  */
 static bool
-measure(Relation index, const BqQueries *s, Vectors *v, const Datum *operands, int metric, const uint8 *groups,
-		double nrows, BqLayout *layout, uint32 *nprobes)
+measure(Relation index, const BqQueries *s, Vectors *v, const Datum *operands, int metric,
+		const uint8 *groups, double nrows, BqLayout *layout, uint32 *nprobes)
 {
 	uint32		nlists = layout->nlists;
 	uint32		ngroups = bq_count_groups(layout);

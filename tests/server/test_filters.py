@@ -117,13 +117,6 @@ def items(database: str) -> Iterator[Conn]:
         yield conn
 
 
-@pytest.fixture
-def q(rng: np.random.Generator) -> Query:
-    query = operand("<=>", random_vectors(rng, 1, DIM)[0])
-    assert isinstance(query, Query)
-    return query
-
-
 def rows_by(conn: Conn, how: str, where: str, q: Query, limit: str = "") -> list[Any]:
     query = f"SELECT id, code <=> %(q)s FROM items WHERE {where} ORDER BY code <=> %(q)s {limit}"
     with conn.transaction(force_rollback=True):

@@ -18,7 +18,6 @@ from indexlib import (
     by_sort,
     check,
     connect,
-    connect_to_read,
     create,
     create_index,
     damage,
@@ -72,12 +71,6 @@ def database(databases_of_tests: Databases, column: Column) -> Iterator[str]:
     options = f"lists = {LISTS}"
     with provide_items(databases_of_tests, vectors, options, column) as dsn:
         yield dsn
-
-
-@pytest.fixture
-def items(database: str) -> Iterator[Conn]:
-    with connect_to_read(database) as conn:
-        yield conn
 
 
 def test_all_lists_are_found(items: Conn, column: Column, rng: np.random.Generator) -> None:

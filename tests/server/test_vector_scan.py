@@ -22,7 +22,6 @@ from indexlib import (
     check,
     clustered_vectors,
     connect,
-    connect_to_read,
     create,
     create_index,
     explain,
@@ -55,13 +54,6 @@ def database(databases_of_tests: Databases, column: Column) -> Iterator[str]:
     vectors = clustered_vectors(np.random.default_rng((SEED, 1)), ROWS, DIM)
     with provide_items(databases_of_tests, vectors, OPTIONS, column) as dsn:
         yield dsn
-
-
-@pytest.fixture
-def items(database: str) -> Iterator[Conn]:
-    """A table with an index of 30 lists, of which a scan reads one first; not to be written to."""
-    with connect_to_read(database) as conn:
-        yield conn
 
 
 @pytest.fixture
