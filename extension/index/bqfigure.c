@@ -27,28 +27,27 @@ bq_new_figures(uint32 nqueries, uint32 nlists)
 }
 
 /*
- * Take in where the neighbours of a query lie.  By margin, `reached` is the cosine of its
+ * Take in where the neighbours of a query lie; `reached` is the cosine of its
  * BQ_MARGIN_RANKth row.
  */
 void
 bq_add_figures(BqFigures *f, const float *scores, uint32 nlists, const float *group_scores,
-			   uint32 ngroups, bool by_margin, double reached, const BqTrueNeighbour *neighbours,
-			   int n)
+			   uint32 ngroups, double reached, const BqTrueNeighbour *neighbours, int n)
 {
-	if (by_margin && n > 0)
-		f->gap += -neighbours[n - 1].neighbour->key - reached;
-	for (uint32 list = 0; list < nlists && by_margin; list++)
+	if (n > 0)
+		f->gap += neighbours[n - 1].cosine - reached;
+	for (uint32 list = 0; list < nlists; list++)
 		f->margins[f->nmargins++] = (float) (reached - scores[list]);
 	for (int i = 0; i < n; i++)
 	{
 		BqFinding  *finding = &f->findings[f->n++];
 		uint32		own = neighbours[i].neighbour->list;
-		float		score = scores[own];
 		uint32		nbetter = 0;
 
-		for (uint32 list = 0; list < nlists && !by_margin; list++)
-			nbetter += scores[list] > score;
-		finding->lists = by_margin ? (float) (reached - score) : (float) nbetter;
+		for (uint32 list = 0; list < nlists; list++)
+			nbetter += scores[list] > scores[own];
+		finding->lists = (float) nbetter;
+		finding->margin = (float) (reached - scores[own]);
 		nbetter = 0;
 		for (uint32 group = 0; group < ngroups; group++)
 			nbetter += group_scores[group] > group_scores[own / BQ_BLOCK];
@@ -138,7 +137,7 @@ choose_figures(const BqFigures *f, bool by_margin, double recall, double ns_per_
 		reach = Max(reach, 0);
 		for (size_t i = 0; i < f->n; i++)
 			if (f->findings[i].slack <= reach)
-				scratch[n++] = f->findings[i].lists;
+				scratch[n++] = by_margin ? f->findings[i].margin : f->findings[i].lists;
 		if (n < wanted)
 			continue;
 		qsort(scratch, n, sizeof(float), compare_floats);
@@ -156,7 +155,7 @@ choose_figures(const BqFigures *f, bool by_margin, double recall, double ns_per_
 	}
 }
 
-/* All figures of a model, and its margins; false if no neighbour was found. */
+/* All figures of a model, and its margins or none; false if no neighbour was found. */
 bool
 bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list, BqLayout *layout,
 			  uint32 *nprobes)
@@ -190,7 +189,8 @@ bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list, Bq
 		nprobes[i] = Min(nprobes[i], layout->nlists);
 	}
 	layout->model.gap = (float) (f->gap / f->nqueries);
-	for (int i = 0; i < BQ_MARGINS && f->nmargins > 0; i++)
+	memset(layout->margins, 0, sizeof(layout->margins));
+	for (int i = 0; i < BQ_MARGINS && by_margin; i++)
 	{
 		double		probes = pow(layout->nlists, (double) i / (BQ_MARGINS - 1));
 

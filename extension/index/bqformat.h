@@ -32,7 +32,7 @@
 #include "core/bqsearch.h"
 
 #define BQ_MAGIC 0x62716978		/* "bqix" */
-#define BQ_VERSION 4			/* raised by every change of the format below */
+#define BQ_VERSION 5			/* raised by every change of the format below */
 #define BQ_PAGE_ID 0xBA51		/* last two bytes of each page, for pg_filedump */
 
 #define BQ_METAPAGE_BLKNO 0
@@ -141,7 +141,8 @@ typedef struct BqMetaPageData
 	 * Queries in the middle of many rows find their neighbours in few lists, others in
 	 * many.  A scan of p lists on average reads lists while their cosine with the query
 	 * is at least that of its 64th best row so far, minus a margin: entry i holds the
-	 * margin for p = nlists^(i / 15), as measured when the index was built.
+	 * margin for p = nlists^(i / 15), as measured when the index was built.  All are 0 where
+	 * a fixed number of lists is read.
 	 */
 	float		margins[BQ_MARGINS];
 

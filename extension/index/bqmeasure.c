@@ -18,6 +18,9 @@
 
 #define QUERIES 256
 
+/* Entry of bq_recalls by which two ways of reading lists are compared. */
+#define USUAL_RECALL 4
+
 /*
  * Comparing with the vectors
  */
@@ -211,6 +214,41 @@ prepare_queries(BqQueries *s, Vectors *v, uint32 wanted, Datum *operands)
 	pfree(q);
 }
 
+/* The cosine of query k and a row by its code. */
+static double
+estimated_cosine(const BqQueries *s, uint32 k, const BqNeighbour *neighbour, int metric)
+{
+	return bq_estimate_cosine(metric, neighbour->key, s->rows->norms[neighbour->row],
+							  s->lengths[k]);
+}
+
+/*
+ * Fill the model for lists read as far as a margin says, or for a fixed number of them.  By
+ * cosine a margin takes fewer; by the other distances of vectors, what these rows say:
+ * where norms are alike they have the order of cosines.
+ */
+static bool
+choose_way(BqFigures *figures, int metric, const Vectors *v, double nrows, BqLayout *layout,
+		   uint32 *nprobes)
+{
+	bool		exact = v->fetch != NULL;
+	bool		by_margin = metric == BQ_STRATEGY_COSINE && layout->nlists > 1;
+	BqLayout	other = *layout;
+	uint32		other_nprobes[BQ_RECALLS];
+
+	if (!bq_fill_model(figures, by_margin, exact, nrows / layout->nlists, layout, nprobes))
+		return false;
+	if (by_margin || !exact || layout->nlists == 1)
+		return true;
+	bq_fill_model(figures, true, exact, nrows / layout->nlists, &other, other_nprobes);
+	if (other_nprobes[USUAL_RECALL] < nprobes[USUAL_RECALL])
+	{
+		*layout = other;
+		memcpy(nprobes, other_nprobes, sizeof(other_nprobes));
+	}
+	return true;
+}
+
 /*
  * Measure for one distance, into `nprobes` and the rest of the layout's model; false if no
  * neighbour was found.
@@ -221,7 +259,6 @@ measure(Relation index, const BqQueries *s, Vectors *v, const Datum *operands, i
 {
 	uint32		nlists = layout->nlists;
 	uint32		ngroups = bq_count_groups(layout);
-	bool		by_margin = metric == BQ_STRATEGY_COSINE && nlists > 1;
 	float	   *scores = (float *) palloc0(nlists * sizeof(float));
 	float	   *group_scores = (float *) palloc(Max(ngroups, 1) * sizeof(float));
 	BqNeighbour *nearest = bq_find_neighbours(s, metric);
@@ -253,20 +290,23 @@ measure(Relation index, const BqQueries *s, Vectors *v, const Datum *operands, i
 				found[n].slack = -FLT_MAX;
 			}
 		for (int i = 0; i < n; i++)
+		{
+			found[i].cosine = estimated_cosine(s, k, found[i].neighbour, metric);
 			found[i].deviations = needed_deviations(s, k, found[i].neighbour, metric,
 													candidates[rank - 1].key, block);
-		bq_add_figures(figures, scores, nlists, group_scores, ngroups, by_margin,
-					   -candidates[rank - 1].key, found, n);
+		}
+		bq_add_figures(figures, scores, nlists, group_scores, ngroups,
+					   candidates[rank - 1].row == SIZE_MAX ? 0 :
+					   estimated_cosine(s, k, &candidates[rank - 1], metric), found, n);
 	}
-	return bq_fill_model(figures, by_margin, v->fetch != NULL, nrows / nlists, layout,
-						 nprobes);
+	return choose_way(figures, metric, v, nrows, layout, nprobes);
 }
 
 /*
  * Measure with rows of the table as queries; `rows` may be a sample of nrows.  Lists are
  * those of the rows, NULL if there is but one.  By cosine, lists are read as far as a margin
- * says (see BqMetaPageData); by inner product, where long vectors are near from far away,
- * and by L2 distance, a fixed number of them.  Without a heap, or in an index on codes, codes
+ * says (see BqMetaPageData), by inner product and L2 distance that or a fixed number of them:
+ * long vectors can be near from far away.  Without a heap, or in an index on codes, codes
  * stand for the vectors, and nothing is learned of the slack.
  */
 void

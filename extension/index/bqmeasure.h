@@ -45,6 +45,7 @@ typedef struct BqQueries
 typedef struct BqTrueNeighbour
 {
 	const BqNeighbour *neighbour;
+	double		cosine;			/* by its code */
 	float		slack;
 	float		deviations;
 } BqTrueNeighbour;
@@ -52,7 +53,8 @@ typedef struct BqTrueNeighbour
 /* What is known of one neighbour. */
 typedef struct BqFinding
 {
-	float		lists;			/* its list comes after so many, or after so large a margin */
+	float		lists;			/* its list comes after so many ... */
+	float		margin;			/* ... and is so much further than the BQ_MARGIN_RANKth row */
 	float		groups;			/* so many are nearer than that of its list */
 	float		slack;			/* with so much it is found before a query for all is over */
 	float		deviations;		/* with so many its block is read to the end */
@@ -94,8 +96,8 @@ extern BqNeighbour *bq_find_neighbours(const BqQueries *s, int metric);
 /* bqfigure.c */
 extern BqFigures *bq_new_figures(uint32 nqueries, uint32 nlists);
 extern void bq_add_figures(BqFigures *f, const float *scores, uint32 nlists,
-						   const float *group_scores, uint32 ngroups, bool by_margin,
-						   double reached, const BqTrueNeighbour *neighbours, int n);
+						   const float *group_scores, uint32 ngroups, double reached,
+						   const BqTrueNeighbour *neighbours, int n);
 extern bool bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list,
 						  BqLayout *layout, uint32 *nprobes);
 

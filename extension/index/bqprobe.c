@@ -20,7 +20,7 @@
 /*
  * Beyond the first rows, a scan in strict order goes on to further lists while it has
  * not seen so many rows for each that it gave: those it did not see are passed over.  By
- * cosine, beyond BQ_NEIGHBOURS rows, also while a further list is near (BqModel.gap).
+ * margin, beyond BQ_NEIGHBOURS rows, also while a further list is near (BqModel.gap).
  */
 #define SEEN_PER_ROW 8
 
@@ -233,33 +233,46 @@ bq_plan_segment(BqScan *so, uint32 probes)
 	so->segment++;
 	so->segment_start = so->nchosen;
 	so->least = so->most = (uint32) Min((uint64) so->nchosen + Max(probes, 1), nlists);
-	so->margin = 0;
-	if (so->strategy == BQ_STRATEGY_COSINE && so->nchosen == 0 && so->most < nlists)
+	so->by_margin = (so->strategy == BQ_STRATEGY_COSINE || so->source != NULL) &&
+		so->layout.margins[BQ_MARGINS - 1] > 0 && so->nchosen == 0 && so->most < nlists;
+	if (so->by_margin)
 	{
 		double		place = log(probes) / log(nlists) * (BQ_MARGINS - 1);
 		int			i = (int) place;
 		const float *margins = so->layout.margins;
 
 		so->margin = margins[i] + (place - i) * (margins[i + 1] - margins[i]);
-		so->margin *= so->length;
-		so->row_margin = so->margin + so->layout.model.gap * so->length;
+		so->row_margin = so->margin + so->layout.model.gap;
 		so->least = (uint32) Max(1, probes * LEAST_PROBES);
 		so->most = (uint32) Min((uint64) probes * MOST_PROBES, nlists);
 	}
 }
 
-/* Cosine of the worst candidate, times |q|, by its code. */
+/* Cosine of a candidate with the query. */
 static double
-limit_cosine(const BqScan *so)
+candidate_cosine(const BqScan *so, const BqCandidate *candidate)
 {
+	double		norm = so->strategy == BQ_STRATEGY_L2 ? candidate->norm * so->unit : candidate->norm;
+
+	if (so->length == 0)
+		return 0;
 	if (so->source == NULL)
-		return -so->limit.key;
-	return (1 - so->limit.key) * so->length - so->shift;
+		return -candidate->key / so->length;
+	return bq_estimate_cosine(so->strategy, so->strategy == BQ_STRATEGY_COSINE ?
+							  candidate->key - 1 : bq_bound_of_key(so, candidate->key),
+							  norm, so->length);
+}
+
+/* Is the cosine of list i in the ranking at least this? */
+static bool
+is_near(const BqScan *so, uint32 i, double cosine)
+{
+	return bq_ranked_score(&so->ranking, i) >= cosine * so->length;
 }
 
 /*
  * Rows that meet the conditions lie further apart than all rows: does the first segment take
- * another list for that?  By cosine the margin tells when to stop; else so many times more
+ * another list for that?  The margin tells when to stop; without one so many times more
  * lists are read as a query needs for that many times more rows, about.
  */
 static bool
@@ -267,7 +280,7 @@ goes_on_for_filter(BqScan *so)
 {
 	if (so->filter == NULL || so->segment > 1 || !bq_has_more_lists(so))
 		return false;
-	if (so->margin == 0 && so->nseen >= BQ_MARGIN_RANK &&
+	if (!so->by_margin && so->nseen >= BQ_MARGIN_RANK &&
 		so->nchosen >= so->reach.nprobes * pow((double) so->nscanned / so->nseen, FILTER_POWER))
 		return false;
 	/* the margin needs the BQ_MARGIN_RANKth of few rows */
@@ -284,8 +297,8 @@ choose_list(BqScan *so, uint32 i)
 		return true;
 	if ((so->nchosen == so->most && !goes_on_for_filter(so)) || !bq_know_list(&so->ranking, i))
 		return false;
-	if (so->nchosen >= so->least && so->dropped &&
-		bq_ranked_score(&so->ranking, i) < limit_cosine(so) - so->margin)
+	if (so->by_margin && so->nchosen >= so->least && so->dropped &&
+		!is_near(so, i, candidate_cosine(so, &so->limit) - so->shift - so->margin))
 	{
 		so->most = so->nchosen;
 		return false;
@@ -354,13 +367,9 @@ bq_look_again(Relation index, BqScan *so)
 bool
 bq_wants_more_lists(BqScan *so, const BqCandidate *candidate)
 {
-	if (so->strategy == BQ_STRATEGY_COSINE && so->nreturned >= BQ_NEIGHBOURS && so->row_margin > 0)
-	{
-		double		cosine = so->source != NULL ? (1 - candidate->key) * so->length : -candidate->key;
-
-		if (bq_know_list(&so->ranking, so->nchosen) &&
-			bq_ranked_score(&so->ranking, so->nchosen) >= cosine - so->row_margin)
-			return true;
-	}
+	if (so->nreturned >= BQ_NEIGHBOURS && so->row_margin < INFINITY &&
+		bq_know_list(&so->ranking, so->nchosen) &&
+		is_near(so, so->nchosen, candidate_cosine(so, candidate) - so->row_margin))
+		return true;
 	return so->nseen < SEEN_PER_ROW * (so->nreturned + 1);
 }

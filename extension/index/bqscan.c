@@ -115,7 +115,7 @@ prepare_vector(BqScan *so, Datum operand)
 	so->q = q;
 	scale_query(so);
 	so->slack = (float) (so->reach.slack * sqrt(dim) * so->length);
-	so->shift = so->reach.slack * USUAL_INVERSE * so->length;
+	so->shift = so->reach.slack * USUAL_INVERSE;
 }
 
 /* Prepare table, rounding bound and order of lists for the operand. */
@@ -136,7 +136,7 @@ start_query(IndexScanDesc scan)
 	so->heap = scan->heapRelation;
 	so->heap_pages = 0;
 	so->shift = 0;
-	so->row_margin = 0;
+	so->row_margin = INFINITY;
 	so->reach = bq_wanted_reach(index, &so->layout, so->strategy);
 	so->unit = 1;
 	so->length = 1;

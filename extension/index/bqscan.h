@@ -78,6 +78,20 @@ typedef struct BqPassedBlock
 	uint8		segment;
 } BqPassedBlock;
 
+/* The cosine of a row of this norm with a query of this length, by the key of their distance. */
+static inline double
+bq_estimate_cosine(int metric, double key, double norm, double length)
+{
+	double		cosine = -key;
+
+	if (metric == BQ_STRATEGY_IP)
+		cosine = -key / (norm * length);
+	else if (metric == BQ_STRATEGY_L2)
+		cosine = (norm - key / norm) / (2 * length);
+	/* also of norms that are 0, or whose product is */
+	return cosine >= -1 ? Min(cosine, 1) : -1;
+}
+
 typedef struct BqScan
 {
 	MemoryContext scan_context; /* lives as long as the scan */
@@ -117,8 +131,9 @@ typedef struct BqScan
 	uint32		segment_start;	/* in `ranking`: where it begins */
 	uint32		least;			/* of `nchosen` in this segment; from there on ... */
 	uint32		most;
-	double		margin;			/* ... lists as far below the worst candidate as this */
-	double		row_margin;		/* later, so far below the row that is given out */
+	bool		by_margin;
+	double		margin;			/* ... cosines so far below that of the worst candidate */
+	double		row_margin;		/* later, so far below the row that is given out; or infinity */
 
 	/* blocks passed over at a stop */
 	bool		first_look;		/* those that might matter are kept ... */

@@ -14,6 +14,7 @@ from indexlib import (
     L2,
     Column,
     check,
+    clustered_vectors,
     create,
     explain,
     info,
@@ -104,6 +105,37 @@ def test_recall_is_what_was_asked_for(
         conn.execute(cast(Any, f"SET bq.recall = {wanted}"))
         row = conn.execute("SELECT bq_recall('items_embedding', 200)").fetchone()
         assert row is not None and abs(row[0] - found[wanted]) <= 0.03, (wanted, row)
+
+
+def test_every_distance_reads_lists_alike_where_rows_have_one_length(
+    conn: Conn, rng: np.random.Generator
+) -> None:
+    """As far as each query needs, where a fixed number would be wrong for most."""
+    vectors = clustered_vectors(rng, 8000, 32)
+    vectors = vectors[np.any(vectors != 0, axis=1)]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    base, queries = vectors[40:], vectors[:40]
+    create(conn, base, column=COSINE)
+    conn.execute("SET enable_seqscan = off; SET enable_sort = off")
+    found: dict[str, Any] = {}
+    nlists: dict[str, list[float]] = {}
+    for column in (COSINE, L2, IP):
+        create_index(conn, column, 200)
+        (operator,) = column.operators
+        query = f"SELECT id FROM items ORDER BY embedding {operator} %(q)s LIMIT {K}"
+        operands = [{"q": column.operand(operator, vector)} for vector in queries]
+        found[operator] = [
+            {i for (i,) in conn.execute(cast(Any, query), q).fetchall()} for q in operands
+        ]
+        if conn.info.server_version >= 180000:
+            nlists[operator] = [measure_scan(conn, query, q)["Lists Read"] for q in operands]
+        conn.execute("DROP INDEX items_embedding")
+    for operator in ("<->", "<#>"):
+        same = sum(len(a & b) for a, b in zip(found["<=>"], found[operator], strict=True))
+        assert same >= 0.98 * K * 40
+    for ours in nlists.values():
+        assert len(set(ours)) > 1
+        assert abs(sum(ours) / sum(nlists["<=>"]) - 1) < 0.05
 
 
 def test_option_holds_where_no_setting_does(conn: Conn, lsa: tuple[Vectors, Vectors]) -> None:
