@@ -46,7 +46,8 @@ from torture.judge import Judge
 from torture.load import CODES, INDEXES, REBUILT, VECTORS, Load, setup
 from torture.sweep import sweep
 
-DISK_MB = 1500
+DISK_MB = 1500  # which faults fill
+COPIED_DISK_MB = 8000  # and which nothing fills: WAL stays until it is archived
 
 HAS_VECTOR = "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"
 
@@ -98,6 +99,12 @@ def small_disk(folder: Path, report: Report) -> Iterator[bool]:
     finally:
         if mounted:
             subprocess.run(("umount", "-l", str(folder)), check=True)
+
+
+def make_room(folder: Path) -> None:
+    """No full disk from here on, which would end a server that is being copied."""
+    command = ("mount", "-o", f"remount,size={COPIED_DISK_MB}m", str(folder))
+    subprocess.run(command, check=True)
 
 
 def judge(cluster: Cluster, load: Load, exact: bool = True) -> str | None:
@@ -367,6 +374,8 @@ def run_parts(
         if "load" in parts:
             run_load(cluster, load, seed, unit * SHARES["load"], disk, report)
         if "copies" in parts and not report.findings:
+            if disk:
+                make_room(cluster.data.parents[1])
             run_copies(cluster, load, archive, seed, unit * SHARES["copies"], report)
         if "stress" in parts and not report.findings:
             stress.run(cluster, load, unit * SHARES["stress"], report.say, report.find)
