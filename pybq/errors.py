@@ -10,9 +10,11 @@ from typing import Any
 
 # What only some need -> the extra that brings it along.
 EXTRAS = {
+    "dask": "dask",
     "filelock": "embedded",
     "libpq": "binary",
     "platformdirs": "embedded",
+    "pyspark": "spark",
     "rich": "cli",
     "typer": "cli",
 }

@@ -386,6 +386,24 @@ async def find_batches(db: Database, layout: Layout, source: str) -> list[Loaded
     return [LoadedBatch(*row) for row in rows]
 
 
+async def find_batch(db: Database, layout: Layout, source: str, number: int) -> LoadedBatch | None:
+    """Find one batch of a source that this role has loaded into a table."""
+    row = await db.fetch_one(
+        "SELECT batch, batch_rows, fingerprint FROM bq_loads WHERE table_name = %s AND source = %s"
+        " AND batch = %s AND loader = quote_ident(current_user)::regrole",
+        [layout.oid, source, number],
+    )
+    return None if row is None else LoadedBatch(*row)
+
+
+async def lock_batch(db: Database, layout: Layout, source: str, number: int) -> None:
+    """Wait until no other transaction has this lock on a batch, and take it until the end."""
+    await db.fetch(
+        "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))",
+        [f"bq_loads {layout.oid} {number} {source}"],
+    )
+
+
 async def forget_batches(db: Database, layout: Layout, source: str) -> None:
     """Forget that batches of a source were loaded."""
     await db.execute("SELECT bq_forget_load(%s::oid, %s)", [layout.oid, source])

@@ -119,14 +119,12 @@ def _open_arrow(
     default_rows = max(1, BATCH_NBYTES // (4 * dim))
 
     def read(columns: frozenset[str], batch_rows: int | None) -> Iterator[Batch]:
-        wanted = [name, *([id_name] if id_name else []), *sorted(columns & set(types))]
+        further = sorted(columns & set(types))
+        wanted = [name, *([id_name] if id_name else []), *further]
         start = 0
         for batch in read_arrow(wanted, batch_rows or default_rows, None):
-            vectors = _arrow_vectors(source, batch.column(name), dim, start)
-            ids = batch.column(id_name).to_pylist() if id_name else None
-            further = wanted[1 + bool(id_name) :]
-            yield Batch(ids, vectors, {n: batch.column(n).to_pylist() for n in further})
-            start += len(vectors)
+            yield make_batch(source, batch, name, id_name, further, dim, start)
+            start += len(batch)
 
     def sample(n: int) -> NDArray[Any]:
         parts = [np.empty((0, dim), np.float32)]
@@ -135,13 +133,13 @@ def _open_arrow(
             each = -(-n // len(chosen))
             for i in chosen:
                 for batch in islice(read_arrow([name], each, [i]), 1):
-                    parts.append(_arrow_vectors(source, batch.column(name), dim, 0))
+                    parts.append(read_vectors(source, batch.column(name), dim, 0))
             return np.concatenate(parts)[:n]
         wanted = spread(sum(groups), n)
         start = 0
         for batch in read_arrow([name], default_rows, None):
             here = wanted[(wanted >= start) & (wanted < start + len(batch))] - start
-            parts.append(_arrow_vectors(source, batch.column(name), dim, start)[here])
+            parts.append(read_vectors(source, batch.column(name), dim, start)[here])
             start += len(batch)
         return np.concatenate(parts)
 
@@ -192,19 +190,75 @@ def _arrow_type(kind: pyarrow.DataType) -> str | None:
     return None
 
 
-def _arrow_vectors(source: str, column: pyarrow.Array, dim: int, start: int) -> NDArray[Any]:
+def make_batch(
+    source: str,
+    batch: pyarrow.RecordBatch,
+    vector_column: str,
+    id_column: str | None,
+    columns: Sequence[str],
+    dim: int,
+    start: int,
+) -> Batch:
+    """Make a batch of one of Arrow, whose first row is row `start` of the source."""
+    return Batch(
+        batch.column(id_column).to_pylist() if id_column else None,
+        read_vectors(source, batch.column(vector_column), dim, start),
+        {name: batch.column(name).to_pylist() for name in columns},
+    )
+
+
+def read_vectors(source: str, column: pyarrow.Array, dim: int, start: int) -> NDArray[Any]:
+    """Return the vectors of a column, shape (n, dim): where Arrow has them, if none is missing.
+
+    Of lists of numbers, or of binary: float32, the least byte first.
+    """
     from pyarrow import compute
 
-    lengths = compute.fill_null(compute.list_value_length(column), 0).to_numpy()
-    wrong = np.flatnonzero(lengths != dim)
+    binary = _is_binary(column.type)
+    find_lengths = compute.binary_length if binary else compute.list_value_length
+    lengths = compute.fill_null(find_lengths(column), 0).to_numpy(zero_copy_only=False)
+    wanted, unit = (4 * dim, "bytes") if binary else (dim, "dimensions")
+    wrong = np.flatnonzero(lengths != wanted)
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
-            f"{source}: row {start + row}: expected {dim} dimensions, got {lengths[row]}"
+            f"{source}: row {start + row}: expected {wanted} {unit}, got {lengths[row]}"
         )
+    if binary:
+        return _read_binary(column, dim)
     values = column.flatten()
     if values.null_count:
         row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // dim
         raise ValueError(f"{source}: row {start + row}: expected numbers, got null")
     vectors: NDArray[Any] = values.to_numpy(zero_copy_only=False).reshape(-1, dim)
     return vectors
+
+
+def find_dim(column: pyarrow.Array) -> int:
+    """Return the number of dimensions of the first vector of a column that has some."""
+    first = column[0].as_py() or ()
+    return len(first) // 4 if _is_binary(column.type) else len(first)
+
+
+def _is_binary(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    return bool(
+        types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    )
+
+
+def _read_binary(column: pyarrow.Array, dim: int) -> NDArray[Any]:
+    """Return the vectors of values that are all there, and of one length."""
+    from pyarrow import types
+
+    if len(column) == 0:
+        return np.empty((0, dim), np.float32)
+    *_, offsets, data = column.buffers()
+    if types.is_fixed_size_binary(column.type):
+        first = 4 * dim * column.offset
+    else:
+        kind = np.int64 if types.is_large_binary(column.type) else np.int32
+        first = int(np.frombuffer(offsets, kind)[column.offset])
+    vectors: NDArray[Any] = np.frombuffer(data, "<f4", len(column) * dim, first)
+    return vectors.reshape(-1, dim)
