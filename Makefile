@@ -28,7 +28,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert test-sanitize \
 	analyze fuzz fuzz-pages bench \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
-	torture stress test-upgrade format clean
+	torture stress test-spark test-upgrade format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -123,6 +123,9 @@ torture: .venv/tested .venv/built ## faults without end, for SECONDS=600 on 18, 
 stress: .venv/tested .venv/built ## nine clients at work on one table for SECONDS=300, on 18 [SEED=N]
 	$(TORTURE) --parts stress --seconds $(or $(SECONDS),300)
 
+test-spark: .venv/sparked .venv/built ## Spark and Dask, workers killed midway: needs Java 17 or later, downloads 450 MB
+	$(BIN)/pytest -p no:xdist tests/frames
+
 test-upgrade: .venv/tested .venv/built ## pg_upgrade of tables and indexes, from 16 to 18
 	$(BIN)/pytest tests/upgrade
 
@@ -187,6 +190,11 @@ clean: ## remove what was built, .venv included
 		for peer in faiss-cpu hnswlib usearch; do $(PIP) $$peer || true; done; \
 		echo "Some peers cannot be installed; the table will say which" >&2; \
 	fi
+
+.venv/sparked: .venv/tested
+	@echo "Adding Spark and Dask to .venv"
+	@$(PIP) 'pybq[spark,dask]'
+	@touch $@
 
 .venv/built: $(wildcard pybq/*/*.pyx) $(CORE) | .venv/installed
 	@if [ -n "$$(find $^ -newer .venv/installed)" ]; then \

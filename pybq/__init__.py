@@ -1,8 +1,8 @@
 """pybq: vector search in PostgreSQL on 2-bit codes; driver for the extension bq.
 
 What is public: the names that ``dir(pybq)`` lists, and the modules `pybq.psycopg`,
-`pybq.sqlalchemy`, `pybq.alembic`, `pybq.spark`, `pybq.dask` and `pybq.embedded`, one for each library
-they meet. What begins with an underscore may change at any time.
+`pybq.sqlalchemy`, `pybq.alembic`, `pybq.spark`, `pybq.dask` and `pybq.embedded`, one for each
+library they meet. What begins with an underscore may change at any time.
 """
 
 from importlib import import_module

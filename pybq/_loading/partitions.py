@@ -94,8 +94,9 @@ class Checksum:
         """Add rows: vectors of shape (n, dim), as many keys."""
         n, dim = vectors.shape
         if self._weights is None:
-            random = np.random.default_rng(dim)  # whose numbers are the same in every process
-            self._weights = random.integers(1 << 64, size=dim, dtype=np.uint64) | np.uint64(1)
+            # splitmix64 again: the streams of NumPy's generators may differ between versions
+            steps = np.arange(1, dim + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            self._weights = _mix(steps) | np.uint64(1)
         with np.errstate(over="ignore"):
             exact = np.ascontiguousarray(vectors, np.float32)
         words = exact.view(np.uint64 if dim % 2 == 0 else np.uint32)
