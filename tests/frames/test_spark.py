@@ -50,7 +50,9 @@ def test_codes_are_those_of_sql(frame: Any, vectors: NDArray[np.float32], conn: 
     expected = quantizer.encode(vectors)
     assert made == {i: code.tobytes() for i, code in enumerate(expected)}
     for i in range(0, ROWS, 400):
-        (code,) = conn.execute("SELECT bq_encode(%s, 3)", [vectors[i].tolist()]).fetchone() or ()
+        (code,) = (
+            conn.execute("SELECT bq_encode(%s::real[], 3)", [vectors[i].tolist()]).fetchone() or ()
+        )
         assert code.to_binary() == made[i]
 
 
@@ -225,32 +227,29 @@ def test_every_row_once_whoever_is_killed(
 
 
 def test_what_an_executor_leaves_behind_is_no_partition(
-    frame: Any, vectors: NDArray[np.float32], conn: Conn
+    frame: Any, vectors: NDArray[np.float32], conn: Conn, tmp_path: Path
 ) -> None:
     """Killed between two batches: to Arrow the stream has ended, and half would be committed."""
     create(conn, transform=1)
-    conn.execute("CREATE TABLE gate ()")
-    conn.execute(
-        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " PERFORM pg_advisory_xact_lock_shared(42); RETURN NULL; END $$"
-    )
-    conn.execute(
-        "CREATE TRIGGER wait AFTER INSERT ON items FOR EACH STATEMENT EXECUTE FUNCTION wait()"
-    )
-    slow = frame.selectExpr(
-        "id", "title", "CASE WHEN id % 500 = 250 THEN java_method('java.lang.Thread', 'sleep',"
-        " 2000L) ELSE '' END AS slept", "embedding"
-    )  # fmt: skip
-    conn.execute("SELECT pg_advisory_lock(42)")
+    gate = tmp_path / "gate"
+    gate.touch()
+
+    def hold(batches: Any) -> Any:
+        """Give as many as fill all buffers on their way, and then wait."""
+        for number, batch in enumerate(batches):
+            while number == 17 and gate.exists():
+                time.sleep(0.05)
+            yield batch
+
+    held = frame.coalesce(2).mapInArrow(hold, frame.schema)
+    copied = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY%' AND pid IN"
+    copied += " (SELECT pid FROM pg_locks WHERE locktype = 'advisory')"
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(
-            pybq.spark.write, slow, conn.info.dsn, "items", "first", columns=["title"]
-        )
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        running = pool.submit(pybq.spark.write, held, conn.info.dsn, "items", "first")
         try:
-            wait_for(lambda: fetch(conn, waiting) >= 2, running)
+            wait_for(lambda: fetch(conn, copied) == 2, running)
             assert kill_executor() == 1
         finally:
-            conn.execute("SELECT pg_advisory_unlock(42)")
+            gate.unlink()
         assert running.result(TIMEOUT) == ROWS
     assert_written(conn, vectors)
