@@ -105,7 +105,7 @@ def encode(
         columns=kept,
         code_column=code_column,
     )
-    needed = _select(frame, [*kept, *([] if vectors in kept else [vectors])])
+    needed = frame.select([*kept, *([] if vectors in kept else [vectors])])
     return needed.mapInArrow(function, StructType(fields))
 
 
@@ -135,7 +135,7 @@ def statistics(
     """
     vectors = choose_vectors(_columns(frame), vector_column)
     rows = _collect(
-        _select(frame, [vectors]),
+        frame.select([vectors]),
         partial(_summarise, vector_column=vectors, normalize=normalize),
     )
     whole: Statistics | None = None
@@ -231,7 +231,7 @@ def write(
     target = prepare(dsn, table, job, _columns(frame), partial(_sample, frame), options)
     names = [target.vector_column, *([target.id_column] if target.id_column else [])]
     results = _collect(
-        _select(frame, [*names, *target.columns]),
+        frame.select([*names, *target.columns]),
         partial(_write, target=target),
         partial(check_partitions, target),
     )
@@ -254,16 +254,11 @@ def _columns(frame: DataFrame) -> dict[str, bool]:
     }
 
 
-def _select(frame: DataFrame, names: Iterable[str]) -> DataFrame:
-    """Columns by their names, in which there may be dots."""
-    return frame.select(*("`" + name.replace("`", "``") + "`" for name in names))
-
-
 def _sample(frame: DataFrame, vectors: str, dim: int | None) -> NDArray[np.float32]:
     """Return the first rows of each partition, SAMPLE_ROWS of all."""
     function = partial(_take_first, vector_column=vectors, dim=dim)
     parts: list[NDArray[np.float32]] = [
-        pickle.loads(row) for row in _collect(_select(frame, [vectors]), function)
+        pickle.loads(row) for row in _collect(frame.select([vectors]), function)
     ]
     if not parts:
         raise ValueError("expected vectors to decide from, got no rows")

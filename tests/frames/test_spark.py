@@ -64,7 +64,7 @@ def test_vectors_of_other_types(
         rows = [(i, bytearray(vectors[i].tobytes())) for i in range(50)]
         other = spark.createDataFrame(rows, "id int, embedding binary")
     else:
-        other = frame.where("id < 50").selectExpr("id", f"CAST(embedding AS {kind}) AS `a.b`")
+        other = frame.where("id < 50").selectExpr("id", f"CAST(embedding AS {kind}) AS vectors")
     quantizer = pybq.Quantizer(DIM)
     encoded = pybq.spark.encode(other, quantizer, columns=["id"], code_column="packed")
     found = {row.id: bytes(row.packed) for row in encoded.collect()}
@@ -223,6 +223,26 @@ def test_every_row_once_whoever_is_killed(
         running.result(TIMEOUT)
     assert killed >= len(rounds.get(victims, [1, 2]))
     assert fetch(conn, "SELECT count(*) FROM bq_loads") == FILES
+    assert_written(conn, vectors)
+
+
+def test_what_a_failure_leaves_behind_is_no_partition(
+    frame: Any, vectors: NDArray[np.float32], conn: Conn
+) -> None:
+    """What reads the rows fails between two batches: those before it are no partition."""
+    create(conn, transform=1)
+
+    def fail(batches: Any) -> Any:
+        from pyspark import TaskContext
+
+        attempt = TaskContext.get().attemptNumber()
+        for number, batch in enumerate(batches):
+            if number == 8 + 4 * attempt and attempt < 3:
+                raise OSError("the file is gone")
+            yield batch
+
+    failing = frame.coalesce(2).mapInArrow(fail, frame.schema)
+    assert pybq.spark.write(failing, conn.info.dsn, "items", "first") == ROWS
     assert_written(conn, vectors)
 
 
