@@ -19,11 +19,6 @@ ROWS = 4000
 FILES = 8
 
 
-@pytest.fixture(autouse=True)
-def _warnings(recwarn: pytest.WarningsRecorder) -> None:
-    """Leave out what these packages say about each other's versions."""
-
-
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A session with two executors of one core each, every one a JVM with its Python workers."""
