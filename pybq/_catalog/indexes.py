@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
@@ -33,8 +34,10 @@ class VectorIndex:
     nbytes : int
     tablespace : str or None
         None: that of the database.
+    partitioned : bool
+        Whether it consists of those of partitions, which the attributes below are of together.
     lists, live_rows, transform : int or None
-        Of an index of bq, for the owner of the table.
+        Of an index of bq, for the owner of the table; the transform if all partitions have it.
     choice, hint : str or None
         Likewise: why that transform, and what would make the index better.
     """
@@ -50,6 +53,7 @@ class VectorIndex:
     partial: bool
     nbytes: int
     tablespace: str | None
+    partitioned: bool = False
     lists: int | None = None
     live_rows: int | None = None
     transform: int | None = None
@@ -71,8 +75,13 @@ class VectorIndex:
             return f"{text}, not valid"
         if self.live_rows is not None:
             lists = "1 list" if self.lists == 1 else f"{self.lists:,} lists"
-            axes = f"after rotation {self.transform}" if self.transform else "on the original axes"
-            text += f", {self.live_rows:,} rows in {lists}, {axes}"
+            text += f", {self.live_rows:,} rows in {lists}"
+            if self.transform is not None:
+                text += (
+                    f", after rotation {self.transform}"
+                    if self.transform
+                    else (", on the original axes")
+                )
         if self.partial:
             text += ", partial"
         return f"{text}; {self.hint}" if self.hint else text
@@ -86,8 +95,10 @@ async def find_indexes(db: Database, table: int, column: str) -> list[VectorInde
                    SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(n, at)
                    LEFT JOIN pg_attribute a
                    ON a.attrelid = i.indrelid AND a.attnum = k.n AND k.n > 0 ORDER BY k.at),
-               x.reloptions, i.indisvalid, i.indpred IS NOT NULL, pg_relation_size(x.oid),
-               s.spcname
+               x.reloptions, i.indisvalid, i.indpred IS NOT NULL, coalesce((
+                   SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(x.oid))::bigint,
+                   pg_relation_size(x.oid)),
+               s.spcname, x.relkind = 'I'
         FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
         JOIN pg_namespace n ON n.oid = x.relnamespace JOIN pg_opclass o ON o.oid = i.indclass[0]
         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
@@ -113,31 +124,74 @@ async def find_indexes(db: Database, table: int, column: str) -> list[VectorInde
 
 
 async def tell_index(db: Database, index: VectorIndex) -> VectorIndex:
-    """Add what an index of bq consists of, if the caller may know and it has pages of its own."""
+    """Add what an index of bq consists of, if the caller may know."""
     if index.method != "bq" or not index.valid:
         return index
-    query = (
-        "SELECT lists, live_rows, transform, choice, hint FROM pg_class c,"
-        " bq_index_info(c.oid::regclass) WHERE c.oid = %s AND c.relkind = 'i'"
-    )
+    leaves = await find_leaves(db, index)
     try:
         async with db.transaction():
-            found = await db.fetch_one(query, [index.oid])
+            parts = [
+                await db.fetch_one(
+                    "SELECT lists, live_rows, transform, choice, hint"
+                    " FROM bq_index_info(%s::oid::regclass)",
+                    [leaf.oid],
+                )
+                for leaf in leaves
+            ]
     except InsufficientPrivilege:
         return index
-    if found is None:
+    found = [part for part in parts if part is not None]
+    if not found:
         return index
-    lists, live_rows, transform, choice, hint = found
+    lists, live_rows = (sum(part[i] for part in found) for i in (0, 1))
+    transform, choice = (
+        found[0][i] if len({part[i] for part in found}) == 1 else None for i in (2, 3)
+    )
+    hints = [
+        f"{leaf.name}: {part[4]}" if index.partitioned else part[4]
+        for leaf, part in zip(leaves, parts, strict=True)
+        if part is not None and part[4]
+    ]
+    hint = "; ".join(hints) or None
     return replace(
         index, lists=lists, live_rows=live_rows, transform=transform, choice=choice, hint=hint
     )
 
 
+class Leaf(NamedTuple):
+    """An index with pages of its own."""
+
+    oid: int
+    schema: str
+    name: str
+
+
+async def find_leaves(db: Database, index: VectorIndex) -> list[Leaf]:
+    """The indexes that an index consists of: itself, or those of partitions."""
+    if not index.partitioned:
+        return [Leaf(index.oid, index.schema, index.name)]
+    rows = await db.fetch(
+        "SELECT c.oid, n.nspname, c.relname FROM pg_partition_tree(%s)"
+        " JOIN pg_class c ON c.oid = relid AND c.relkind = 'i'"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1",
+        [index.oid],
+    )
+    return [Leaf(*row) for row in rows]
+
+
 async def set_recall(db: Database, index: VectorIndex, recall: float | None) -> None:
-    """Have an index find another share of the nearest rows, if one is asked for."""
-    if recall not in (None, float(index.options.get("recall", 0))):
-        change = sql.SQL("ALTER INDEX {} SET (recall = {})").format(index.identifier, recall)
-        await db.execute(change)
+    """Have an index find another share of the nearest rows, if one is asked for.
+
+    PostgreSQL changes no options of an index that has partitions: those of today are changed,
+    later ones begin with what it was made with.
+    """
+    if recall is None:
+        return
+    if not index.partitioned and recall == float(index.options.get("recall", 0)):
+        return
+    for _, schema, name in await find_leaves(db, index):
+        change = sql.SQL("ALTER INDEX {} SET (recall = {})")
+        await db.execute(change.format(sql.Identifier(schema, name), recall))
 
 
 async def find_opclass(db: Database, type_name: str, metric: Metric) -> sql.Identifier:
@@ -184,8 +238,12 @@ def write_index(
     name: str | None = None,
     tablespace: str | None = None,
     concurrently: bool = False,
+    only: bool = False,
 ) -> sql.Composed:
-    """Return the statement that makes an index; without operator class, of the default one."""
+    """Return the statement that makes an index; without operator class, of the default one.
+
+    `only`: of a partitioned table, to which those of its partitions are to be attached.
+    """
     first: sql.Composable = sql.Identifier(column)
     if opclass is not None:
         first = sql.SQL("{} {}").format(first, opclass)
@@ -194,9 +252,10 @@ def write_index(
         sql.SQL("{} = {}").format(sql.SQL(option), sql.Literal(value))
         for option, value in (options or {}).items()
     ]
-    return sql.SQL("CREATE INDEX {}{}ON {} USING bq ({}){}{}").format(
+    return sql.SQL("CREATE INDEX {}{}ON {}{} USING bq ({}){}{}").format(
         sql.SQL("CONCURRENTLY " if concurrently else ""),
         sql.SQL("{} ").format(sql.Identifier(name)) if name else sql.SQL(""),
+        sql.SQL("ONLY " if only else ""),
         table,
         sql.SQL(", ").join(keys),
         sql.SQL(" WITH ({})").format(sql.SQL(", ").join(pairs)) if pairs else sql.SQL(""),

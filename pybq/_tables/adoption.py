@@ -36,7 +36,7 @@ class Adoption:
     index : str
         Name of the index.
     statement : str or None
-        What made it; None if it was there already.
+        What made it, of a partitioned table several; None if it was there already.
     seconds : float or None
         How long that took.
     nbytes : int
@@ -120,6 +120,10 @@ def adopt(
     next call. If there is such an
     index already, none is made; another `recall` is set.
 
+    Of a partitioned table the index is made partition by partition, and each is attached to one
+    of the whole, which makes nothing itself: writers wait for no more than that. What is there
+    already, also from a call that was interrupted, is attached and not made again.
+
     To compare, queries are read only, take no lock but that of a SELECT, and change no setting
     for others: see `compare_indexes`. The exact order is known by reading the whole
     table, once for each query.
@@ -164,16 +168,12 @@ def adopt(
         metric = metric or _find_metric(vectors.name, there, codes)
         found = replace(found, metric=metric)
         opclass = run(find_opclass(db, vectors.type_name, metric))
-        name, statement, seconds = _find_same(there, metric, (vectors.name, *filters)), None, None
-        if name is None:
-            name = _choose_name(db, found, there)
-            options = {} if recall is None else {"recall": float(recall)}
-            statement = write_index(
-                found.identifier, vectors.name, opclass, filters, options, name, concurrently=True
-            ).as_string(conn)
-            start = time.perf_counter()
-            _build(db, found, name, statement)
-            seconds = time.perf_counter() - start
+        options = {} if recall is None else {"recall": float(recall)}
+        start = time.perf_counter()
+        statements: list[str] = []
+        name = _make(db, found, opclass, tuple(filters), options, statements)
+        statement = ";\n".join(statements) or None
+        seconds = time.perf_counter() - start if statements else None
         indexes = {index.name: index for index in _find_indexes(db, found)}
         made = indexes[name]
         if statement is None:
@@ -194,7 +194,7 @@ def adopt(
             made.nbytes,
             [index.name for index in others],
             compare_indexes(conn, found, [made, *others], k, sample) if compare else None,
-            [_write_drop(index.identifier).as_string(conn) for index in others],
+            [_write_drop(index).as_string(conn) for index in others],
             [statement for code, _ in codes for statement in _write_drop_codes(db, found, code)],
         )
     finally:
@@ -237,6 +237,80 @@ def find_column(
     )
 
 
+def _make(
+    db: BlockingDatabase,
+    layout: Layout,
+    opclass: sql.Identifier,
+    filters: tuple[str, ...],
+    options: dict[str, float],
+    statements: list[str],
+) -> str:
+    """Make the index of a table, or find it, and return its name; adds what was run for it."""
+    there, column = _find_indexes(db, layout), layout.searched.name
+    name = _find_same(there, layout.metric, (column, *filters))
+    if name is not None:
+        return name
+    parts = _find_partitions(db, layout)
+    if parts is None:
+        name = _choose_name(db, layout, there)
+        statement = write_index(
+            layout.identifier, column, opclass, filters, options, name, concurrently=True
+        ).as_string(db.connection)
+        _build(db, layout, name, statement)
+        statements.append(statement)
+        return name
+    # that of an earlier call, which is not valid before it has one of each partition
+    name = _find_same(there, layout.metric, (column, *filters), valid=False)
+    if name is None:
+        name = _choose_name(db, layout, there)
+        statement = write_index(
+            layout.identifier, column, opclass, filters, options, name, only=True
+        ).as_string(db.connection)
+        run(db.execute(statement))
+        statements.append(statement)
+    whole = sql.Identifier(layout.schema, name)
+    attached = {oid for (oid,) in run(db.fetch(_ATTACHED, [whole.as_string(db.connection)]))}
+    for part in parts:
+        made = _make(db, part, opclass, filters, options, statements)
+        (oid,) = (index.oid for index in _find_indexes(db, part) if index.name == made)
+        if oid not in attached:
+            attach = sql.SQL("ALTER INDEX {} ATTACH PARTITION {}").format(
+                whole, sql.Identifier(part.schema, made)
+            )
+            run(db.execute(attach))
+            statements.append(attach.as_string(db.connection))
+    return name
+
+
+_ATTACHED = "SELECT inhrelid FROM pg_inherits WHERE inhparent = %s::regclass"
+
+
+def _find_partitions(db: BlockingDatabase, layout: Layout) -> list[Layout] | None:
+    """The partitions of a table; None if it is none of partitions."""
+    rows = run(
+        db.fetch(
+            "SELECT c.oid, n.nspname, c.relname, c.relkind FROM pg_class w"
+            " LEFT JOIN pg_inherits i ON i.inhparent = w.oid LEFT JOIN pg_class c"
+            " ON c.oid = i.inhrelid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE w.oid = %s AND w.relkind = 'p' ORDER BY c.oid",
+            [layout.oid],
+        )
+    )
+    foreign = next((name for _, _, name, kind in rows if kind == "f"), None)
+    if foreign is not None:
+        raise TableError(
+            f"partition {foreign!r} of table {layout.name!r} is on another server; adopt it there, "
+            "and the partitions that are here one by one"
+        )
+    if not rows:
+        return None
+    return [
+        replace(layout, oid=oid, schema=schema, name=name)
+        for oid, schema, name, _ in rows
+        if oid is not None
+    ]
+
+
 def _find_indexes(db: BlockingDatabase, layout: Layout) -> list[VectorIndex]:
     """Find the indexes that begin with the column of vectors, oldest first."""
     return run(find_indexes(db, layout.oid, layout.searched.name))
@@ -244,12 +318,7 @@ def _find_indexes(db: BlockingDatabase, layout: Layout) -> list[VectorIndex]:
 
 def _check_column(db: BlockingDatabase, layout: Layout, filters: Sequence[str]) -> None:
     kind = run(db.fetch_one("SELECT relkind FROM pg_class WHERE oid = %s", [layout.oid]))
-    if kind == ("p",):
-        raise TableError(
-            f"table {layout.name!r} is partitioned, and no index on it is made concurrently; "
-            "name its partitions, one by one"
-        )
-    if kind not in (("r",), ("m",)):
+    if kind not in (("r",), ("m",), ("p",)):
         raise TableError(f"{layout.name!r} is not a table: there is nothing to index")
     vectors = layout.searched
     if not layout.declared:
@@ -277,11 +346,13 @@ def _find_metric(
     return next(iter([*metrics, *(metric for _, metric in codes)]), "cosine")
 
 
-def _find_same(indexes: list[VectorIndex], metric: Metric, columns: tuple[str, ...]) -> str | None:
+def _find_same(
+    indexes: list[VectorIndex], metric: Metric, columns: tuple[str, ...], valid: bool = True
+) -> str | None:
     """Name of an index that is what is wanted."""
     for index in indexes:
         if (index.method, index.metric, index.columns) == ("bq", metric, columns) and (
-            index.valid and not index.partial
+            index.valid == valid and not index.partial
         ):
             return index.name
     return None
@@ -291,7 +362,9 @@ def _choose_name(db: BlockingDatabase, layout: Layout, indexes: list[VectorIndex
     """A name that is free, once what an earlier attempt has left under it is dropped."""
     base = f"{layout.name}_{layout.searched.name}_bq"
     unfinished = {
-        index.name: index for index in indexes if index.method == "bq" and not index.valid
+        index.name: index
+        for index in indexes
+        if index.method == "bq" and not index.valid and not index.partitioned
     }
     number = 0
     while True:
@@ -319,7 +392,7 @@ def _drop_leftover(db: BlockingDatabase, layout: Layout, index: VectorIndex) -> 
             f"index {index.name!r} is not valid, and table {layout.name!r} is being indexed or "
             "vacuumed by another session; try again when that has ended"
         ) from error
-    run(db.execute(_write_drop(index.identifier)))
+    run(db.execute(_write_drop(index)))
 
 
 def _build(db: BlockingDatabase, layout: Layout, name: str, statement: str) -> None:
@@ -333,7 +406,7 @@ def _build(db: BlockingDatabase, layout: Layout, name: str, statement: str) -> N
             raise
         left = [i for i in _find_indexes(db, layout) if i.name == name and not i.valid]
         for index in left:
-            drop = _write_drop(index.identifier).as_string(db.connection)
+            drop = _write_drop(index).as_string(db.connection)
             try:
                 run(db.execute(drop))
             except Exception:
@@ -370,5 +443,7 @@ def _write_drop_codes(db: BlockingDatabase, layout: Layout, code: str) -> list[s
     ]
 
 
-def _write_drop(index: sql.Identifier) -> sql.Composed:
-    return sql.SQL("DROP INDEX CONCURRENTLY {}").format(index)
+def _write_drop(index: VectorIndex) -> sql.Composed:
+    # PostgreSQL drops no index that has partitions beside writers.
+    how = sql.SQL("" if index.partitioned else "CONCURRENTLY ")
+    return sql.SQL("DROP INDEX {}{}").format(how, index.identifier)

@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from pybq._catalog.database import BlockingDatabase, Statement, escape_percent, run
-from pybq._catalog.indexes import VectorIndex, find_indexes
+from pybq._catalog.indexes import VectorIndex, find_indexes, find_leaves
 from pybq._catalog.layout import Layout
 from pybq._tables.exact import find_nearest, find_share, take_queries
 from pybq._tables.table import Table
@@ -208,6 +208,7 @@ def _find_settings(
         name: maximum for method, (_, name, maximum) in _EFFORTS.items() if method != index.method
     }
     assert not isinstance(search, str)
+    names = {leaf.name for leaf in run(find_leaves(BlockingDatabase(conn), index))}
     explain = sql.SQL("EXPLAIN (FORMAT JSON) ") + search
     # What a method's estimate consists of differs, and with it what makes it the cheapest.
     for dear in (None, *_COSTS):
@@ -216,17 +217,21 @@ def _find_settings(
             settings |= efforts | {name: "1000" if name == dear else "0" for name in _COSTS}
         with _reading(conn), _setting(conn, settings):
             ((plan,),) = fetch(conn, explain, parameters)
-            if _scanned_index(plan[0]["Plan"]) == index.name:
+            scanned = _scanned_indexes(plan[0]["Plan"])
+            if scanned and scanned <= names:
                 fetch(conn, search, parameters)  # caches, as a running application has them
                 return settings
     return None
 
 
-def _scanned_index(plan: dict[str, Any]) -> str | None:
-    """The index that a plan reads rows by, in their order."""
-    while plan["Node Type"] in ("Limit", "WindowAgg", "Result"):
+def _scanned_indexes(plan: dict[str, Any]) -> set[str]:
+    """The indexes that a plan reads rows by, in their order: one for each partition."""
+    while plan["Node Type"] in ("Limit", "WindowAgg", "Result", "Subquery Scan"):
         (plan,) = plan["Plans"]
-    return plan["Index Name"] if plan["Node Type"] == "Index Scan" else None
+    parts = plan["Plans"] if plan["Node Type"] == "Merge Append" else [plan]
+    if any(part["Node Type"] != "Index Scan" for part in parts):
+        return set()
+    return {part["Index Name"] for part in parts}
 
 
 def _tell_effort(conn: Connection[Any], index: VectorIndex) -> str:

@@ -12,6 +12,13 @@ import pytest
 from indexlib import check, clustered_vectors, explain, info
 from shared import Conn, Vectors, exact_distances
 
+import pybq
+from pybq._catalog import size
+from pybq._catalog.database import run as run_blocking
+from pybq._tables import adoption
+from pybq._tables.comparison import compare_all
+from pybq._tables.recall import measure_recall
+
 DIM = 32
 TENANTS, PER_TENANT = 6, 700
 
@@ -327,3 +334,138 @@ def test_small_partitions_beside_large_ones_are_planned_alike(conn: Conn, vector
         assert not re.search(r"Seq Scan on part_2", plan), plan
     found = search(conn, vectors[0] + np.float32(0.01), k=50)
     assert share(vectors, vectors[0] + np.float32(0.01), found) > 0.9
+
+
+# -- pybq ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(conn: Conn, vectors: Vectors) -> pybq.Table:
+    """Partitions by tenant, one of them partitioned again; filled through the parent."""
+    run(
+        conn,
+        f"CREATE TABLE items (id int, tenant int, v vector({DIM}), title text,"
+        " PRIMARY KEY (tenant, id)) PARTITION BY LIST (tenant)",
+        "CREATE TABLE part_0 PARTITION OF items FOR VALUES IN (0, 1) PARTITION BY HASH (id)",
+        "CREATE TABLE part_0_0 PARTITION OF part_0 FOR VALUES WITH (MODULUS 2, REMAINDER 0)",
+        "CREATE TABLE part_0_1 PARTITION OF part_0 FOR VALUES WITH (MODULUS 2, REMAINDER 1)",
+        "CREATE TABLE part_1 PARTITION OF items DEFAULT",
+    )
+    table = pybq.Table(conn, "items", metric="l2")
+    keys = [(i % TENANTS, i) for i in range(len(vectors))]
+    titles = [f"title {i}" for i in range(len(vectors))]
+    assert table.ingest(keys, vectors, {"title": titles}) == len(vectors)
+    run(conn, "ANALYZE items")
+    return table
+
+
+LEAVES = {"part_0_0", "part_0_1", "part_1"}
+
+
+def test_table_of_partitions(table: pybq.Table, vectors: Vectors) -> None:
+    conn = table.connection
+    table.create_index(filters=["tenant"], recall=0.95)
+    query = vectors[9] + np.float32(0.01)
+    assert table.search(query, k=1)[0].id == (3, 9)
+    of_tenant = table.search(query, k=5, where="tenant = 4", columns=["title"])
+    assert [hit.id[0] for hit in of_tenant] == [4] * 5
+    (index,) = table.status().indexes
+    sizes = conn.execute(
+        "SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(%s) WHERE isleaf", (index.oid,)
+    ).fetchone()
+    assert sizes == (index.nbytes,) and index.nbytes > 100_000
+    assert (index.partitioned, index.live_rows, index.lists) == (True, len(vectors), 3)
+    assert "4,200 rows in 3 lists" in str(table.status())
+    # another recall is that of each partition's index
+    table.create_index(filters=["tenant"], recall=0.9)
+    rows = conn.execute(
+        "SELECT c.reloptions FROM pg_partition_tree(%s) JOIN pg_class c ON c.oid = relid"
+        " WHERE isleaf",
+        (index.oid,),
+    )
+    assert [options for (options,) in rows] == [["recall=0.9"]] * 3
+    assert table.delete([(3, 9), (0, 0), (7, 7)]) == 2
+    assert table.search(query, k=1)[0].id != (3, 9)
+    written = table.ingest(
+        [(3, 9), (1, 1)], vectors[[8, 9]], {"title": ["a", "b"]}, on_conflict="update"
+    )
+    assert written == 2 and table.search(vectors[9], k=1)[0].id == (1, 1)
+    (found,) = measure_recall(table, k=5, sample=10, recalls=[0.99])
+    assert found.recall > 0.9
+    assert table.count() == table.status().row_count == len(vectors) - 1
+    with pytest.raises(pybq.TableError, match="no column of codes"):
+        table.reencode()
+
+
+def test_sizes_are_those_of_all_partitions(
+    table: pybq.Table, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large table is not counted, and not read whole for a sample of it."""
+    db, layout = table._db, table._layout
+    pages = run_blocking(size.count_pages(db, layout))
+    assert pages * 8192 > vectors.nbytes
+    assert run_blocking(size.estimate_rows(db, layout)) == len(vectors)
+    monkeypatch.setattr(size, "MAX_COUNTED_NBYTES", vectors.nbytes)
+    status = table.status()
+    assert (status.row_count, status.row_count_exact) == (len(vectors), False)
+    part = pybq.Table(table.connection, "part_1")
+    own = run_blocking(size.count_pages(part._db, part._layout))
+    assert 0 < own < pages
+
+
+def test_comparison_measures_the_indexes_of_all_partitions(table: pybq.Table) -> None:
+    run(table.connection, "CREATE INDEX ON items USING hnsw (v vector_l2_ops)")
+    table.create_index()
+    reports = compare_all(table, k=5, sample=5).indexes
+    assert [report.method for report in reports] == ["hnsw", "bq"]
+    for report in reports:
+        assert report.recall is not None and report.recall > 0.8
+        assert report.nbytes > 100_000
+
+
+def test_adopt_makes_the_index_partition_by_partition(table: pybq.Table, vectors: Vectors) -> None:
+    conn = table.connection
+    run(
+        conn,
+        "CREATE INDEX items_old ON items USING hnsw (v vector_l2_ops)",
+        "CREATE INDEX mine ON part_1 USING bq (v vector_l2_ops, tenant) WITH (recall = 0.9)",
+    )
+    file = relfilenode(conn, "mine")
+    adopted = pybq.adopt(conn, "items", filters=["tenant"], compare=True, k=5, sample=5)
+    assert adopted.index == "items_v_bq" and is_valid(conn, "items_v_bq")
+    assert adopted.drop == ['DROP INDEX "public"."items_old"']
+    assert adopted.statement is not None
+    statements = adopted.statement.split(";\n")
+    assert sum("CREATE INDEX CONCURRENTLY" in each for each in statements) == 2
+    assert sum(" ON ONLY " in each for each in statements) == 2
+    assert sum("ATTACH PARTITION" in each for each in statements) == 4
+    # what there was is taken
+    assert (parent(conn, "mine"), relfilenode(conn, "mine")) == ("items_v_bq", file)
+    assert adopted.comparison is not None
+    assert {report.method for report in adopted.comparison.indexes} == {"bq", "hnsw"}
+    run(conn, *adopted.drop)
+    order = f"SELECT id FROM items ORDER BY v <-> '{text(vectors[0])}' LIMIT 5"
+    assert {*scans(explain(conn, order))} == LEAVES
+    again = pybq.adopt(conn, "items", metric="l2", filters=["tenant"], recall=0.97)
+    assert (again.index, again.statement) == ("items_v_bq", None)
+
+
+def test_adopt_goes_on_where_it_was_interrupted(table: pybq.Table) -> None:
+    conn = table.connection
+    real, calls = adoption._build, []
+
+    def build(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adoption, "_build", build)
+        with pytest.raises(KeyboardInterrupt):
+            pybq.adopt(conn, "items")
+        assert not is_valid(conn, "items_v_bq")
+        adopted = pybq.adopt(conn, "items")
+    assert is_valid(conn, "items_v_bq") and len(calls) == 4
+    assert adopted.index == "items_v_bq" and adopted.statement is not None
+    assert adopted.statement.count("CREATE INDEX") == 1
