@@ -4,7 +4,7 @@
 PYTHON ?= python3
 PG_CONFIG ?= pg_config
 # For `make bench` rows to compare with, a file .npy or a folder of vector sets; for `bench-recall`,
-# `bench-index` and `bench-vectors` such a folder (benchmarks/README.md)
+# `bench-index`, `bench-vectors` and `bench-shards` such a folder (benchmarks/README.md)
 DATA ?=
 # More for `make bench`: --quick, --rows N, --server NAME=DSN, ...
 ARGS ?=
@@ -27,8 +27,8 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 .DEFAULT_GOAL := build
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert test-sanitize \
 	analyze fuzz fuzz-pages bench \
-	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
-	torture stress test-spark test-upgrade format clean
+	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers bench-shards \
+	torture stress test-shards test-spark test-upgrade format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -123,6 +123,19 @@ torture: .venv/tested .venv/built ## faults without end, for SECONDS=600 on 18, 
 stress: .venv/tested .venv/built ## nine clients at work on one table for SECONDS=300, on 18 [SEED=N]
 	$(TORTURE) --parts stress --seconds $(or $(SECONDS),300)
 
+# Each shard is a server of its own: Debian's, as the embedded ones have no postgres_fdw.  A copy of
+# it gets the extension; `bin` is the folder of its programs.  PGXS takes DATA for files to install.
+WITH_SHARDS = kept=$$(.ci/debian-server trixie 17) || { \
+		[ $$? -ne 77 ] || echo 'skipped: no server with postgres_fdw at hand'; exit 1; }; \
+	tree=$$(mktemp -d) && trap 'rm -rf "$$tree"' EXIT && chmod 755 "$$tree" && \
+	cp -a "$${kept%/usr/lib/postgresql/*}" "$$tree/server" && \
+	bin=$$tree/server/usr/lib/postgresql/17/bin && \
+	env -u MAKEFLAGS -u DATA $(MAKE) --silent -C extension PG_CONFIG="$$bin/pg_config" BUILD='$(CURDIR)/build/shards' install
+
+test-shards: .venv/tested .venv/built ## partitions on other servers, Debian's 17, by postgres_fdw
+	@$(WITH_SHARDS) && \
+	$(BIN)/pytest -p no:xdist --bin "$$bin" tests/server/test_shards.py tests/server/test_fdw.py
+
 test-spark: .venv/sparked .venv/built ## Spark and Dask, workers killed midway: needs Java 17 or later, downloads 450 MB
 	$(BIN)/pytest -p no:xdist tests/frames
 
@@ -155,6 +168,10 @@ bench-vectors: .venv/tested .venv/built ## the index on pgvector's columns besid
 
 bench-writers: .venv/tested .venv/built ## several clients writing to one index
 	$(PY) benchmarks/writers.py
+
+bench-shards: .venv/tested .venv/built ## one table beside four servers by postgres_fdw
+	@$(if $(DATA),$(WITH_SHARDS) && $(PY) benchmarks/shards.py '$(DATA)' --bin "$$bin",echo \
+		'shards.py needs a folder of vector sets: make bench-shards DATA=FOLDER'; exit 1)
 
 format: .venv/tested ## Python by ruff
 	$(BIN)/ruff check --fix .

@@ -62,6 +62,7 @@ class Layout:
     source: Column | None  # the vectors; None: codes only
     columns: Mapping[str, Column]  # all others
     declared: bool = True  # dim is that of the column, without which there can be no index
+    sharded: bool = False  # some of its partitions are foreign tables
     named_schema: str | None = None  # as the caller gave it; None: found on the search path
 
     @property
@@ -151,6 +152,9 @@ class Layout:
     def with_keys(self, ids: Iterable[Any]) -> tuple[sql.Composed, list[list[Any]]]:
         """Return a condition on rows of these keys, and its parameters."""
         keys, parameters = self.unnest_keys(ids)
+        if self.sharded and len(self.key) == 1:  # a condition that other servers are sent
+            (key,) = self.key
+            return sql.SQL("{} = ANY (%s::{}[])").format(key.identifier, key.type), parameters
         return sql.SQL("({}) IN (SELECT * FROM {})").format(self.keys, keys), parameters
 
     def take_key(self, row: Sequence[Any]) -> Any:

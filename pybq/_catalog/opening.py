@@ -47,13 +47,15 @@ async def open_table(
             raise TableError(f"no table {name!r}, and one that pybq makes has no column {column!r}")
         # If another connection is faster, what it has made is opened.
         with suppress(DuplicateTable):
-            made = {each: value for each, value in options.items() if each != "column"}
+            made = {each: value for each, value in options.items() if each not in ("column", "key")}
             await create_table(db, name, dim, metric or "cosine", cast(CreateOptions, made))
         table = await find_table(db, name, schema)
         assert table is not None
     if table.kind == "v":
         raise TableError(f"{name!r} is a view: its rows have no place or key; open its table")
-    layout = await _read_layout(db, table, schema, column, dim, metric)
+    key = options.get("key")
+    named = (key,) if isinstance(key, str) else tuple(key or ())
+    layout = await _read_layout(db, table, schema, column, named, dim, metric)
     for what, there, asked in (("dim", layout.dim, dim), ("metric", layout.metric, metric)):
         if asked is not None and asked != there:
             raise _disagrees(layout, what, there, asked)
@@ -109,6 +111,7 @@ async def _read_layout(
     table: FoundTable,
     named_schema: str | None,
     column: str | None,
+    named_key: tuple[str, ...],
     dim: int | None,
     metric: Metric | None,
 ) -> Layout:
@@ -139,13 +142,24 @@ async def _read_layout(
                 "renamed, call bq_rename_column, if it was dropped, bq_forget_column, too"
             )
     has_codes = entry is not None and source != column
-    keys = tuple(each for each, _, is_key in attributes if is_key) or (PLACE,)
+    keys = tuple(each for each, _, is_key in attributes if is_key)
+    if named_key and tuple(each.name for each in keys) != named_key:
+        if keys:
+            there = ", ".join(each.name for each in keys)
+            raise TableError(f"table {name!r} has primary key {there}, expected {named_key}")
+        for each in named_key:
+            if each not in columns:
+                raise TableError(f"table {name!r} has no column {each!r}, which key names")
+        keys = tuple(columns[each] for each in named_key)
+    keys = keys or (PLACE,)
+    sharded = kind == "p" and await _has_foreign_partitions(db, oid)
     if has_codes and (len(keys) != 1 or keys == (PLACE,)):
         raise TableError(f"table {name!r} has no primary key of one column")
     if keys == (PLACE,) and kind == "p":
         raise TableError(
             f"table {name!r} is partitioned and has no primary key: rows of several partitions are "
-            "at the same place; add a primary key"
+            "at the same place; "
+            + ("say with key which columns tell them apart" if sharded else "add a primary key")
         )
     searched = columns.pop(column)
     vectors: Column | None = searched
@@ -169,8 +183,18 @@ async def _read_layout(
     return Layout(
         *(name, schema, oid, dim, metric, keys, searched, vectors, columns),
         declared=declared,
+        sharded=sharded,
         named_schema=named_schema,
     )
+
+
+async def _has_foreign_partitions(db: Database, table: int) -> bool:
+    row = await db.fetch_one(
+        "SELECT EXISTS (SELECT FROM pg_partition_tree(%s) JOIN pg_class c ON c.oid = relid"
+        " WHERE c.relkind = 'f')",
+        [table],
+    )
+    return row == (True,)
 
 
 class FoundTable(NamedTuple):

@@ -52,6 +52,7 @@ class OpenOptions(CreateOptions, total=False):
     """What `Table` takes beside dimensions and metric."""
 
     column: str | None
+    key: str | Sequence[str] | None
 
 
 def check_options(options: Mapping[str, object], known: type) -> None:
@@ -158,6 +159,11 @@ async def create_index(
             raise ValueError(f"no column {name!r} in table {layout.name!r} to filter by")
     if recall is not None and not 0 < recall <= 1:
         raise ValueError(f"expected recall above 0 and at most 1, got {recall}")
+    if layout.sharded:
+        raise TableError(
+            f"table {layout.name!r} has partitions on other servers, where their indexes are: make "
+            "them there"
+        )
     same = await _find_same(db, layout, filters)
     if same is not None:
         await set_recall(db, same, recall)

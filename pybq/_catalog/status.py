@@ -42,7 +42,8 @@ class Status:
     indexes : list of VectorIndex
         On that column, oldest first.
     advice : str or None
-        If there is no index of bq: the statement that makes one, and searches fast; where the
+        If there is no index of bq (of a table with partitions on other servers it is not known):
+        the statement that makes one, and searches fast; where the
         column does not declare its dimensions, the one that does so first.
     row_count : int or None
         Rows of the table that the current role may see; None if it may not read any.
@@ -130,7 +131,10 @@ async def read_status(db: Database, layout: Layout) -> Status:
     found = await find_indexes(db, layout.oid, layout.searched.name)
     indexes = [await tell_index(db, index) for index in found]
     advice = None
-    if not any(index.method == "bq" and index.answers(layout.metric) for index in indexes):
+    # indexes of partitions on other servers are not seen from here
+    if not layout.sharded and not any(
+        index.method == "bq" and index.answers(layout.metric) for index in indexes
+    ):
         row = await db.fetch_one("SELECT relkind = 'p' FROM pg_class WHERE oid = %s", [layout.oid])
         advice = _advise(layout, partitioned=row == (True,)).as_string(db.connection)
     rows, exact = await tell_rows(db, layout)

@@ -24,6 +24,7 @@ from pybq._codes.arrays import as_numbers
 from pybq._codes.quantizer import Quantizer
 from pybq._searching.condition import Where, make_condition
 from pybq._searching.results import Output, Results
+from pybq._searching.shards import Part
 from pybq.errors import TableError
 
 # The largest value of bq.probes: BQ_MAX_LISTS in extension/index/bqindex.h.
@@ -67,6 +68,7 @@ class Shape:
     where: str = ""
     alias: str | None = None
     ranked: bool = False  # give the place of each row among the candidates, from 1, as well
+    parts: tuple[Part, ...] = ()  # of a table of which some are on other servers
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,12 @@ def make_search(
         raise TableError(
             f"table {layout.name!r} has no column of codes: its index re-ranks by itself, ask "
             "for a recall in place of rerank"
+        )
+    if layout.sharded and (recall is not None or probes is not None):
+        raise TableError(
+            f"table {layout.name!r} has partitions on other servers, which settings of a search do "
+            "not reach: ask for a recall by the option of their indexes, or of the foreign server, "
+            "OPTIONS (options '-c bq.recall=0.99')"
         )
     if not layout.has_codes and not np.isfinite(array).all():  # codes: as it is rotated
         raise ValueError("expected a query of finite values, got NaN or infinity")
@@ -240,26 +248,46 @@ def _write_text(layout: Layout, connection: BaseConnection[Any], shape: Shape) -
 
     keys, searched = quote(layout.keys), quote(layout.searched.identifier)
     extra = "".join(f", {quote(sql.Identifier(name))}" for name in shape.columns)
-    rows = quote(layout.identifier)
+    tables = [quote(layout.identifier)]
     if shape.alias is not None:
-        rows += f" AS {shape.alias}"
-    if shape.where:
-        # A condition ends with its line, whatever comment it may hold.
-        rows += f" WHERE (\n{shape.where}\n)"
+        tables[0] += f" AS {shape.alias}"
+    if shape.parts:
+        # what the condition calls the table by
+        alias = shape.alias or quote(sql.Identifier(layout.name))
+        tables = [f"{quote(sql.Identifier(*part))} AS {alias}" for part in shape.parts]
+    # A condition ends with its line, whatever comment it may hold.
+    condition = f" WHERE (\n{shape.where}\n)" if shape.where else ""
+
+    def nearest(wanted: str, n: int, distance: int) -> str:
+        """The nearest rows, their distance in that column; of partitions, asked one by one.
+
+        PostgreSQL sends a LIMIT to another server only so; and without OFFSET 0 it would merge
+        their rows in order, and for that begin with one server after the other.
+        """
+        each = [
+            f"SELECT {wanted} FROM {table}{condition} ORDER BY {by_index} LIMIT {n}"
+            for table in tables
+        ]
+        if not shape.parts:
+            return each[0]
+        parts = " UNION ALL ".join(f"({one})" for one in each)
+        return f"SELECT * FROM ({parts} OFFSET 0) AS parts ORDER BY {distance} LIMIT {n}"
+
     sign = quote(layout.operator(layout.searched))
     by_index = f"{searched} {sign} %({'_bq_query' if layout.has_codes else '_bq_exact'})s"
     if shape.candidates is None or layout.source is None:
-        return (
-            f"SELECT {keys}, {by_index} AS distance{extra}"
-            f" FROM {rows} ORDER BY {by_index} LIMIT {shape.k}"
-        )
+        wanted = f"{keys}, {by_index} AS distance{extra}"
+        return nearest(wanted, shape.k, len(layout.key) + 1)
     vector, sign = quote(layout.source.identifier), quote(layout.operator(layout.source))
     place = f", row_number() OVER (ORDER BY {by_index}) AS place" if shape.ranked else ""
+    candidates = f"{keys}, {vector}{extra}{place}"
+    if shape.parts:
+        candidates += f", {by_index} AS bq_distance"
+    last = len(layout.key) + len(shape.columns) + 2
     return (
         f"SELECT {keys}, {vector} {sign} %(_bq_exact)s AS distance{extra}"
         f"{', place' if shape.ranked else ''}"
-        f" FROM (SELECT {keys}, {vector}{extra}{place} FROM {rows}"
-        f" ORDER BY {by_index} LIMIT {shape.candidates}) AS candidates"
+        f" FROM ({nearest(candidates, shape.candidates, last)}) AS candidates"
         f" ORDER BY 2 LIMIT {shape.k}"
     )
 

@@ -57,12 +57,16 @@ def find_nearest(
     """Find the k nearest rows by reading all, but for the one that the query comes from."""
     with _reading_all(db):
         start = time.perf_counter()
+        query = vector.tolist()
+        # the sum is no order that an index has: of another server, settings are not ours
         rows = _fetch(
             db,
             layout,
             "SELECT {keys}, {vector} {operator} %s::real[]::{type} AS distance FROM {table}"
-            " WHERE {vector} IS NOT NULL ORDER BY distance LIMIT %s",
-            [vector.tolist(), k + (own is not None)],
+            " WHERE {vector} IS NOT NULL ORDER BY "
+            + ("({vector} {operator} %s::real[]::{type}) + 0" if layout.sharded else "distance")
+            + " LIMIT %s",
+            [query, *([query] if layout.sharded else []), k + (own is not None)],
         )
         seconds = time.perf_counter() - start
     found = [(layout.take_key(row), row[-1]) for row in rows if row[-1] == row[-1]]

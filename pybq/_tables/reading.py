@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -22,6 +22,7 @@ from pybq._searching.calibrate import calibrate as measure_effort
 from pybq._searching.condition import Where
 from pybq._searching.results import Output
 from pybq._searching.search import Effort, Search, check_columns, fetch, make_search, with_effort
+from pybq._searching.shards import find_parts
 from pybq._tables.base import BaseTable
 from pybq.errors import TableError
 
@@ -106,7 +107,8 @@ async def search(
         If the query is not of numbers, or `where` is of another kind.
     TableError
         If recall is asked of a table that keeps codes only, or was not calibrated for it; if
-        rerank is asked of one without a column of codes.
+        rerank is asked of one without a column of codes; if recall or probes are asked of one with
+        partitions on other servers.
     ModuleNotFoundError
         If the package for the output is not installed.
 
@@ -160,6 +162,14 @@ async def _search(table: BaseTable, search: Search) -> Any:
     if search.recall is not None and quantizer is not None:
         effort = await table._find_effort(quantizer, search.recall, search.shape.k)
         search = with_effort(search, effort)
+    if table._layout.sharded:
+        shape = search.shape
+        parts = await find_parts(
+            table._db, table._layout, shape.where, shape.alias, search.parameters
+        )
+        if not parts:
+            return search.results.make([()] * len(search.queries))
+        search = replace(search, shape=replace(shape, parts=parts))
     statement = table._writer.write(search, quantizer)
     return search.results.make(await fetch(table._db, table._layout, statement))
 
@@ -248,17 +258,22 @@ async def get(
     if vectors and layout.source is not None:
         read.append(sql.SQL("t.{}::real[]").format(layout.source.identifier))
     given, keys = layout.unnest_keys(ids)
+    condition: sql.Composable = sql.SQL("true")
+    more: list[list[Any]] = []
+    if layout.sharded:  # a join is not sent to other servers
+        condition, more = layout.with_keys(keys[0] if len(keys) == 1 else zip(*keys, strict=True))
     rows = await table._db.fetch(
         sql.SQL(
             "SELECT given.bq_place, {read} FROM {given} WITH ORDINALITY AS given({keys}, bq_place)"
-            " JOIN {table} AS t USING ({keys})"
+            " JOIN {table} AS t USING ({keys}) WHERE {condition}"
         ).format(
             read=sql.SQL(", ").join([layout.keys, *read]),
             given=given,
             keys=layout.keys,
             table=layout.identifier,
+            condition=condition,
         ),
-        keys,
+        [*keys, *more],
     )
     found: list[Row | None] = [None] * len(keys[0])
     n = 1 + len(layout.key)

@@ -73,6 +73,9 @@ class Table(BaseTable):
     column : str, optional
         Which column of vectors or codes, if there are several. Where pybq made codes they are
         searched, unless the vectors are named.
+    key : str or sequence of str, optional
+        Columns that tell rows apart, of a table that cannot have a primary key, as partitions on
+        other servers do not allow one. That they do is not checked.
     **options
         store, codes, columns, id_type and transform as for `create`; if the table exists, it must
         agree with those that are given. It may have more columns.
