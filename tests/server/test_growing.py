@@ -24,7 +24,7 @@ def test_sql_runs(conn: Conn) -> None:
     near, of_tenant, (info,), ((recall,),), indexes = results
     assert [id for (id,) in near] == [1, 4]
     assert [id for (id,) in of_tenant] == [1, 2]
-    assert info == (1, 2) and recall == 1
+    assert info == (1, 496) and recall > 0.9
     assert len(indexes) == 3
     # the one made beforehand was taken, and the last index is whole
     rows = conn.execute(
