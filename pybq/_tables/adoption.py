@@ -89,8 +89,8 @@ def adopt(
     column : str, optional
         Which one, if there are several.
     metric : {"cosine", "l2", "inner_product"}, optional
-        Left out, that of the HNSW or IVFFlat index on the column, or of the codes that pybq keeps
-        of it, or cosine.
+        Left out, that of the HNSW or IVFFlat index on the column, or of the index of bq that it
+        has, or of the codes that pybq keeps of it, or cosine.
     filters : sequence of str
         Columns that queries filter by, to be kept in the index.
     recall : float, optional
@@ -337,8 +337,11 @@ def _check_column(db: BlockingDatabase, layout: Layout, filters: Sequence[str]) 
 def _find_metric(
     column: str, indexes: list[VectorIndex], codes: list[tuple[str, Metric]]
 ) -> Metric:
-    """The metric of pgvector's index on the column, or of its codes; else cosine."""
-    metrics = sorted({i.metric for i in indexes if i.method != "bq" and i.valid and i.metric})
+    """The metric of pgvector's index on the column, of bq's, or of its codes; else cosine."""
+    valid = [index for index in indexes if index.valid and index.metric]
+    # those of bq count where they are all that is left
+    others = [index for index in valid if index.method != "bq"] or valid
+    metrics = sorted({index.metric for index in others if index.metric})
     if len(metrics) > 1:
         raise TableError(
             f"column {column!r} has indexes for {' and '.join(metrics)}; say which with metric"

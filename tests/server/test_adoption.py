@@ -255,6 +255,16 @@ def test_recall_is_of_the_true_neighbours(conn: Conn, items: str) -> None:
     assert found[0] < 0.9 and found[1] == 1
 
 
+def test_what_was_adopted_is_found_when_the_old_index_is_gone(conn: Conn, items: str) -> None:
+    """And no other one is made, for cosine."""
+    conn.execute('CREATE INDEX old ON "My items" USING hnsw (embedding vector_l2_ops)')
+    made = pybq.adopt(conn, items)
+    for statement in made.drop:
+        conn.execute(statement.encode())
+    again = pybq.adopt(conn, items)
+    assert (again.index, again.metric, again.statement) == (made.index, "l2", None)
+
+
 def test_what_the_planner_does_not_take_is_not_made_up(
     conn: Conn, items: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

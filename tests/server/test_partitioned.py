@@ -16,6 +16,7 @@ import pybq
 from pybq._catalog import size
 from pybq._catalog.database import run as run_blocking
 from pybq._tables import adoption
+from pybq._tables.bench import bench_table
 from pybq._tables.comparison import compare_all
 from pybq._tables.recall import measure_recall
 
@@ -392,6 +393,9 @@ def test_table_of_partitions(table: pybq.Table, vectors: Vectors) -> None:
     assert written == 2 and table.search(vectors[9], k=1)[0].id == (1, 1)
     (found,) = measure_recall(table, k=5, sample=10, recalls=[0.99])
     assert found.recall > 0.9
+    measured = bench_table(table, k=5, sample=3)
+    assert measured.indexes == ["items_v_tenant_idx"]
+    assert table.statistics().count == len(vectors) - 1
     assert table.count() == table.status().row_count == len(vectors) - 1
     with pytest.raises(pybq.TableError, match="no column of codes"):
         table.reencode()
@@ -446,7 +450,7 @@ def test_adopt_makes_the_index_partition_by_partition(table: pybq.Table, vectors
     run(conn, *adopted.drop)
     order = f"SELECT id FROM items ORDER BY v <-> '{text(vectors[0])}' LIMIT 5"
     assert {*scans(explain(conn, order))} == LEAVES
-    again = pybq.adopt(conn, "items", metric="l2", filters=["tenant"], recall=0.97)
+    again = pybq.adopt(conn, "items", filters=["tenant"], recall=0.97)
     assert (again.index, again.statement) == ("items_v_bq", None)
 
 
