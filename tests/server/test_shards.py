@@ -156,6 +156,13 @@ def test_each_shard_is_sent_order_and_limit(
     plan = explain(local, flat, query, "VERBOSE, COSTS OFF")
     assert "Merge Append" in plan and plan.count("ORDER BY") == SHARDS
     assert "LIMIT" not in plan
+    # which a shard takes its index for if it expects few rows to be fetched
+    remote = re.findall(r"Remote SQL: (.*)", plan)
+    for dsn, statement in zip(cluster.shards, remote, strict=True):
+        with psycopg.connect(dsn) as conn:
+            run(conn, "SET cursor_tuple_fraction = 1e-9")
+            plan = explain(conn, f"DECLARE c CURSOR FOR {statement}")
+        assert "Index Scan using items_v on" in plan
 
 
 def test_table_finds_what_is_nearest_on_any_shard(
@@ -190,9 +197,16 @@ def test_search_asks_only_shards_that_may_have_rows(
 
     monkeypatch.setattr(table._db, "fetch", note)
     search = {"where": "items.id < %(most)s", "parameters": {"most": 1500}}
-    found = table.search(vectors[9], k=5, **cast(Any, search))
-    assert all(hit.id < 1500 for hit in found) and len(found) == 5
-    assert re.findall(r'"items_\d"', asked[-1]) == ['"items_0"']
+    for _ in range(8):  # psycopg prepares statements after some
+        found = table.search(vectors[9], k=5, **cast(Any, search))
+        assert all(hit.id < 1500 for hit in found) and len(found) == 5
+        assert re.findall(r'"items_\d"', asked[-1]) == ['"items_0"']
+    later = {"where": "items.id < %(most)s AND id >= 1900", "parameters": {"most": 4500}}
+    found = table.search(vectors[9], k=1000, **cast(Any, later))
+    assert all(1900 <= hit.id < 4500 for hit in found) and len(found) == 1000
+    assert set(re.findall(r'"items_\d"', asked[-1])) == {'"items_0"', '"items_1"', '"items_2"'}
+    found = table.search(vectors[9], k=5, where="kind % 5 = 3", columns=["kind"])
+    assert [hit["kind"] for hit in found] == [3] * 5
     assert table.search(vectors[9], where="id < 0") == []
 
 
