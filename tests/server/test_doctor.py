@@ -51,10 +51,10 @@ def test_doctor_finds_what_is_wrong(ask: Callable[..., Any], conn: Conn) -> None
 def test_doctor_asks_no_more_than_it_may(ask: Callable[..., Any], conn: Conn) -> None:
     ask("create", "items", "--dim", 4, "--codes")
     conn.execute("CREATE INDEX items_code ON items USING bq (code)")
-    conn.execute("CREATE ROLE bq_visitor")
+    conn.execute("CREATE ROLE bq_doctors_visitor")
     try:
-        conn.execute("GRANT SELECT ON items TO bq_visitor")
-        conn.execute("SET ROLE bq_visitor")
+        conn.execute("GRANT SELECT ON items TO bq_doctors_visitor")
+        conn.execute("SET ROLE bq_doctors_visitor")
         found = {finding.name: finding for finding in examine(conn, check_indexes=True)}
         index = found["index items_code"]
         assert index.state == "warning" and "must be owner" in index.text
