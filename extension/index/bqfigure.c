@@ -14,15 +14,15 @@
 
 /* Room for what queries find; nothing was found yet. */
 BqFigures *
-bq_new_figures(uint32 nqueries, uint32 nlists)
+bq_new_figures(const BqQueries *s, uint32 nlists)
 {
 	BqFigures  *f = (BqFigures *) palloc0(sizeof(BqFigures));
 
-	f->nqueries = nqueries;
+	f->nqueries = s->nqueries;
 	f->margins = (float *) MemoryContextAllocHuge(CurrentMemoryContext,
-												  (size_t) nqueries * nlists * sizeof(float));
-	f->findings = (BqFinding *) palloc(nqueries * BQ_NEIGHBOURS * sizeof(BqFinding));
-	f->slacks = (float *) palloc(nqueries * BQ_NEIGHBOUR_CANDIDATES * sizeof(float));
+												  (size_t) s->nqueries * nlists * sizeof(float));
+	f->findings = (BqFinding *) palloc(s->nqueries * BQ_NEIGHBOURS * sizeof(BqFinding));
+	f->slacks = (float *) palloc(s->nqueries * s->ncandidates * sizeof(float));
 	return f;
 }
 

@@ -101,11 +101,11 @@ static int
 find_true_ones(Vectors *v, const BqQueries *s, uint32 k, const BqNeighbour *nearest,
 			   Datum operand, BqTrueNeighbour *true_ones, BqFigures *figures)
 {
-	ExactNeighbour exact[BQ_NEIGHBOUR_CANDIDATES];
+	ExactNeighbour *exact = (ExactNeighbour *) palloc(s->ncandidates * sizeof(ExactNeighbour));
 	int			n = 0;
 	int			ntrue;
 
-	for (int i = 0; i < BQ_NEIGHBOUR_CANDIDATES && nearest[i].row != SIZE_MAX; i++)
+	for (int i = 0; i < s->ncandidates && nearest[i].row != SIZE_MAX; i++)
 	{
 		bool		toasted;
 
@@ -117,8 +117,6 @@ find_true_ones(Vectors *v, const BqQueries *s, uint32 k, const BqNeighbour *near
 			n++;
 		}
 	}
-	if (n == 0)
-		return 0;
 	qsort(exact, n, sizeof(ExactNeighbour), compare_exact);
 	ntrue = Min(n, BQ_NEIGHBOURS);
 	for (int i = 0; i < n; i++)
@@ -142,6 +140,7 @@ find_true_ones(Vectors *v, const BqQueries *s, uint32 k, const BqNeighbour *near
 			true_ones[i].slack = (float) slack;
 		}
 	}
+	pfree(exact);
 	return ntrue;
 }
 
@@ -262,7 +261,7 @@ measure(Relation index, const BqQueries *s, Vectors *v, const Datum *operands, i
 	float	   *scores = (float *) palloc0(nlists * sizeof(float));
 	float	   *group_scores = (float *) palloc(Max(ngroups, 1) * sizeof(float));
 	BqNeighbour *nearest = bq_find_neighbours(s, metric);
-	BqFigures  *figures = bq_new_figures(s->nqueries, nlists);
+	BqFigures  *figures = bq_new_figures(s, nlists);
 	uint8	   *block = (uint8 *) palloc0(bq_block_nbytes(s->dim));
 	/* the row of that rank among all rows; with few there is none */
 	int			rank = (int) Max(1, rint(BQ_MARGIN_RANK * (s->rows->n / nrows)));
@@ -272,7 +271,7 @@ measure(Relation index, const BqQueries *s, Vectors *v, const Datum *operands, i
 	rank = (int) Min((size_t) rank, Max(s->rows->n, 2) - 1);
 	for (uint32 k = 0; k < s->nqueries; k++)
 	{
-		const BqNeighbour *candidates = nearest + (size_t) k * BQ_NEIGHBOUR_CANDIDATES;
+		const BqNeighbour *candidates = nearest + (size_t) k * s->ncandidates;
 		BqTrueNeighbour found[BQ_NEIGHBOURS];
 		int			n = 0;
 
@@ -328,6 +327,7 @@ bq_measure(Relation heap, Relation index, const BqCentroids *centroids, const Bq
 		.rows = rows,
 		.lists = lists,
 		.dim = layout->dim,
+		.ncandidates = bq_count_candidates(layout->dim),
 		.inverse_unit = source != NULL ? BQ_VECTOR_INVERSE_UNIT : BQ_INVERSE_UNIT
 	};
 

@@ -13,9 +13,13 @@
 
 /*
  * Neighbours by their codes; among them are practically all of the true ten, and the
- * BQ_MARGIN_RANKth.
+ * BQ_MARGIN_RANKth.  Codes of few dimensions tell rows apart less well.
  */
-#define BQ_NEIGHBOUR_CANDIDATES 100
+static inline int
+bq_count_candidates(int dim)
+{
+	return Max(100, 16000 / Max(dim, 8));
+}
 
 /* The recalls that BqModel has figures for. */
 extern const double bq_recalls[BQ_RECALLS];
@@ -39,6 +43,7 @@ typedef struct BqQueries
 	float	   *lengths;		/* that they had before */
 	BqStop	  (*stops)[BQ_MAX_STOPS];
 	int			nstops;
+	int			ncandidates;	/* of each query: bq_count_candidates() */
 } BqQueries;
 
 /* A neighbour of a query, and its slack. */
@@ -90,11 +95,11 @@ bq_estimate_key(int metric, double cosine, double norm, double length)
 	}
 }
 
-/* bqneighbour.c */
+/* bqneighbour.c: the nearest first; a query's of too few rows end with row SIZE_MAX */
 extern BqNeighbour *bq_find_neighbours(const BqQueries *s, int metric);
 
 /* bqfigure.c */
-extern BqFigures *bq_new_figures(uint32 nqueries, uint32 nlists);
+extern BqFigures *bq_new_figures(const BqQueries *s, uint32 nlists);
 extern void bq_add_figures(BqFigures *f, const float *scores, uint32 nlists,
 						   const float *group_scores, uint32 ngroups, double reached,
 						   const BqTrueNeighbour *neighbours, int n);

@@ -24,34 +24,55 @@ pack_tile(const uint8 *codes, size_t ncodes, int dim, uint8 *blocks)
 	return nblocks;
 }
 
+/* Put a neighbour in the place of the furthest one of a heap of n, if it is nearer. */
 static inline void
-add_neighbour(BqNeighbour *nearest, double key, uint32 list, size_t row)
+add_neighbour(BqNeighbour *heap, int n, double key, uint32 list, size_t row)
 {
-	int			i = BQ_NEIGHBOUR_CANDIDATES - 1;
+	int			place = 0;
 
-	if (key >= nearest[i].key)
+	if (!(key < heap[0].key))
 		return;
-	for (; i > 0 && nearest[i - 1].key > key; i--)
-		nearest[i] = nearest[i - 1];
-	nearest[i].key = key;
-	nearest[i].list = list;
-	nearest[i].row = row;
+	for (;;)
+	{
+		int			child = 2 * place + 1;
+
+		if (child + 1 < n && heap[child + 1].key > heap[child].key)
+			child++;
+		if (child >= n || heap[child].key <= key)
+			break;
+		heap[place] = heap[child];
+		place = child;
+	}
+	heap[place].key = key;
+	heap[place].list = list;
+	heap[place].row = row;
 }
 
-/* The BQ_NEIGHBOUR_CANDIDATES nearest rows to each query, not counting itself, nearest first. */
+static int
+compare_neighbours(const void *a, const void *b)
+{
+	const BqNeighbour *x = (const BqNeighbour *) a;
+	const BqNeighbour *y = (const BqNeighbour *) b;
+
+	if (x->key != y->key)
+		return x->key < y->key ? -1 : 1;
+	return x->row < y->row ? -1 : x->row > y->row;
+}
+
+/* The nearest rows to each query by their codes, not counting itself. */
 BqNeighbour *
 bq_find_neighbours(const BqQueries *s, int metric)
 {
+	int			wanted = s->ncandidates;
 	int			dim = s->dim;
 	int			nrows = bq_block_nrows(dim);
 	size_t		planes_nbytes = bq_planes_nbytes(dim);
 	size_t		block_nbytes = bq_block_nbytes(dim);
 	uint8	   *tile = (uint8 *) palloc(TILE_BLOCKS * block_nbytes);
-	BqNeighbour *found = (BqNeighbour *) palloc(s->nqueries * BQ_NEIGHBOUR_CANDIDATES *
-												sizeof(BqNeighbour));
+	BqNeighbour *found = (BqNeighbour *) palloc(s->nqueries * wanted * sizeof(BqNeighbour));
 	float		unit = (float) (s->inverse_unit / sqrt(dim));
 
-	for (size_t i = 0; i < (size_t) s->nqueries * BQ_NEIGHBOUR_CANDIDATES; i++)
+	for (size_t i = 0; i < (size_t) s->nqueries * wanted; i++)
 	{
 		found[i].key = DBL_MAX;
 		found[i].row = SIZE_MAX;
@@ -66,7 +87,7 @@ bq_find_neighbours(const BqQueries *s, int metric)
 		for (uint32 k = 0; k < s->nqueries; k++)
 		{
 			const BqTable *table = &s->tables[k];
-			BqNeighbour *nearest = found + (size_t) k * BQ_NEIGHBOUR_CANDIDATES;
+			BqNeighbour *heap = found + (size_t) k * wanted;
 
 			for (int b = 0; b < nblocks; b++)
 			{
@@ -80,13 +101,15 @@ bq_find_neighbours(const BqQueries *s, int metric)
 						unit * s->rows->inverses[i];
 
 					if (i != s->self[k])
-						add_neighbour(nearest,
+						add_neighbour(heap, wanted,
 									  bq_estimate_key(metric, cosine, s->rows->norms[i], s->lengths[k]),
 									  s->lists != NULL ? s->lists[i] : 0, i);
 				}
 			}
 		}
 	}
+	for (uint32 k = 0; k < s->nqueries; k++)
+		qsort(found + (size_t) k * wanted, wanted, sizeof(BqNeighbour), compare_neighbours);
 	pfree(tile);
 	return found;
 }

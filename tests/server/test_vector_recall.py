@@ -138,6 +138,15 @@ def test_every_distance_reads_lists_alike_where_rows_have_one_length(
         assert abs(sum(ours) / sum(nlists["<=>"]) - 1) < 0.05
 
 
+def test_few_dimensions(conn: Conn, rng: np.random.Generator) -> None:
+    """Codes of few dimensions tell rows apart less well, and the promise is kept all the same."""
+    vectors = rng.standard_normal((12_100, 8)).astype(np.float32)
+    base, queries = vectors[:-100], vectors[-100:]
+    create(conn, base, column=COSINE)
+    create_index(conn, COSINE, 0)
+    assert_promise(conn, COSINE, base, queries)
+
+
 def test_option_holds_where_no_setting_does(conn: Conn, lsa: tuple[Vectors, Vectors]) -> None:
     base, queries = lsa
     create(conn, base, column=COSINE)
