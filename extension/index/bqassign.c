@@ -231,8 +231,8 @@ bq_begin_assigning(int dim, BqRows *rows, uint32 nlists, int nworkers)
 		rows->planes = a->planes;
 		LaunchParallelWorkers(a->context);
 		ereport(DEBUG1,
-				(errmsg_internal("bq: %d of %d parallel workers assign codes",
-								 a->context->nworkers_launched, nworkers)));
+				(errmsg_internal("bq: %d of %d parallel workers assign codes in %zu bytes",
+								 a->context->nworkers_launched, nworkers, nbytes)));
 	}
 	return a;
 }

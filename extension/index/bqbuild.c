@@ -181,8 +181,14 @@ make_room_for_workers(BuildState *state)
 	BqRows	   *rows = &state->rows;
 	uint8	   *swap;
 
-	if (state->nworkers == 0 || rows->n <= limit)
+	if (state->nworkers == 0 || rows->n == 0)
 		return;
+	if (rows->n <= limit)
+	{
+		/* of shared memory all is taken at once, also for rows that never come */
+		bq_shrink_rows(rows, dim, rows->n, false);
+		return;
+	}
 	if (!state->sampled)
 	{
 		state->nworkers = 0;
@@ -210,8 +216,7 @@ make_room_for_workers(BuildState *state)
 		rows->tids[k] = tid;
 	}
 	pfree(swap);
-	rows->n = rows->capacity = limit;
-	rows->planes = (uint8 *) repalloc_huge(rows->planes, limit * planes_nbytes);
+	bq_shrink_rows(rows, dim, limit, false);
 }
 
 /* Second pass: assign what has been gathered in memory and hand it to the sort. */
@@ -280,7 +285,10 @@ write_sorted(BuildState *state)
 	state->ntuples = 0;
 	state->rows.n = 0;
 	/* half of the memory is the sort's now */
-	state->rows.capacity = Max(state->rows.capacity / 2, 1);
+	bq_shrink_rows(&state->rows, state->layout.dim, Max(state->rows.capacity / 2, 1),
+				   state->assigner != NULL && state->assigner->context != NULL);
+	if (state->assigner != NULL)
+		state->assigner->planes = state->rows.planes;
 	table_index_build_scan(state->heap, state->index, state->info, false, false, sort_row,
 						   state, NULL);
 	sort_batch(state);

@@ -26,7 +26,9 @@ enum
 
 /* bqrowset.c */
 extern size_t bq_rows_limit(int dim, int nkeys, int work_mem_kb, bool shared);
+extern void *bq_resize(void *array, size_t nbytes);
 extern void bq_grow_rows(BqRows *rows, int dim, size_t limit);
+extern void bq_shrink_rows(BqRows *rows, int dim, size_t capacity, bool shared);
 extern void bq_put_row(BqRows *rows, size_t i, int dim, const BqRow *row);
 extern BqRow bq_get_row(const BqRows *rows, size_t i, int dim);
 extern void bq_put_header(const BqLayout *layout, BqWholeBlock *block, int slot,

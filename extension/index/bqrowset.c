@@ -30,8 +30,9 @@ bq_rows_limit(int dim, int nkeys, int work_mem_kb, bool shared)
 	return Max((size_t) work_mem_kb * 1024 / (row_nbytes + list_nbytes / BQ_ROWS_PER_LIST), 1024);
 }
 
-static void *
-resize(void *array, size_t nbytes)
+/* Memory of any size; NULL: none so far. */
+void *
+bq_resize(void *array, size_t nbytes)
 {
 	return array == NULL ? MemoryContextAllocHuge(CurrentMemoryContext, nbytes) :
 		repalloc_huge(array, nbytes);
@@ -43,12 +44,28 @@ bq_grow_rows(BqRows *rows, int dim, size_t limit)
 {
 	size_t		capacity = Max(rows->n + 1, Min(limit, Max(rows->capacity * 2, 1024)));
 
-	rows->planes = (uint8 *) resize(rows->planes, capacity * bq_planes_nbytes(dim));
-	rows->norms = (float *) resize(rows->norms, capacity * sizeof(float));
-	rows->inverses = (uint16 *) resize(rows->inverses, capacity * sizeof(uint16));
-	rows->tids = (ItemPointerData *) resize(rows->tids, capacity * sizeof(ItemPointerData));
-	rows->keys = (uint32 *) resize(rows->keys,
-								   capacity * count_words(rows->nkeys) * sizeof(uint32));
+	rows->planes = (uint8 *) bq_resize(rows->planes, capacity * bq_planes_nbytes(dim));
+	rows->norms = (float *) bq_resize(rows->norms, capacity * sizeof(float));
+	rows->inverses = (uint16 *) bq_resize(rows->inverses, capacity * sizeof(uint16));
+	rows->tids = (ItemPointerData *) bq_resize(rows->tids, capacity * sizeof(ItemPointerData));
+	rows->keys = (uint32 *) bq_resize(rows->keys,
+									  capacity * count_words(rows->nkeys) * sizeof(uint32));
+	rows->capacity = capacity;
+}
+
+/* Let there be room for so many rows only; codes in shared memory stay there. */
+void
+bq_shrink_rows(BqRows *rows, int dim, size_t capacity, bool shared)
+{
+	rows->n = Min(rows->n, capacity);
+	if (!shared)
+		rows->planes = (uint8 *) repalloc_huge(rows->planes, capacity * bq_planes_nbytes(dim));
+	rows->norms = (float *) repalloc_huge(rows->norms, capacity * sizeof(float));
+	rows->inverses = (uint16 *) repalloc_huge(rows->inverses, capacity * sizeof(uint16));
+	rows->tids = (ItemPointerData *) repalloc_huge(rows->tids,
+												   capacity * sizeof(ItemPointerData));
+	rows->keys = (uint32 *) repalloc_huge(rows->keys,
+										  capacity * count_words(rows->nkeys) * sizeof(uint32));
 	rows->capacity = capacity;
 }
 

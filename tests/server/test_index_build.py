@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,6 +115,51 @@ def test_memory_goes_before_workers(items: str) -> None:
         conn.execute("SET maintenance_work_mem = '1250kB'")
         assert build(conn, 2, "CREATE INDEX items_code ON items USING bq (code)") == 0
         check(conn, "items_code")
+
+
+def test_shared_memory_is_for_rows_that_are_there(items: str) -> None:
+    """The array of rows doubles as it grows; what workers share is taken whole by the system."""
+    nbytes: list[int] = []
+
+    def receive(diagnostic: Any) -> None:
+        nbytes.extend(
+            map(int, re.findall(r"assign codes in (\d+) bytes", diagnostic.message_primary))
+        )
+
+    with connect(items) as conn:
+        conn.add_notice_handler(receive)
+        for rows in (17_000, 16_000):
+            conn.execute("DELETE FROM items WHERE id >= %s OR code IS NULL", (rows,))
+            command = "CREATE INDEX items_code ON items USING bq (code) WITH (lists = 10)"
+            assert build(conn, 1, command) == 1
+            assert info(conn, "items_code")["live_rows"] == rows
+            conn.execute("DROP INDEX items_code")
+    assert nbytes[0] < 1.1 * nbytes[1]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the peak of a process's memory is in Linux's /proc"
+)
+def test_a_build_in_two_passes_keeps_to_its_memory(conn: Conn, rng: np.random.Generator) -> None:
+    """Of a temporary table: without workers, and nothing of it lies in shared buffers."""
+    memory, rows = 12 << 20, 40_000
+    conn.autocommit = True
+    conn.execute("SET temp_buffers = 100")
+    conn.execute(f"SET maintenance_work_mem = '{memory >> 10}kB'")
+    create(conn, random_vectors(rng, rows, 384), nulls=0, kind="TEMP TABLE")
+    conn.execute("INSERT INTO items SELECT id, code, other FROM items, generate_series(1, 2)")
+
+    def bytes_of(*names: str) -> int:
+        status = Path(f"/proc/{conn.info.backend_pid}/status").read_text()
+        found = dict(re.findall(r"(\w+):\s+(\d+) kB", status))
+        return sum(int(found[name]) for name in names) * 1024
+
+    before = bytes_of("RssAnon")
+    assert build(conn, 0, "CREATE INDEX items_code ON items USING bq (code) WITH (lists = 30)") == 0
+    peak = bytes_of("VmHWM") - bytes_of("RssShmem", "RssFile")
+    assert info(conn, "items_code")["live_rows"] == 3 * rows
+    print(f"{(peak - before) / memory:.2f} of maintenance_work_mem")
+    assert 0.8 * memory < peak - before < 1.1 * memory + (1 << 20)
 
 
 @each_column
