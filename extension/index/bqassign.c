@@ -49,6 +49,8 @@ typedef struct BqAssignShared
 
 	/* one round */
 	uint32		nchunks;
+	bool		to_cells;		/* by their tables; else by those of the lists */
+	bool		all;			/* all are candidates; else those of a chunk's cell */
 	uint32		ncandidates;
 	pg_atomic_uint32 next_chunk;
 
@@ -80,9 +82,15 @@ place_arrays(BqAssigner *a, size_t capacity, uint32 nlists, bool planes, char *b
 		(array) = base == NULL ? NULL : (void *) (base + nbytes); \
 		nbytes += MAXALIGN((n) * sizeof(*(array))); \
 	} while (0)
-	PLACE(a->tables, nlists * bq_block_nbytes(a->dim));
-	PLACE(a->scale, nlists);
-	PLACE(a->bias, nlists);
+	for (int cells = 0; cells < 2; cells++)
+	{
+		BqTables   *tables = cells ? &a->cell_tables : &a->list_tables;
+		uint32		n = cells ? bq_count_cells(nlists) : nlists;
+
+		PLACE(tables->entries, n * bq_block_nbytes(a->dim));
+		PLACE(tables->scale, n);
+		PLACE(tables->bias, n);
+	}
 	PLACE(a->candidates, bq_max_candidates(nlists));
 	PLACE(a->chunks, max_chunks(capacity, nlists));
 	PLACE(a->items, capacity);
@@ -101,8 +109,10 @@ assign_chunk(const BqAssigner *a, const Chunk *chunk, uint8 *tile)
 	size_t		planes_nbytes = bq_planes_nbytes(a->dim);
 	int			nrows = bq_block_nrows(a->dim);
 	int			nblocks = (int) ((chunk->n + BQ_BLOCK - 1) / BQ_BLOCK);
+	const BqTables *tables = a->shared->to_cells ? &a->cell_tables : &a->list_tables;
 	uint32		ncandidates = a->shared->ncandidates;
-	const uint32 *candidates = a->candidates + (size_t) chunk->cell * ncandidates;
+	const uint32 *candidates = a->shared->all ? NULL :
+		a->candidates + (size_t) chunk->cell * ncandidates;
 	const size_t *items = a->items + chunk->start;
 	float		best[TILE_BLOCKS][BQ_BLOCK];
 	uint32		nearest[TILE_BLOCKS][BQ_BLOCK];
@@ -115,19 +125,19 @@ assign_chunk(const BqAssigner *a, const Chunk *chunk, uint8 *tile)
 		for (int c = 0; c < BQ_BLOCK; c++)
 		{
 			best[b][c] = -FLT_MAX;
-			nearest[b][c] = candidates[0];
+			nearest[b][c] = candidates != NULL ? candidates[0] : 0;
 		}
 	for (uint32 k = 0; k < ncandidates; k++)
 	{
-		uint32		list = candidates[k];
-		float		scale = a->scale[list];
-		float		bias = a->bias[list];
+		uint32		list = candidates != NULL ? candidates[k] : k;
+		float		scale = tables->scale[list];
+		float		bias = tables->bias[list];
 
 		for (int b = 0; b < nblocks; b++)
 		{
 			uint16		sums[BQ_BLOCK];
 
-			bq_kernel->lut_block(a->tables + list * block_nbytes, tile + b * block_nbytes,
+			bq_kernel->lut_block(tables->entries + list * block_nbytes, tile + b * block_nbytes,
 								 nrows, sums);
 			for (int c = 0; c < BQ_BLOCK; c++)
 			{
@@ -237,28 +247,38 @@ bq_begin_assigning(int dim, BqRows *rows, uint32 nlists, int nworkers)
 	return a;
 }
 
-/*
- * Nearest direction of the rows items[0 .. n), into lists[].  With cells, only the
- * candidates of a row's cell are looked at, and rows of one cell lie together: those of
- * cell k from cell_start[k] to cell_start[k + 1].
- */
+/* Let rows be compared with these directions, of the lists or of the cells. */
 void
-bq_assign(BqAssigner *a, const BqCentroids *centroids, size_t n, const BqCells *cells)
+bq_make_tables(BqAssigner *a, bool of_cells, const BqCentroids *centroids)
 {
-	BqAssignShared *shared = a->shared;
+	BqTables   *tables = of_cells ? &a->cell_tables : &a->list_tables;
 	size_t		block_nbytes = bq_block_nbytes(a->dim);
-	uint32		ncells = cells != NULL ? cells->ncells : 1;
 
+	tables->n = centroids->nlists;
 	for (uint32 list = 0; list < centroids->nlists; list++)
 	{
 		CHECK_FOR_INTERRUPTS();
 		bq_lut_query(centroids->values + (size_t) list * a->dim, a->dim,
-					 a->tables + list * block_nbytes, &a->scale[list], &a->bias[list]);
+					 tables->entries + list * block_nbytes, &tables->scale[list],
+					 &tables->bias[list]);
 	}
-	if (cells == NULL)
-		for (uint32 list = 0; list < centroids->nlists; list++)
-			a->candidates[list] = list;
-	shared->ncandidates = cells != NULL ? cells->ncandidates : centroids->nlists;
+}
+
+/*
+ * Nearest list, or cell, of the rows items[0 .. n), into lists[].  With cells, only the
+ * candidates of a row's cell are looked at, and rows of one cell lie together: those of
+ * cell k from cell_start[k] to cell_start[k + 1].
+ */
+void
+bq_assign(BqAssigner *a, bool to_cells, size_t n, const BqCells *cells)
+{
+	BqAssignShared *shared = a->shared;
+	uint32		ncells = cells != NULL ? cells->ncells : 1;
+
+	shared->to_cells = to_cells;
+	shared->all = cells == NULL;
+	shared->ncandidates = cells != NULL ? cells->ncandidates :
+		to_cells ? a->cell_tables.n : a->list_tables.n;
 	shared->nchunks = 0;
 	for (uint32 cell = 0; cell < ncells; cell++)
 	{

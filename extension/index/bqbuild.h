@@ -37,6 +37,16 @@ extern void bq_get_header(const BqLayout *layout, const BqWholeBlock *block, int
 						  BqRows *rows, size_t i);
 
 /* bqassign.c: codes to directions, alone or with parallel workers */
+
+/* Directions, each as a table of bq_lut_query(). */
+typedef struct BqTables
+{
+	uint32		n;
+	uint8	   *entries;
+	float	   *scale;
+	float	   *bias;
+} BqTables;
+
 typedef struct BqAssigner
 {
 	int			dim;
@@ -49,12 +59,11 @@ typedef struct BqAssigner
 	uint8	   *planes;
 	size_t	   *items;
 	uint32	   *lists;
-	/* of the directions: tables of bq_lut_query() */
-	uint8	   *tables;
-	float	   *scale;
-	float	   *bias;
+	BqTables	list_tables;
+	BqTables	cell_tables;
 	uint32	   *candidates;		/* ncandidates of each cell */
 	struct Chunk *chunks;
+	const struct BqClusters *known; /* whose tables and candidates these are, or NULL */
 } BqAssigner;
 
 /* Rows by cell, for BqAssigner.items; see bqcluster.c. */
@@ -66,8 +75,8 @@ typedef struct BqCells
 } BqCells;
 
 extern BqAssigner *bq_begin_assigning(int dim, BqRows *rows, uint32 nlists, int nworkers);
-extern void bq_assign(BqAssigner *a, const BqCentroids *centroids, size_t n,
-					  const BqCells *cells);
+extern void bq_make_tables(BqAssigner *a, bool of_cells, const BqCentroids *centroids);
+extern void bq_assign(BqAssigner *a, bool to_cells, size_t n, const BqCells *cells);
 extern void bq_end_assigning(BqAssigner *a);
 extern PGDLLEXPORT void bq_assign_main(dsm_segment *seg, shm_toc *toc);
 

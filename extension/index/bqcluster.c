@@ -179,7 +179,7 @@ choose_candidates(BqAssigner *a, const BqClusters *clusters, uint32 wanted)
 	pfree(cell_of);
 }
 
-/* Put the rows items[0 .. n) into their cells. */
+/* Put the rows items[0 .. n) into their cells, whose tables are made. */
 static BqCells
 sort_into_cells(BqAssigner *a, size_t n, const BqClusters *clusters, uint32 ncandidates)
 {
@@ -191,7 +191,7 @@ sort_into_cells(BqAssigner *a, size_t n, const BqClusters *clusters, uint32 ncan
 	size_t	   *sorted = (size_t *) MemoryContextAllocHuge(CurrentMemoryContext,
 														   (n + 1) * sizeof(size_t));
 
-	bq_assign(a, &clusters->coarse, n, NULL);
+	bq_assign(a, true, n, NULL);
 	cells.start = (size_t *) palloc0((ncells + 2) * sizeof(size_t));
 	for (size_t i = 0; i < n; i++)
 		cells.start[a->lists[a->items[i]] + 2]++;
@@ -214,7 +214,7 @@ sort_into_cells(BqAssigner *a, size_t n, const BqClusters *clusters, uint32 ncan
  * all its rows restarts from a random row of the largest list, so it splits that one.
  */
 static void
-train(BqAssigner *a, BqCentroids *centroids, size_t n, const BqClusters *clusters,
+train(BqAssigner *a, bool of_cells, BqCentroids *centroids, size_t n, const BqClusters *clusters,
 	  const BqCells *cells)
 {
 	int			dim = centroids->dim;
@@ -243,7 +243,8 @@ train(BqAssigner *a, BqCentroids *centroids, size_t n, const BqClusters *cluster
 
 		if (cells != NULL)
 			choose_candidates(a, clusters, cells->ncandidates);
-		bq_assign(a, centroids, n, cells);
+		bq_make_tables(a, of_cells, centroids);
+		bq_assign(a, of_cells, n, cells);
 
 		memset(counts, 0, nlists * sizeof(uint32));
 		memset(centroids->values, 0, (size_t) nlists * dim * sizeof(float));
@@ -304,22 +305,24 @@ bq_train(BqAssigner *a, uint32 nlists)
 	BqCells		cells;
 	size_t		n;
 
+	a->known = NULL;
 	clusters.lists = make_centroids(nlists, a->dim);
 	if (ncells > 1)
 	{
 		clusters.coarse = make_centroids(ncells, a->dim);
-		train(a, &clusters.coarse, pick_sample(a, ncells), NULL, NULL);
+		train(a, true, &clusters.coarse, pick_sample(a, ncells), NULL, NULL);
 		clusters.around = rank_cells(&clusters.coarse);
+		bq_make_tables(a, true, &clusters.coarse);
 	}
 	n = pick_sample(a, nlists);
 	if (ncells > 1)
 	{
 		cells = sort_into_cells(a, n, &clusters, bq_count_train_candidates(nlists));
-		train(a, &clusters.lists, n, &clusters, &cells);
+		train(a, false, &clusters.lists, n, &clusters, &cells);
 		pfree(cells.start);
 	}
 	else
-		train(a, &clusters.lists, n, NULL, NULL);
+		train(a, false, &clusters.lists, n, NULL, NULL);
 	bq_arrange_lists(&clusters.lists);
 	return clusters;
 }
@@ -330,20 +333,31 @@ bq_assign_rows(BqAssigner *a, const BqClusters *clusters)
 {
 	uint32		nlists = clusters->lists.nlists;
 	uint32		ncandidates = bq_count_assign_candidates(nlists);
+	bool		by_cells = ncandidates < nlists;
 	size_t		n = a->rows->n;
 
+	/* takes longer than to assign a few rows, as often as these come */
+	if (a->known != clusters)
+	{
+		bq_make_tables(a, false, &clusters->lists);
+		if (by_cells)
+		{
+			bq_make_tables(a, true, &clusters->coarse);
+			choose_candidates(a, clusters, ncandidates);
+		}
+		a->known = clusters;
+	}
 	for (size_t i = 0; i < n; i++)
 		a->items[i] = i;
-	if (ncandidates < nlists)
+	if (by_cells)
 	{
 		BqCells		cells = sort_into_cells(a, n, clusters, ncandidates);
 
-		choose_candidates(a, clusters, ncandidates);
-		bq_assign(a, &clusters->lists, n, &cells);
+		bq_assign(a, false, n, &cells);
 		pfree(cells.start);
 	}
 	else
-		bq_assign(a, &clusters->lists, n, NULL);
+		bq_assign(a, false, n, NULL);
 	return a->lists;
 }
 

@@ -28,10 +28,26 @@ bq_add_rows(BqSplit *split, const BqWholeBlock *block, uint32 slots)
 	}
 }
 
+/* Room to remember `n` blocks of the list: those added at the head come last. */
+static void
+remember_blocks(BqSplit *split, uint32 n)
+{
+	if (n <= split->nseen)
+		return;
+	split->seen = (uint32 *) bq_resize(split->seen, n * sizeof(uint32));
+	split->blocks = (uint32 *) bq_resize(split->blocks, n * sizeof(uint32));
+	for (; split->nseen < n; split->nseen++)
+	{
+		split->seen[split->nseen] = 0;
+		split->blocks[split->nseen] = BQ_NO_BLOCK;
+	}
+}
+
 /*
  * Read rows of the list that were not read before, as many as fit; false if some are left.
- * Vacuum alone removes rows, so one that was seen stays in its slot.  If `share` is less
- * than 1, rows of a random part of the blocks are read, and not counted as seen.
+ * Vacuum alone removes rows, so one that was seen stays in its slot, and a block whose rows
+ * were all seen is passed over.  If `share` is less than 1, rows of a random part of the
+ * blocks are read, and not counted as seen.
  */
 bool
 bq_read_list_rows(BqSplit *split, double share, pg_prng_state *random)
@@ -41,15 +57,7 @@ bq_read_list_rows(BqSplit *split, double share, pg_prng_state *random)
 	uint32		b = chain.head;
 	uint32		nblocks = chain.nblocks;
 
-	/* blocks are added at the head: those seen before are the last ones */
-	if (nblocks > split->nseen)
-	{
-		split->seen = split->seen == NULL ?
-			(uint32 *) MemoryContextAllocHuge(CurrentMemoryContext, nblocks * sizeof(uint32)) :
-			(uint32 *) repalloc_huge(split->seen, nblocks * sizeof(uint32));
-		memset(split->seen + split->nseen, 0, (nblocks - split->nseen) * sizeof(uint32));
-		split->nseen = nblocks;
-	}
+	remember_blocks(split, nblocks);
 	split->rows.n = 0;
 	while (nblocks-- > 0)
 	{
@@ -58,8 +66,18 @@ bq_read_list_rows(BqSplit *split, double share, pg_prng_state *random)
 		Buffer		buffer;
 		uint32		added;
 
+		if (split->blocks[nblocks] != BQ_NO_BLOCK)
+			b = split->blocks[nblocks];
+		split->blocks[nblocks] = b;
+		/* it is read for the number of the next one, too */
+		if (split->seen[nblocks] == UINT32_MAX &&
+			(nblocks == 0 || split->blocks[nblocks - 1] != BQ_NO_BLOCK))
+			continue;
 		if (split->hurry)
+		{
 			CHECK_FOR_INTERRUPTS();
+			split->nread_closed++;
+		}
 		else
 			bq_delay_point();
 		buffer = bq_read_page(split->index, bq_header_page(layout, b), BQ_PAGE_HEADERS,

@@ -407,28 +407,34 @@ bq_extend(Relation index, const BqLayout *layout, BlockNumber from, BlockNumber 
 	}
 }
 
-/* An index that is full grows by this part of itself, so that few insertions wait for that. */
+/*
+ * An index that is full grows by this part of itself, so that few insertions wait for that, but
+ * by no more pages (2 MB) at a time, so that they do not wait long.
+ */
 #define GROWTH 64
+#define GROWTH_PAGES 256
 
 /*
- * Make sure that the pages of so many blocks exist and are initialised.  Called without
- * any page locked: writers go on meanwhile, but those that need pages as well.
+ * Add pages until there are `end`, or GROWTH_PAGES; true if there are so many.
  */
-void
-bq_provide_pages(Relation index, const BqLayout *layout, uint32 nblocks)
+static bool
+add_pages(Relation index, const BqLayout *layout, BlockNumber end)
 {
-	BlockNumber end = bq_data_end(layout, nblocks);
 	BlockNumber from;
 	Buffer		meta_buffer;
 	BqMetaPage	meta;
+	bool		done;
 
 	LockRelationForExtension(index, ExclusiveLock);
 	from = bq_read_metapage(index).npages;
 	if (from > RelationGetNumberOfBlocks(index))
 		bq_report_damage(index, from - 1, "page does not exist");
+	done = end <= from || end - from <= GROWTH_PAGES;
 	if (from < end)
 	{
 		end = Max(end, from + Min(from / GROWTH, MaxBlockNumber - from));
+		if (end - from > GROWTH_PAGES)
+			end = from + GROWTH_PAGES;
 		for (BlockNumber blkno = from; blkno < end;)
 		{
 			Buffer		buffers[BQ_LOG_PAGES];
@@ -451,4 +457,18 @@ bq_provide_pages(Relation index, const BqLayout *layout, uint32 nblocks)
 		UnlockReleaseBuffer(meta_buffer);
 	}
 	UnlockRelationForExtension(index, ExclusiveLock);
+	return done;
+}
+
+/*
+ * Make sure that the pages of so many blocks exist and are initialised.  Called without
+ * any page locked: writers go on meanwhile, and those that need pages as well wait for a step.
+ */
+void
+bq_provide_pages(Relation index, const BqLayout *layout, uint32 nblocks)
+{
+	BlockNumber end = bq_data_end(layout, nblocks);
+
+	while (!add_pages(index, layout, end))
+		;
 }

@@ -353,6 +353,10 @@ split_list(IndexVacuumInfo *info, uint32 list, double nrows, double target, uint
 	write_entries(&split);
 	switch_lists(&split);
 	UnlockPage(split.index, BQ_METAPAGE_BLKNO, ExclusiveLock);
+	ereport(DEBUG1,
+			(errmsg_internal("list %u of index \"%s\" became %u; %u of its %u blocks were read while it was closed",
+							 list, RelationGetRelationName(split.index), split.nparts,
+							 split.nread_closed, split.nseen)));
 	/* until now it was that of the whole list; few queries mind */
 	bq_set_directions(split.index, &split.layout, &split.clusters.lists, 0, list, 1);
 	return split.nparts - 1;

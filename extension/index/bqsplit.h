@@ -18,11 +18,14 @@ typedef struct BqSplit
 	uint8	   *room;			/* free slots in the first block of each */
 	BqRows		rows;			/* of the batch, at most `limit` */
 	size_t		limit;
-	uint32	   *seen;			/* live bits of rows written, by block, from the chain's end */
-	uint32		nseen;			/* blocks in it */
+	/* by block of the list, from the chain's end */
+	uint32		nseen;
+	uint32	   *seen;			/* live bits of rows written */
+	uint32	   *blocks;			/* its number; BQ_NO_BLOCK: not known yet */
 	BqAssigner *assigner;
 	BqClusters	clusters;
 	bool		hurry;			/* writers are waiting */
+	uint32		nread_closed;	/* blocks that were read meanwhile */
 	uint8	   *codes;			/* of one block */
 } BqSplit;
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -429,6 +431,48 @@ def test_nobody_waits_long_for_a_split(own_server: pybq.Server, rng: np.random.G
         assert info(conn, "items_code")["live_rows"] == rows
         check(conn, "items_code")
         assert_index_equals_sort(conn, random_vectors(rng, 1, DIM), limit=100)
+
+
+def test_writers_wait_for_new_rows_only(grown: Conn) -> None:
+    """While a list is closed, no block is read whose rows had all been moved before."""
+    notices: list[str] = []
+    grown.add_notice_handler(lambda diagnostic: notices.append(str(diagnostic.message_primary)))
+    grown.execute("SET client_min_messages = debug1")
+    grown.execute("VACUUM items")
+    found = re.findall(r"became 40; (\d+) of its (\d+) blocks were read", "\n".join(notices))
+    assert found == [("0", "125")]
+
+
+def test_an_index_grows_by_steps(own_server: pybq.Server, rng: np.random.Generator) -> None:
+    """Writers that need pages wait for a step, not for all that a split needs."""
+    dim = 1500
+    with connect(own_server.dsn) as conn:
+        conn.execute("ALTER SYSTEM SET autovacuum = off")
+        conn.execute("SELECT pg_reload_conf()")
+        create(conn, np.empty((0, dim), np.float32), typmod=dim, nulls=0)
+        conn.execute("CREATE INDEX items_code ON items USING bq (code) WITH (lists = 100)")
+        insert(conn, clustered_vectors(rng, 10_000, dim))
+        where = "SELECT pg_current_wal_insert_lsn(), pg_relation_filenode('items_code')"
+        start, node = conn.execute(where).fetchone() or ()
+        conn.execute("VACUUM items")
+        end, _ = conn.execute(where).fetchone() or ()
+        assert info(conn, "items_code")["lists"] > 50
+        conn.execute("SELECT pg_switch_wal()")
+    assert own_server.data_dir is not None and own_server._bin is not None
+    command = [own_server._bin / "pg_waldump", f"--path={own_server.data_dir / 'pg_wal'}"]
+    command += [f"--start={start}", f"--end={end}"]
+    last, added, steps = 0, 0, []
+    for line in subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.splitlines():
+        pages = [int(page) for page in re.findall(rf"rel \d+/\d+/{node} blk (\d+)", line)]
+        if 0 in pages and added > 0:  # the metapage tells others
+            steps.append(added)
+            added = 0
+        if last > 0:
+            added += sum(page > last for page in pages)
+        last = max([last, *pages])
+    assert sum(steps) > 500 and max(steps) <= 256, steps
 
 
 def test_lists_left_closed_are_opened_again(
