@@ -4,28 +4,30 @@
     python benchmarks/scale.py FOLDER --out /tmp/scale --rows 300000 --phases load build query
     python benchmarks/scale.py --report --out /tmp/scale
 
-FOLDER holds wordnet.npz; rows and queries are made of it chunk by chunk (sets.Stream): halfvec(384),
-a bigint as key, and a category of 100 to filter by.  The exact answers are kept while chunks are
-made, so nothing is read twice.  The server has PostgreSQL's defaults (WAL, fsync) but for SETTINGS
-below; autovacuum is off, and VACUUM (ANALYZE) runs where it would.
+FOLDER holds wordnet.npz; rows and queries are made of it chunk by chunk (sets.Stream):
+halfvec(384), a bigint as key, and a category of 100 to filter by.  The exact answers are kept while
+chunks are made, so nothing is read twice.  The server has PostgreSQL's defaults (WAL, fsync) but
+for SETTINGS below; autovacuum is off, and VACUUM (ANALYZE) runs where it would.
 
 Each result is written to results.json in --out as soon as it is there, and what is there is not
-done again: a run that was cut goes on.  The table stands at 100,000, 300,000, 1, 3 and 10 million rows;
+done again: a run that was cut goes on.  The table is measured at .1, .3, 1, 3 and 10 million rows;
 at each size, up to --rows:
 
 - load          binary COPY, a transaction for each 100,000 rows, without an index; VACUUM (ANALYZE)
-- build         the index is dropped and made anew: seconds, bytes, peak memory of backend and workers
-                (private pages, and shared ones but shared buffers), disk
-- query         ten nearest, warm: median and 95th percentile of a prepared statement beyond SELECT 1,
-                recall, lists and codes, at bq.recall .95, .98, .99 and at the least one that finds .95
+- build         the index is dropped and made anew: seconds, bytes, peak memory of backend and
+                workers (pages of their own, and shared ones but shared buffers)
+- query         ten nearest, warm: median and 95th percentile of a prepared statement beyond
+                SELECT 1, recall, lists and codes, at bq.recall .95, .98, .99 and at the least one
+                that finds .95
 - filter        the same WHERE category = $2, 1 % of the rows
 - limited       shared buffers of a quarter of table and index, and no page cache (debug_io_direct):
                 each query once, after 3,000 others
 
 and at the last size only, as these change the table:
 
-- regroup       another table, of three million of the rows, whose index was made while it was empty: VACUUM
-                splits its one list beside two clients that insert single rows; how long these waited
+- regroup       another table, of three million of the rows, whose index was made while it was
+                empty: VACUUM splits its one list beside two clients that insert single rows; how
+                long these waited
 - insert        rows per second into the full index, by COPY and one by one
 - delete        a tenth of the rows is deleted and vacuumed; recall after it
 - reindex       REINDEX of what is left
@@ -161,7 +163,9 @@ class Truth:
         )
         part.replace(path)
 
-    def recall(self, found: list[list[int]], deleted: Callable[[Array], Array] | None = None) -> float:
+    def recall(
+        self, found: list[list[int]], deleted: Callable[[Array], Array] | None = None
+    ) -> float:
         """Share of the ten nearest that was found, of those left if some were deleted."""
         hits = 0
         for q, ids in enumerate(found):
@@ -193,18 +197,18 @@ def categories_of(chunk: int) -> Array:
 # -- memory --------------------------------------------------------------------------------------
 
 
-def memory_of(pid: int) -> int:
-    """Bytes of a process: pages of its own and its part of what is shared, but shared buffers."""
+def memory_of(pids: list[int]) -> int:
+    """Bytes of processes: their own pages, and memory that they share, but shared buffers."""
     total = 0
-    counted = False
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-                name = line.split(maxsplit=5)[5:]
-                # no file: heap, stack; shared memory of parallel workers; not code, nor buffers
-                counted = not name or name[0].startswith(("[", "/dev/shm/"))
-            elif counted and line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
+    segments = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it may have ended
+            status = Path(f"/proc/{pid}/status").read_text()
+            total += int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024
+            segments |= set(re.findall(r"/dev/shm/\S+", Path(f"/proc/{pid}/maps").read_text()))
+    for segment in segments:
+        with contextlib.suppress(OSError):
+            total += os.stat(segment).st_blocks * 512
     return total
 
 
@@ -227,9 +231,9 @@ class PeakMemory:
     def _watch(self) -> None:
         query = "SELECT pid FROM pg_stat_activity WHERE leader_pid = %s AND pid <> leader_pid"
         with psycopg.connect(self.dsn, autocommit=True) as conn:
-            while not self._stop.wait(0.2):
+            while not self._stop.wait(0.03):
                 workers = [pid for (pid,) in conn.execute(query, (self.pid,))]
-                self.peak = max(self.peak, sum(map(memory_of, [self.pid, *workers])))
+                self.peak = max(self.peak, memory_of([self.pid, *workers]))
 
 
 # -- phases --------------------------------------------------------------------------------------
@@ -278,7 +282,9 @@ class Run:
         path = self.out / "truth.npz"
         truth = Truth(self.stream, path)
         if not truth.rows <= there <= rows:
-            raise SystemExit(f"the table has {there} rows, {truth.rows} of them seen: remove {self.out}")
+            raise SystemExit(
+                f"the table has {there} rows, {truth.rows} of them seen: remove {self.out}"
+            )
         chunks: queue.Queue[tuple[int, Array, Array] | None] = queue.Queue(1)
 
         def make() -> None:
@@ -323,7 +329,9 @@ class Run:
         with PeakMemory(self.server.dsn, self.conn.info.backend_pid) as memory:
             seconds = self.timed(command)
         limit = value(self.conn, "SELECT pg_size_bytes(current_setting('maintenance_work_mem'))")
-        info = self.conn.execute("SELECT lists, max_rows FROM bq_index_info('items_near')").fetchone()
+        info = self.conn.execute(
+            "SELECT lists, max_rows FROM bq_index_info('items_near')"
+        ).fetchone()
         assert info is not None
         return {
             "seconds": seconds,
@@ -405,12 +413,17 @@ class Run:
     def explain(self, conn: Conn, parameters: list[bytes], analyze: bool = True) -> Any:
         """The plan of the statement, executed, as JSON."""
         values = np.frombuffer(parameters[0][4:], ">f2")
-        texts = [f"'[{','.join(map(str, values))}]'", *(str(*struct.unpack("!i", p)) for p in parameters[1:])]
+        texts = [
+            f"'[{','.join(map(str, values))}]'",
+            *(str(*struct.unpack("!i", p)) for p in parameters[1:]),
+        ]
         options = "ANALYZE, TIMING OFF, FORMAT JSON" if analyze else "FORMAT JSON"
         return value(conn, f"EXPLAIN ({options}) EXECUTE near ({', '.join(texts)})")
 
     def limited(self, rows: int) -> dict[str, Any]:
-        quarter = value(self.conn, "SELECT (pg_table_size('items') + pg_relation_size('items_near')) / 4")
+        quarter = value(
+            self.conn, "SELECT (pg_table_size('items') + pg_relation_size('items_near')) / 4"
+        )
         buffers = max(16, quarter >> 20)
         self.start(shared_buffers=f"{buffers}MB", debug_io_direct="data")
         conn = self.conn
@@ -513,7 +526,10 @@ class Run:
             "vacuum seconds": vacuum,
             "index bytes": value(self.conn, "SELECT pg_relation_size('items_near')"),
             **self.ask(
-                "", self.parameters, lambda found: truth.recall(found, lambda ids: ids % 10 == 3), ()
+                "",
+                self.parameters,
+                lambda found: truth.recall(found, lambda ids: ids % 10 == 3),
+                (),
             ),
         }
 
@@ -536,11 +552,13 @@ def count(plan: Any, label: str) -> int:
 
 def pages_read(conn: Conn) -> int:
     conn.execute("SELECT pg_stat_force_next_flush()")
-    return int(value(conn, "SELECT blks_read FROM pg_stat_database WHERE datname = current_database()"))
+    return int(
+        value(conn, "SELECT blks_read FROM pg_stat_database WHERE datname = current_database()")
+    )
 
 
 class Writer:
-    """A client that inserts single rows, each in a transaction of its own, and notes how long each took."""
+    """A client that inserts single rows, each a transaction, and notes how long each took."""
 
     def __init__(self, conn: Conn, table: str, first: int, vectors: Array) -> None:
         header = struct.pack("!HH", Stream.DIM, 0)
@@ -596,8 +614,9 @@ def announce(out: Path, rows: int, phases: list[str]) -> None:
     needed = bytes_needed(rows, phases) - there
     free = shutil.disk_usage(out).free
     print(
-        f"{rows:,} rows: {max(0, needed) / 1e9:.0f} GB of disk more than is used now, {free / 1e9:.0f} GB are free;"
-        f" about {1 + rows / 1e6 * MINUTES_PER_MILLION:.0f} minutes on two cores if nothing is there yet",
+        f"{rows:,} rows: {max(0, needed) / 1e9:.0f} GB of disk more than is used now,"
+        f" {free / 1e9:.0f} GB are free; from the beginning about"
+        f" {1 + rows / 1e6 * MINUTES_PER_MILLION:.0f} minutes on two cores",
         flush=True,
     )
     if free < needed * 1.05:
@@ -621,9 +640,13 @@ def run(folder: Path, out: Path, rows: int, phases: list[str]) -> None:
         )
         results.put(0, "known", known)
         # only what is later than all that is there: the table stands at that size
-        at = max([int(name.split()[0]) for name in results.kept if name.endswith(" load")], default=0)
+        at = max(
+            [int(name.split()[0]) for name in results.kept if name.endswith(" load")], default=0
+        )
         for size in sizes:
-            wanted = [p for p in PHASES if p in phases and (p not in LAST_PHASES or size == sizes[-1])]
+            wanted = [
+                p for p in PHASES if p in phases and (p not in LAST_PHASES or size == sizes[-1])
+            ]
             for phase in wanted:
                 if results.has(size, phase) or size < at:
                     continue
@@ -666,7 +689,11 @@ def table(results: Results) -> Iterator[str]:
     yield row("build, s", lambda n: f"{of('build', 'seconds')(n):.1f}")
     yield row("peak memory, MB", lambda n: f"{of('build', 'peak bytes')(n) / 1e6:,.0f}")
     yield row("lists", lambda n: f"{of('build', 'lists')(n):,}")
-    for phase, title in (("query", ""), ("filter", "1 % filtered, "), ("limited", "a quarter in memory, ")):
+    for phase, title in (
+        ("query", ""),
+        ("filter", "1 % filtered, "),
+        ("limited", "a quarter in memory, "),
+    ):
         for wanted in (*map(str, RECALLS), "finds .95"):
             got = of(phase, wanted)
 

@@ -91,13 +91,14 @@ def nearest_rows(rows: Array, others: Array, k: int) -> Array:
 
 
 class Stream:
-    """Rows without end, made chunk by chunk, each from a seed of its own, and queries of their kind.
+    """Rows without end, made chunk by chunk from seeds, and queries of their kind.
 
     A row is a real one of wordnet and two of the 16 nearest to it among 20,000, weighted at random,
     and .45 of the difference of two other real rows that are near each other.  So dense regions are
-    those of the real rows, and 116,033 of them have the spectrum of as many real ones (the first 8, 32,
-    128 principal components: .17, .40, .78 of the variance; real .16, .38, .77), and their dimension
-    around a query (Levina and Bickel, 20 neighbours: 15; real 17).  Queries are made of rows held out.
+    those of the real rows, and 116,033 of them have the spectrum of as many real ones (the first
+    8, 32, 128 principal components: .17, .40, .78 of the variance; real .16, .38, .77), and their
+    dimension around a query (Levina and Bickel, 20 neighbours: 15; real 17).  Queries are made of
+    rows held out.
     """
 
     CHUNK = 100_000
