@@ -4,7 +4,7 @@
 PYTHON ?= python3
 PG_CONFIG ?= pg_config
 # For `make bench` rows to compare with, a file .npy or a folder of vector sets; for `bench-recall`,
-# `bench-index`, `bench-vectors` and `bench-shards` such a folder (benchmarks/README.md)
+# `bench-index`, `bench-vectors`, `bench-shards` and `bench-scale` such a folder (benchmarks/README.md)
 DATA ?=
 # More for `make bench`: --quick, --rows N, --server NAME=DSN, ...
 ARGS ?=
@@ -28,6 +28,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert test-sanitize \
 	analyze fuzz fuzz-pages bench \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers bench-shards \
+	bench-scale \
 	torture stress test-shards test-spark test-upgrade format clean
 
 help: ## show this list
@@ -172,6 +173,10 @@ bench-writers: .venv/tested .venv/built ## several clients writing to one index
 bench-shards: .venv/tested .venv/built ## one table beside four servers by postgres_fdw
 	@$(if $(DATA),$(WITH_SHARDS) && $(PY) benchmarks/shards.py '$(DATA)' --bin "$$bin",echo \
 		'shards.py needs a folder of vector sets: make bench-shards DATA=FOLDER'; exit 1)
+
+bench-scale: .venv/tested .venv/built ## a table that grows to ROWS=10000000: in OUT, 22 GB of disk, half an hour
+	$(if $(DATA),$(PY) benchmarks/scale.py '$(DATA)' --out '$(or $(OUT),build/scale)' --rows $(or $(ROWS),10000000),@echo \
+		'scale.py needs a folder of vector sets: make bench-scale DATA=FOLDER'; exit 1)
 
 format: .venv/tested ## Python by ruff
 	$(BIN)/ruff check --fix .

@@ -170,18 +170,20 @@ collect_row(Relation index, ItemPointer tid, Datum *values, bool *isnull, bool a
 /*
  * Codes move to shared memory if workers help, and are there twice meanwhile.  If that is
  * too much for all rows, do without workers: a second pass would cost more than they save.
- * Of a sample, keep a random part.
+ * Of a sample, keep a random part, that leaves room for `nlists` lists: with few rows in
+ * memory these are more than those rows alone would have.
  */
 static void
-make_room_for_workers(BuildState *state)
+make_room(BuildState *state, uint32 nlists)
 {
 	int			dim = state->layout.dim;
 	size_t		planes_nbytes = bq_planes_nbytes(dim);
-	size_t		limit = bq_rows_limit(dim, state->rows.nkeys, maintenance_work_mem, true);
+	size_t		limit = bq_rows_limit(dim, state->rows.nkeys, maintenance_work_mem,
+									  state->nworkers > 0, state->sampled ? nlists : 0);
 	BqRows	   *rows = &state->rows;
 	uint8	   *swap;
 
-	if (state->nworkers == 0 || rows->n == 0)
+	if (rows->n == 0 || (state->nworkers == 0 && !state->sampled))
 		return;
 	if (rows->n <= limit)
 	{
@@ -270,6 +272,9 @@ write_sorted(BuildState *state)
 {
 	TupleDesc	desc = CreateTemplateTupleDesc(2);
 	AttrNumber	column = 1;
+	size_t		lists_nbytes = bq_lists_nbytes(state->layout.dim, state->layout.nlists);
+	int			sort_kb = (int) (maintenance_work_mem - Min(lists_nbytes / 1024,
+															(size_t) maintenance_work_mem / 2)) / 2;
 	Oid			less = Int4LessOperator;
 	Oid			collation = InvalidOid;
 	bool		nulls_first = false;
@@ -280,7 +285,7 @@ write_sorted(BuildState *state)
 	TupleDescInitEntry(desc, 2, "row", BYTEAOID, -1, 0);
 
 	state->sort = tuplesort_begin_heap(desc, 1, &column, &less, &collation, &nulls_first,
-									   maintenance_work_mem / 2, NULL, TUPLESORT_NONE);
+									   Max(sort_kb, 64), NULL, TUPLESORT_NONE);
 	state->slot = MakeSingleTupleTableSlot(desc, &TTSOpsVirtual);
 	state->ntuples = 0;
 	state->rows.n = 0;
@@ -422,7 +427,7 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 	state->layout.transform = bq_transform_without_rows(index);
 	state->rows.nkeys = bq_count_keys(index);
 	state->nworkers = count_workers(heap, index, info);
-	state->limit = bq_rows_limit(dim, state->rows.nkeys, maintenance_work_mem, false);
+	state->limit = bq_rows_limit(dim, state->rows.nkeys, maintenance_work_mem, false, 0);
 	/* Fixed seed: the same rows give the same index. */
 	pg_prng_seed(&state->random, 0x6271);
 
@@ -439,8 +444,8 @@ bqbuild(Relation heap, Relation index, IndexInfo *info)
 												 state, NULL);
 	result->index_tuples = state->ntuples;
 
-	make_room_for_workers(state);
 	nlists = bq_choose_lists(index, state->ntuples);
+	make_room(state, nlists);
 	if (state->sampled)
 		nlists = Min(nlists, (uint32) (state->rows.n / 2));
 	transform = state->layout.transform;

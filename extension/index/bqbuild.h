@@ -25,7 +25,8 @@ enum
 };
 
 /* bqrowset.c */
-extern size_t bq_rows_limit(int dim, int nkeys, int work_mem_kb, bool shared);
+extern size_t bq_lists_nbytes(int dim, uint32 nlists);
+extern size_t bq_rows_limit(int dim, int nkeys, int work_mem_kb, bool shared, uint32 nlists);
 extern void *bq_resize(void *array, size_t nbytes);
 extern void bq_grow_rows(BqRows *rows, int dim, size_t limit);
 extern void bq_shrink_rows(BqRows *rows, int dim, size_t capacity, bool shared);

@@ -16,8 +16,6 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-#define QUERIES 256
-
 /* Entry of bq_recalls by which two ways of reading lists are compared. */
 #define USUAL_RECALL 4
 
@@ -317,7 +315,7 @@ bq_measure(Relation heap, Relation index, const BqCentroids *centroids, const Bq
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 	const BqSource *source = bq_get_source(index);
 	int			metric = source != NULL ? bq_index_metric(index) : BQ_STRATEGY_COSINE;
-	uint32		wanted = (uint32) Min(rows->n, QUERIES);
+	uint32		wanted = (uint32) Min(rows->n, BQ_QUERIES);
 	Datum	   *operands = (Datum *) palloc(Max(wanted, 1) * sizeof(Datum));
 	uint8	   *groups = layout->nlists > 1 ? bq_pack_directions(centroids) : NULL;
 	const BqModel before = layout->model;

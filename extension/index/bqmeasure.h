@@ -11,6 +11,9 @@
 
 #include "index/bqscan.h"
 
+/* Rows of the table that are queries. */
+#define BQ_QUERIES 256
+
 /*
  * Neighbours by their codes; among them are practically all of the true ten, and the
  * BQ_MARGIN_RANKth.  Codes of few dimensions tell rows apart less well.

@@ -5,6 +5,7 @@
 #include "postgres.h"
 
 #include "index/bqbuild.h"
+#include "index/bqmeasure.h"
 #include "utils/memutils.h"
 
 /* Numbers that are kept of the filter columns of a row: keys, then null bits. */
@@ -14,20 +15,39 @@ count_words(int nkeys)
 	return nkeys > 0 ? nkeys + 1 : 0;
 }
 
+/* What a list needs in a build: its table, its direction, how far each query is from it. */
+static size_t
+list_nbytes(int dim)
+{
+	return bq_block_nbytes(dim) + dim * sizeof(float) + BQ_QUERIES * sizeof(float);
+}
+
+/* The same of so many lists, and of the queries: their tables and neighbours. */
+size_t
+bq_lists_nbytes(int dim, uint32 nlists)
+{
+	return nlists * list_nbytes(dim) +
+		BQ_QUERIES * (bq_block_nbytes(dim) + bq_count_candidates(dim) * sizeof(BqNeighbour));
+}
+
 /*
  * How many rows may be in memory, with all that a build needs beside them: lengths, position,
- * keys, list, places in two orders; its part of a list's table and direction.  Codes are there
- * twice while they move to shared memory.
+ * keys, list, places in two orders; what `nlists` lists need, or if that is 0, a list for
+ * BQ_ROWS_PER_LIST rows.  Codes are there twice while they move to shared memory.
  */
 size_t
-bq_rows_limit(int dim, int nkeys, int work_mem_kb, bool shared)
+bq_rows_limit(int dim, int nkeys, int work_mem_kb, bool shared, uint32 nlists)
 {
+	size_t		memory = (size_t) work_mem_kb * 1024;
 	size_t		row_nbytes = bq_planes_nbytes(dim) * (shared ? 2 : 1) + sizeof(float) +
 		sizeof(uint16) + sizeof(ItemPointerData) + count_words(nkeys) * sizeof(uint32) +
 		sizeof(uint32) + 2 * sizeof(size_t);
-	size_t		list_nbytes = bq_block_nbytes(dim) + dim * sizeof(float);
 
-	return Max((size_t) work_mem_kb * 1024 / (row_nbytes + list_nbytes / BQ_ROWS_PER_LIST), 1024);
+	if (nlists > 0)
+		memory -= Min(bq_lists_nbytes(dim, nlists), memory / 2);
+	else
+		row_nbytes += list_nbytes(dim) / BQ_ROWS_PER_LIST;
+	return Max(memory / row_nbytes, 1024);
 }
 
 /* Memory of any size; NULL: none so far. */

@@ -293,7 +293,7 @@ split_list(IndexVacuumInfo *info, uint32 list, double nrows, double target, uint
 	split.layout = bq_read_layout(split.index);
 	dim = split.layout.dim;
 	split.codes = (uint8 *) palloc(bq_block_nbytes(dim));
-	limit = bq_rows_limit(dim, split.layout.nkeys, vacuum_work_mem(), false);
+	limit = bq_rows_limit(dim, split.layout.nkeys, vacuum_work_mem(), false, 0);
 	limit = Max(BQ_BLOCK, Min(limit, (size_t) (nrows * 1.25) + 1024));
 	split.rows.nkeys = split.layout.nkeys;
 	split.rows.n = limit - 1;
@@ -374,7 +374,8 @@ measure_probes(IndexVacuumInfo *info, double nrows)
 	BqLayout	layout = bq_read_layout(index);
 	BqListData *entries = bq_read_entries(index, &layout);
 	BqSplit		sample = {.index = index, .layout = layout};
-	size_t		limit = Min(bq_rows_limit(layout.dim, layout.nkeys, vacuum_work_mem(), false), MEASURE_ROWS);
+	size_t		limit = Min(bq_rows_limit(layout.dim, layout.nkeys, vacuum_work_mem(), false, 0),
+							MEASURE_ROWS);
 	double		share = limit / Max(1.2 * nrows, 1);
 	BqCentroids centroids;
 	uint32	   *lists;
