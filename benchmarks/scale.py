@@ -271,6 +271,8 @@ class Run:
         return self.kept.enter_context(conn)
 
     def stop(self) -> None:
+        if self.server is not None:
+            self.conn.execute("CHECKPOINT")  # the server's own is given a minute
         self.kept.close()
         self.server = None
 
