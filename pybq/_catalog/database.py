@@ -72,7 +72,7 @@ class Database(ABC):
         """Return the rows of a query for each set of parameters, sent in one go (a pipeline)."""
 
     @abstractmethod
-    def transaction(self) -> AbstractAsyncContextManager[Any]:
+    def transaction(self, force_rollback: bool = False) -> AbstractAsyncContextManager[Any]:
         """Begin a transaction, or a savepoint in the one that is open."""
 
     @abstractmethod
@@ -152,8 +152,8 @@ class BlockingDatabase(Database):
                 cursors = [self._execute(statement, each) for each in parameters]
                 return [cursor.fetchall() for cursor in cursors]
 
-    def transaction(self) -> AbstractAsyncContextManager[Any]:
-        return _Blocking(self._connection.transaction())
+    def transaction(self, force_rollback: bool = False) -> AbstractAsyncContextManager[Any]:
+        return _Blocking(self._connection.transaction(force_rollback=force_rollback))
 
     def copy(self, statement: Statement) -> AbstractAsyncContextManager[CopyStream]:
         cursor = Cursor(self._connection, row_factory=tuple_row)
@@ -221,8 +221,8 @@ class AsyncDatabase(Database):
             cursors = [await self._execute(statement, each) for each in parameters]
             return [await cursor.fetchall() for cursor in cursors]
 
-    def transaction(self) -> AbstractAsyncContextManager[Any]:
-        return self._connection.transaction()
+    def transaction(self, force_rollback: bool = False) -> AbstractAsyncContextManager[Any]:
+        return self._connection.transaction(force_rollback=force_rollback)
 
     def copy(self, statement: Statement) -> AbstractAsyncContextManager[CopyStream]:
         return AsyncCursor(self._connection, row_factory=tuple_row).copy(statement)

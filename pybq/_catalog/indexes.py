@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -9,7 +10,8 @@ from typing import NamedTuple
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
-from pybq._catalog.database import Database
+from pybq._catalog.citus import name_shard
+from pybq._catalog.database import Database, Row
 from pybq._codes.metric import Metric, find_metric, name_opclass
 from pybq.errors import ExtensionMissingError
 
@@ -123,39 +125,61 @@ async def find_indexes(db: Database, table: int, column: str) -> list[VectorInde
     ]
 
 
-async def tell_index(db: Database, index: VectorIndex) -> VectorIndex:
-    """Add what an index of bq consists of, if the caller may know."""
+async def tell_index(db: Database, index: VectorIndex, distributed: bool = False) -> VectorIndex:
+    """Add what an index of bq consists of, if the caller may know.
+
+    That of a table that Citus distributes is empty, and made of those of the shards.
+    """
+    leaves = await find_leaves(db, index)
+    if distributed:
+        sizes = [
+            await db.fetch_one("SELECT citus_relation_size(%s)", [leaf.oid]) for leaf in leaves
+        ]
+        index = replace(index, nbytes=sum(size[0] for size in sizes if size))
     if index.method != "bq" or not index.valid:
         return index
-    leaves = await find_leaves(db, index)
+    tell = _tell_shards if distributed else _tell_leaf
     try:
         async with db.transaction():
-            parts = [
-                await db.fetch_one(
-                    "SELECT lists, live_rows, transform, choice, hint"
-                    " FROM bq_index_info(%s::oid::regclass)",
-                    [leaf.oid],
-                )
-                for leaf in leaves
-            ]
+            found = [part for leaf in leaves for part in await tell(db, leaf)]
     except InsufficientPrivilege:
         return index
-    found = [part for part in parts if part is not None]
     if not found:
         return index
-    lists, live_rows = (sum(part[i] for part in found) for i in (0, 1))
+    lists, live_rows = (sum(part[i] for part in found) for i in (1, 2))
     transform, choice = (
-        found[0][i] if len({part[i] for part in found}) == 1 else None for i in (2, 3)
+        found[0][i] if len({part[i] for part in found}) == 1 else None for i in (3, 4)
     )
-    hints = [
-        f"{leaf.name}: {part[4]}" if index.partitioned else part[4]
-        for leaf, part in zip(leaves, parts, strict=True)
-        if part is not None and part[4]
-    ]
+    several = index.partitioned or distributed
+    hints = [f"{part[0]}: {part[5]}" if several else part[5] for part in found if part[5]]
     hint = "; ".join(hints) or None
     return replace(
         index, lists=lists, live_rows=live_rows, transform=transform, choice=choice, hint=hint
     )
+
+
+_INFO = (
+    "SELECT relname, lists, live_rows, transform, choice, hint"
+    " FROM pg_class AS c, bq_index_info(c.oid) WHERE c.oid = {}"
+)
+
+
+async def _tell_leaf(db: Database, leaf: Leaf) -> list[Row]:
+    return await db.fetch(sql.SQL(_INFO).format(sql.SQL("%s")), [leaf.oid])
+
+
+async def _tell_shards(db: Database, leaf: Leaf) -> list[Row]:
+    """The same of each shard's index; nothing if one does not answer, or may not."""
+    info = sql.SQL(_INFO).format(name_shard(leaf.schema, leaf.name))
+    command = sql.SQL("SELECT row_to_json(info) FROM ({}) AS info").format(info)
+    rows = await db.fetch(
+        "SELECT success, result FROM pg_index, run_command_on_shards(indrelid, %s)"
+        " WHERE indexrelid = %s",
+        [command.as_string(db.connection), leaf.oid],
+    )
+    if not all(success for success, _ in rows):
+        return []
+    return [tuple(json.loads(result).values()) for _, result in rows]
 
 
 class Leaf(NamedTuple):

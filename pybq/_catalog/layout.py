@@ -63,11 +63,17 @@ class Layout:
     columns: Mapping[str, Column]  # all others
     declared: bool = True  # dim is that of the column, without which there can be no index
     sharded: bool = False  # some of its partitions are foreign tables
+    distributed: bool = False  # by Citus: its rows are in shards
     named_schema: str | None = None  # as the caller gave it; None: found on the search path
 
     @property
     def identifier(self) -> sql.Identifier:
         return name_table(self.name, self.schema)
+
+    @property
+    def remote(self) -> bool:
+        """Whether rows are on other servers, which do not know the settings of a session."""
+        return self.sharded or self.distributed
 
     @property
     def store(self) -> str | None:
@@ -152,7 +158,7 @@ class Layout:
     def with_keys(self, ids: Iterable[Any]) -> tuple[sql.Composed, list[list[Any]]]:
         """Return a condition on rows of these keys, and its parameters."""
         keys, parameters = self.unnest_keys(ids)
-        if self.sharded and len(self.key) == 1:  # a condition that other servers are sent
+        if self.remote and len(self.key) == 1:  # a condition that other servers are sent
             (key,) = self.key
             return sql.SQL("{} = ANY (%s::{}[])").format(key.identifier, key.type), parameters
         return sql.SQL("({}) IN (SELECT * FROM {})").format(self.keys, keys), parameters

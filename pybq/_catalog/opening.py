@@ -10,6 +10,7 @@ from psycopg import DataError, ProgrammingError, sql
 from psycopg.errors import DuplicateTable
 
 from pybq._catalog import registry
+from pybq._catalog.citus import is_distributed
 from pybq._catalog.database import Database
 from pybq._catalog.indexes import find_indexes
 from pybq._catalog.layout import ITEM_NBYTES, PLACE, Column, Layout, name_table
@@ -155,11 +156,13 @@ async def _read_layout(
     sharded = kind == "p" and await _has_foreign_partitions(db, oid)
     if has_codes and (len(keys) != 1 or keys == (PLACE,)):
         raise TableError(f"table {name!r} has no primary key of one column")
-    if keys == (PLACE,) and kind == "p":
+    distributed = await is_distributed(db, oid)
+    if keys == (PLACE,) and (kind == "p" or distributed):
+        what, parts = ("distributed", "shards") if distributed else ("partitioned", "partitions")
+        remedy = "say with key which columns tell them apart"
         raise TableError(
-            f"table {name!r} is partitioned and has no primary key: rows of several partitions are "
-            "at the same place; "
-            + ("say with key which columns tell them apart" if sharded else "add a primary key")
+            f"table {name!r} is {what} and has no primary key: rows of several {parts} are at the "
+            f"same place; {remedy if sharded or distributed else 'add a primary key'}"
         )
     searched = columns.pop(column)
     vectors: Column | None = searched
@@ -184,6 +187,7 @@ async def _read_layout(
         *(name, schema, oid, dim, metric, keys, searched, vectors, columns),
         declared=declared,
         sharded=sharded,
+        distributed=distributed,
         named_schema=named_schema,
     )
 

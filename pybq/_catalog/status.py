@@ -129,7 +129,7 @@ class Status:
 async def read_status(db: Database, layout: Layout) -> Status:
     """Ask the database for the status of a table."""
     found = await find_indexes(db, layout.oid, layout.searched.name)
-    indexes = [await tell_index(db, index) for index in found]
+    indexes = [await tell_index(db, index, layout.distributed) for index in found]
     advice = None
     # indexes of partitions on other servers are not seen from here
     if not layout.sharded and not any(

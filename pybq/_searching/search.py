@@ -18,6 +18,7 @@ from psycopg import BaseConnection, sql
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
+from pybq._catalog.citus import set_everywhere
 from pybq._catalog.database import Database, Row
 from pybq._catalog.layout import Layout
 from pybq._codes.arrays import as_numbers
@@ -202,7 +203,8 @@ async def fetch(db: Database, layout: Layout, statement: Statement) -> list[list
     do those of norm 0 by cosine distance. They are left out, as the index does.
     """
     text, parameters = statement.text, statement.parameters
-    async with _setting(db, statement.settings) if statement.settings else nullcontext():
+    setting = _setting_everywhere if layout.distributed else _setting
+    async with setting(db, statement.settings) if statement.settings else nullcontext():
         if len(parameters) == 1:
             found = [await db.fetch(text, parameters[0])]
         else:
@@ -235,6 +237,23 @@ async def _setting(db: Database, values: Mapping[str, str]) -> AsyncIterator[Non
             for name, before in zip(values, row[::2], strict=True):
                 # null where the server has not loaded the extension's library yet
                 await db.fetch("SELECT set_config(%s, %s, true)", [name, before or DEFAULTS[name]])
+
+
+@asynccontextmanager
+async def _setting_everywhere(db: Database, values: Mapping[str, str]) -> AsyncIterator[None]:
+    """The same on the workers of Citus.
+
+    What was set there cannot be asked for, and so is not put back, but rolled back.
+    """
+    async with db.transaction(force_rollback=True):
+        names = list(values)
+        row = await db.fetch_one(
+            f"SELECT {', '.join(['current_setting(%s, true)'] * len(names))}", names
+        )
+        assert row is not None
+        off = {name for name, before in zip(names, row, strict=True) if before == "off"}
+        await set_everywhere(db, {name: values[name] for name in names if name not in off})
+        yield
 
 
 def _write_text(layout: Layout, connection: BaseConnection[Any], shape: Shape) -> str:
@@ -279,14 +298,14 @@ def _write_text(layout: Layout, connection: BaseConnection[Any], shape: Shape) -
         wanted = f"{keys}, {by_index} AS distance{extra}"
         return nearest(wanted, shape.k, len(layout.key) + 1)
     vector, sign = quote(layout.source.identifier), quote(layout.operator(layout.source))
-    place = f", row_number() OVER (ORDER BY {by_index}) AS place" if shape.ranked else ""
-    candidates = f"{keys}, {vector}{extra}{place}"
-    if shape.parts:
+    # Numbered when they are there: below a window, Citus sends no LIMIT to shards.
+    place = ", row_number() OVER (ORDER BY bq_distance) AS place" if shape.ranked else ""
+    candidates = f"{keys}, {vector}{extra}"
+    if shape.parts or shape.ranked:
         candidates += f", {by_index} AS bq_distance"
     last = len(layout.key) + len(shape.columns) + 2
     return (
-        f"SELECT {keys}, {vector} {sign} %(_bq_exact)s AS distance{extra}"
-        f"{', place' if shape.ranked else ''}"
+        f"SELECT {keys}, {vector} {sign} %(_bq_exact)s AS distance{extra}{place}"
         f" FROM ({nearest(candidates, shape.candidates, last)}) AS candidates"
         f" ORDER BY 2 LIMIT {shape.k}"
     )

@@ -12,12 +12,20 @@ from psycopg.errors import DuplicateTable, LockNotAvailable
 from psycopg.pq import TransactionStatus
 
 from pybq._catalog import registry
+from pybq._catalog.citus import is_distributed
 from pybq._catalog.database import BlockingDatabase, run
-from pybq._catalog.indexes import VectorIndex, find_indexes, find_opclass, set_recall, write_index
+from pybq._catalog.indexes import (
+    VectorIndex,
+    find_indexes,
+    find_opclass,
+    set_recall,
+    tell_index,
+    write_index,
+)
 from pybq._catalog.layout import ITEM_NBYTES, PLACE, Layout
 from pybq._catalog.opening import find_table, read_columns
 from pybq._codes.metric import Metric, check_metric
-from pybq._tables.comparison import Comparison, compare_indexes
+from pybq._tables.comparison import Comparison, check_comparable, compare_indexes
 from pybq.errors import TableError
 
 # PostgreSQL, src/include/pg_config_manual.h: NAMEDATALEN - 1
@@ -162,6 +170,8 @@ def adopt(
         db = BlockingDatabase(conn)
         found = find_column(db, table, column, schema)
         _check_column(db, found, filters)
+        if compare:
+            check_comparable(found)
         there = _find_indexes(db, found)
         vectors = found.searched
         codes = run(registry.find_codes(db, found.oid, vectors.name))
@@ -191,7 +201,7 @@ def adopt(
             name,
             statement,
             seconds,
-            made.nbytes,
+            run(tell_index(db, made, found.distributed)).nbytes,
             [index.name for index in others],
             compare_indexes(conn, found, [made, *others], k, sample) if compare else None,
             [_write_drop(index).as_string(conn) for index in others],
@@ -234,6 +244,7 @@ def find_column(
         source=vectors,
         columns=columns,
         declared=dim is not None,
+        distributed=run(is_distributed(db, there.oid)),
     )
 
 

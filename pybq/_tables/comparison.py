@@ -89,6 +89,15 @@ def compare_all(
     return compare_indexes(table.connection, layout, usable, k, sample, queries)
 
 
+def check_comparable(layout: Layout) -> None:
+    """Refuse a table of whose indexes the planner here cannot be made to take one."""
+    if layout.distributed:
+        raise TableError(
+            f"table {layout.name!r} is distributed, and its indexes cannot be compared from here; "
+            "pybq recall says what searches of it find"
+        )
+
+
 def compare_indexes(
     conn: Connection[Any],
     layout: Layout,
@@ -134,6 +143,7 @@ def compare_indexes(
     transactions that are read only and end with each query, so that no snapshot is held for long.
     What it does cost: `sample` times the table is read in full, for the exact order.
     """
+    check_comparable(layout)
     db = BlockingDatabase(conn)
     own, vectors = take_queries(db, layout, queries, k, sample)
     source = layout.source

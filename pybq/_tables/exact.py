@@ -64,9 +64,9 @@ def find_nearest(
             layout,
             "SELECT {keys}, {vector} {operator} %s::real[]::{type} AS distance FROM {table}"
             " WHERE {vector} IS NOT NULL ORDER BY "
-            + ("({vector} {operator} %s::real[]::{type}) + 0" if layout.sharded else "distance")
+            + ("({vector} {operator} %s::real[]::{type}) + 0" if layout.remote else "distance")
             + " LIMIT %s",
-            [query, *([query] if layout.sharded else []), k + (own is not None)],
+            [query, *([query] if layout.remote else []), k + (own is not None)],
         )
         seconds = time.perf_counter() - start
     found = [(layout.take_key(row), row[-1]) for row in rows if row[-1] == row[-1]]

@@ -260,7 +260,7 @@ async def get(
     given, keys = layout.unnest_keys(ids)
     condition: sql.Composable = sql.SQL("true")
     more: list[list[Any]] = []
-    if layout.sharded:  # a join is not sent to other servers
+    if layout.remote:  # a join is not sent to other servers
         condition, more = layout.with_keys(keys[0] if len(keys) == 1 else zip(*keys, strict=True))
     rows = await table._db.fetch(
         sql.SQL(

@@ -152,6 +152,11 @@ async def _read_state(db: Database, layout: Layout) -> Encoding:
             f"column {layout.code.name!r} is generated; change its expression instead: drop it, "
             "and add it with another transform"
         )
+    if layout.distributed:
+        raise TableError(
+            f"table {layout.name!r} is distributed, which is not handled: load its vectors into "
+            "another table"
+        )
     if state.partitioned:
         raise TableError(f"table {layout.name!r} is partitioned or inherited, which is not handled")
     return state

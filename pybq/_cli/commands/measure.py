@@ -42,16 +42,18 @@ def recall(
     given = None if queries is None else read_queries(queries)
     with connect(dsn) as conn:
         opened = open_table(conn, table, schema, vectors)
-        if opened.code_column is None:
+        by_index = opened.code_column is None
+        if by_index and not opened._layout.distributed:
             print_comparison(compare_all(opened, k, sample, given), as_json)
             return
         measured = measure_recall(opened, given, k, sample)
     if as_json:
         print_json({"k": k, "measured": [dataclasses.asdict(one) for one in measured]})
         return
-    grid = Grid("rerank", f"recall@{k}", "ms per query")
+    grid = Grid("asked for" if by_index else "rerank", f"recall@{k}", "ms per query")
     for one in measured:
-        name = "codes alone" if one.rerank is None else f"{one.rerank:g}"
+        setting, unset = (one.wanted, "nothing") if by_index else (one.rerank, "codes alone")
+        name = unset if setting is None else f"{setting:g}"
         grid.add_row(name, f"{one.recall:.3f}", f"{one.milliseconds:.2f}")
     out.print(grid)
 
@@ -107,8 +109,9 @@ def bench(
         if opened.code_column is None:
             if rerank is not None:
                 raise typer.BadParameter(f"--rerank: table {table} has no column of codes")
-            print_comparison(compare_all(opened, k, sample, given), as_json)
-            return
+            if not opened._layout.distributed:
+                print_comparison(compare_all(opened, k, sample, given), as_json)
+                return
         found = bench_table(opened, given, k, sample, RERANK if rerank is None else rerank)
     if as_json:
         print_json(dataclasses.asdict(found))
