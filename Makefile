@@ -28,8 +28,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert test-sanitize \
 	analyze fuzz fuzz-pages bench \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers bench-shards \
-	bench-scale \
-	torture stress test-shards test-spark test-upgrade format clean
+	bench-scale torture stress test-shards test-spark test-upgrade test-citus format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -136,6 +135,13 @@ WITH_SHARDS = kept=$$(.ci/debian-server trixie 17) || { \
 test-shards: .venv/tested .venv/built ## partitions on other servers, Debian's 17, by postgres_fdw
 	@$(WITH_SHARDS) && \
 	$(BIN)/pytest -p no:xdist --bin "$$bin" tests/server/test_shards.py tests/server/test_fdw.py
+
+# Settings of Citus are for the start of a server, so tests start their own, of this installation.
+test-citus: .venv/tested .venv/built ## tables distributed by Citus; installs bq into PG_CONFIG's server, which has it
+	@test -e "$$('$(PG_CONFIG)' --pkglibdir)/citus.so" || { echo 'skipped: the server of $(PG_CONFIG)' \
+		'has no Citus; make test-citus PG_CONFIG=... names one (.ci/citus-server builds it)'; exit 77; }
+	$(MAKE) --silent -C extension PG_CONFIG='$(PG_CONFIG)' BUILD='$(CURDIR)/build/citus' install
+	$(BIN)/pytest -p no:xdist --bin "$$('$(PG_CONFIG)' --bindir)" tests/server/test_citus.py
 
 test-spark: .venv/sparked .venv/built ## Spark and Dask, workers killed midway: needs Java 17 or later, downloads 450 MB
 	$(BIN)/pytest -p no:xdist tests/frames
