@@ -28,7 +28,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert test-sanitize \
 	analyze fuzz fuzz-pages bench \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers bench-shards \
-	bench-scale torture stress test-shards test-spark test-upgrade test-citus format clean
+	bench-scale torture stress test-shards test-spark test-upgrade test-citus test-replicas format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -142,6 +142,10 @@ test-citus: .venv/tested .venv/built ## tables distributed by Citus; installs bq
 		'has no Citus; make test-citus PG_CONFIG=... names one (.ci/citus-server builds it)'; exit 77; }
 	$(MAKE) --silent -C extension PG_CONFIG='$(PG_CONFIG)' BUILD='$(CURDIR)/build/citus' install
 	$(BIN)/pytest -p no:xdist --bin "$$('$(PG_CONFIG)' --bindir)" tests/server/test_citus.py
+
+test-replicas: .venv/tested .venv/built ## standbys under load, logical replication between 16 and 18
+	$(BIN)/pytest -p no:xdist tests/replicas
+	$(BIN)/pytest -p no:xdist tests/replicas/test_standby.py --postgres 16
 
 test-spark: .venv/sparked .venv/built ## Spark and Dask, workers killed midway: needs Java 17 or later, downloads 450 MB
 	$(BIN)/pytest -p no:xdist tests/frames

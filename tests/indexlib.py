@@ -403,8 +403,8 @@ def run_threads(*targets: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def start_standby(primary: pybq.Server) -> Iterator[pybq.Server]:
-    """A streaming standby of an embedded server."""
+def start_standby(primary: pybq.Server, **changes: embedded.Setting) -> Iterator[pybq.Server]:
+    """A streaming standby of an embedded server; replay waits for readers, unless told not to."""
     folder = primary._make_folder()
     primary._run(
         "pg_basebackup",
@@ -417,6 +417,7 @@ def start_standby(primary: pybq.Server) -> Iterator[pybq.Server]:
     for lock in (folder / "standby").glob(".s.PGSQL.*"):
         lock.unlink()  # of the primary's socket
     settings: dict[str, embedded.Setting] = {"fsync": False, "max_standby_streaming_delay": -1}
+    settings.update(changes)
     standby = pybq.Server(folder / "standby", primary.postgres, settings)
     standby._bin = primary._bin
     standby._start()  # not start(): extensions cannot be created here

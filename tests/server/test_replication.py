@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import psycopg
 import pytest
+from indexlib import assert_index_equals_sort, check, info
 from psycopg.conninfo import make_conninfo
-from shared import Conn
+from shared import SEED, Conn
 
 import pybq
+from pybq.psycopg import register_bq
 
 TABLE = "CREATE TABLE items (id int PRIMARY KEY, code bqvec(70), query bqquery)"
 INSERT = """
@@ -48,6 +51,8 @@ def test_subscriber_gets_the_same_values(publisher: str, binary: bool) -> None:
         for conn in (source, target):
             conn.execute("CREATE EXTENSION bq")
             conn.execute(TABLE)
+        # of its own, but for the row that gets a code of another transform
+        target.execute("CREATE INDEX items_code ON items USING bq (code) WHERE id <> 7")
         source.execute(INSERT, (1, 100))
         source.execute("CREATE PUBLICATION p FOR TABLE items")
         # made by hand: within one server, CREATE SUBSCRIPTION would wait for itself
@@ -68,5 +73,10 @@ def test_subscriber_gets_the_same_values(publisher: str, binary: bool) -> None:
             while (found := target.execute(CONTENTS).fetchone()) != expected:
                 assert time.monotonic() < deadline, f"expected {expected}, got {found}"
                 time.sleep(0.05)
+            register_bq(target)
+            check(target, "items_code")
+            assert info(target, "items_code")["live_rows"] >= 197
+            vectors = np.random.default_rng(SEED).standard_normal((3, 70), np.float32)
+            assert_index_equals_sort(target, vectors, transform=3, where="id <> 7")
         finally:
             target.execute("DROP SUBSCRIPTION s")
