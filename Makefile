@@ -5,6 +5,7 @@ PYTHON ?= python3
 PG_CONFIG ?= pg_config
 # For `make bench` rows to compare with, a file .npy or a folder of vector sets; for `bench-recall`,
 # `bench-index`, `bench-vectors`, `bench-shards` and `bench-scale` such a folder (benchmarks/README.md)
+# `bench-index`, `bench-vectors`, `bench-shards` and `bench-citus` such a folder (benchmarks/README.md)
 DATA ?=
 # More for `make bench`: --quick, --rows N, --server NAME=DSN, ...
 ARGS ?=
@@ -27,8 +28,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 .DEFAULT_GOAL := build
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert test-sanitize \
 	analyze fuzz fuzz-pages bench \
-	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers bench-shards \
-	bench-scale torture stress test-shards test-spark test-upgrade test-citus test-replicas format clean
+	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers bench-shards bench-scale torture stress test-shards test-spark test-upgrade test-citus test-replicas bench-citus format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -137,10 +137,14 @@ test-shards: .venv/tested .venv/built ## partitions on other servers, Debian's 1
 	$(BIN)/pytest -p no:xdist --bin "$$bin" tests/server/test_shards.py tests/server/test_fdw.py
 
 # Settings of Citus are for the start of a server, so tests start their own, of this installation.
-test-citus: .venv/tested .venv/built ## tables distributed by Citus; installs bq into PG_CONFIG's server, which has it
+define WITH_CITUS
 	@test -e "$$('$(PG_CONFIG)' --pkglibdir)/citus.so" || { echo 'skipped: the server of $(PG_CONFIG)' \
-		'has no Citus; make test-citus PG_CONFIG=... names one (.ci/citus-server builds it)'; exit 77; }
-	$(MAKE) --silent -C extension PG_CONFIG='$(PG_CONFIG)' BUILD='$(CURDIR)/build/citus' install
+		'has no Citus; make $@ PG_CONFIG=... names one (.ci/citus-server builds it)'; exit 77; }
+	@env -u MAKEFLAGS -u DATA $(MAKE) --silent -C extension PG_CONFIG='$(PG_CONFIG)' BUILD='$(CURDIR)/build/citus' install
+endef
+
+test-citus: .venv/tested .venv/built ## tables distributed by Citus; installs bq into PG_CONFIG's server, which has it
+	$(WITH_CITUS)
 	$(BIN)/pytest -p no:xdist --bin "$$('$(PG_CONFIG)' --bindir)" tests/server/test_citus.py
 
 test-replicas: .venv/tested .venv/built ## standbys under load, logical replication between 16 and 18
@@ -187,6 +191,10 @@ bench-shards: .venv/tested .venv/built ## one table beside four servers by postg
 bench-scale: .venv/tested .venv/built ## a table that grows to ROWS=10000000: in OUT, 22 GB of disk, half an hour
 	$(if $(DATA),$(PY) benchmarks/scale.py '$(DATA)' --out '$(or $(OUT),build/scale)' --rows $(or $(ROWS),10000000),@echo \
 		'scale.py needs a folder of vector sets: make bench-scale DATA=FOLDER'; exit 1)
+bench-citus: .venv/tested .venv/built ## one table beside two workers of Citus
+	@$(if $(DATA),,echo 'citus.py needs a folder of vector sets: make bench-citus DATA=FOLDER'; exit 1)
+	$(WITH_CITUS)
+	$(PY) benchmarks/citus.py '$(DATA)' --bin "$$('$(PG_CONFIG)' --bindir)"
 
 format: .venv/tested ## Python by ruff
 	$(BIN)/ruff check --fix .

@@ -465,6 +465,17 @@ def test_columns_of_codes(filled: Cluster, conn: Conn, vectors: Vectors) -> None
         table.reencode()
     with pytest.raises(psycopg.Error, match="triggers are not supported on distributed tables"):
         table.create_trigger()
+    # another table, of the same name
+    rows(conn, "SELECT undistribute_table('coded')")
+    assert pybq.Table(conn, "coded").code_column is None
+    rows(conn, "SELECT bq_forget_column(table_name::oid, code_column) FROM bq_columns")
+    rows(
+        conn,
+        "SELECT bq_register_column('coded', 'code', 'embedding', %s, 'cosine', %s)",
+        (DIM, transform),
+    )
+    table = pybq.Table(conn, "coded")
+    assert table.code_column == "code" and table.search(vectors[7], k=1)[0].distance < 1e-3
     table.drop()
     assert rows(conn, "SELECT count(*) FROM bq_columns") == [0]
 
@@ -489,6 +500,8 @@ def test_table_writes_reads_and_loads(cluster: Cluster, conn: Conn, vectors: Vec
     # from a worker, which knows all shards, too
     with cluster.connect(1) as worker:
         assert pybq.Table(worker, "written").search(vectors[3500], k=1)[0].id == 3500
+    rows(conn, "REINDEX INDEX CONCURRENTLY written_v")
+    assert table.status().indexes[0].live_rows == 3999
     adopted = pybq.adopt(conn, "written", metric="l2", recall=0.9)
     assert adopted.nbytes == sum(
         map(
@@ -557,6 +570,29 @@ def test_what_is_not_possible_says_what_to_do(
     # a query of PostgreSQL alone: Citus wants the vector itself
     with pytest.raises(psycopg.Error, match="complex joins are only supported"):
         rows(conn, "SELECT id FROM items ORDER BY v <=> (SELECT v FROM items WHERE id = 1) LIMIT 2")
+    rows(conn, "SET plan_cache_mode = force_generic_plan")
+    with pytest.raises(psycopg.Error, match="could not create distributed plan"):
+        conn.execute(FLAT.format("").encode(), {"q": str(vectors[4].tolist())}, prepare=True)
+
+
+def test_the_page_runs(cluster: Cluster, conn: Conn) -> None:
+    """The statements of docs/growing.md, but for those that name servers."""
+    page = (Path(__file__).parents[2] / "docs" / "growing.md").read_text()
+    section = page.partition("\n## Citus\n")[2].partition("\n## ")[0]
+    examples = [each for each in re.findall(r"^```\n(.*?)^```$", section, re.S | re.M)]
+    assert len(examples) == 3 and "citus_add_node" in examples.pop(0)
+    answers = []
+    for example in examples:
+        text = re.sub(r"--.*", "", example)
+        for statement in re.findall(r"(?:\$\$.*?\$\$|[^;])+", text, re.S):
+            if statement.strip():
+                answers.append(rows(conn, statement))
+    answers = [answer for answer in answers if answer and answer != [""]]
+    german, recalls, near = answers
+    assert len(german) == 2 and all(id % 3 == 0 for id in german)
+    assert len(recalls) == 4 and all(float(recall) > 0.8 for _, recall in recalls)
+    assert len(near) == 2
+    rows(conn, "DROP TABLE articles")
 
 
 # -- shards that move -----------------------------------------------------------------------
