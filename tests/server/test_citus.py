@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -514,6 +515,28 @@ def test_table_writes_reads_and_loads(cluster: Cluster, conn: Conn, vectors: Vec
         )
     )
     table.drop()
+
+
+def test_command_and_coroutines(filled: Cluster, vectors: Vectors) -> None:
+    testing = pytest.importorskip("typer.testing")
+    from pybq._cli.app import app
+
+    for command in ("recall", "bench"):
+        arguments = [command, "items", "--dsn", filled.dsns[0], "--sample", "5"]
+        said = testing.CliRunner().invoke(app, [*arguments, "--json"])
+        assert said.exit_code == 0, said.output
+        measured = json.loads(said.output)["measured"]
+        assert all(0.5 < one["recall"] <= 1 for one in measured) and len(measured) >= 2
+        said = testing.CliRunner().invoke(app, arguments)
+        assert said.exit_code == 0 and "recall@10" in said.output
+
+    async def search() -> list[Any]:
+        async with await psycopg.AsyncConnection.connect(filled.dsns[0]) as conn:
+            table = await pybq.AsyncTable.open(conn, "items")
+            where = "current_setting('bq.recall', true) = '0.77'"
+            return await table.search(vectors[3], recall=0.77, where=where)
+
+    assert len(asyncio.run(search())) == 10
 
 
 @pytest.mark.parametrize("kind", ["partitioned", "reference", "local", "schema"])
