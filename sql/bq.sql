@@ -693,6 +693,13 @@ CREATE FUNCTION bq_recall(index regclass, sample integer DEFAULT 100, k integer 
 COMMENT ON FUNCTION bq_recall(regclass, integer, integer) IS
 	'share of the k nearest rows (of an index on codes by <=>, on vectors by its own distance) that a scan finds at the current settings, of what it finds in all lists; the queries are rows of the index itself, other queries may find less';
 
+CREATE FUNCTION bq_search(index regclass, queries anyarray, k integer DEFAULT 10,
+	OUT query integer, OUT tid tid, OUT distance float8)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'bq_index_search' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED COST 10000;
+COMMENT ON FUNCTION bq_search(regclass, anyarray, integer) IS
+	'the k nearest rows of each of many queries by a bq index on vectors, as ORDER BY distance LIMIT k finds them one by one: number of the query, from 1; ctid of the row; distance. Queries share the reading of lists';
+
 -- bq_columns: what is known about each managed column.  As pg_statistic and pg_stats: a table
 -- that its owner and roles with pg_read_all_data read, and a view for everybody.
 

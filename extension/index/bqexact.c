@@ -99,6 +99,8 @@ row_distance(IndexScanDesc scan, BqCandidate *candidate, double *distance)
 
 	old_context = MemoryContextSwitchTo(so->row_context);
 	found = bq_fetch_value(so->fetch, &candidate->tid, &value);
+	if (found && so->together)
+		candidate->tid = bq_fetched_position(so->fetch);
 	if (found)
 	{
 		*distance = !has_distance(so, key, candidate) ? candidate->key :

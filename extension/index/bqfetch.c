@@ -90,6 +90,13 @@ bq_fetch_value(BqFetch *fetch, ItemPointer tid, Datum *value)
 	return !isnull;
 }
 
+/* Position of the row that was fetched last: that of its version, not the one in the index. */
+ItemPointerData
+bq_fetched_position(const BqFetch *fetch)
+{
+	return fetch->slot->tts_tid;
+}
+
 void
 bq_end_fetching(BqFetch *fetch)
 {

@@ -269,6 +269,7 @@ typedef struct BqListReader
 	uint32		left;			/* blocks not read yet */
 	int			nheld;			/* blocks read since interrupts were looked for */
 	int			packed;			/* rows of the block that are */
+	const uint8 *copied;		/* its rows in memory, all packed; NULL: they are on pages */
 	BqHeldPage	headers;
 	BqHeldPage	codes;
 	uint64		codes_on;		/* which of the pages of rows that is */
@@ -282,6 +283,7 @@ extern void bq_begin_list(BqListReader *reader, Relation index, const BqLayout *
 extern const BqBlockData *bq_next_block(BqListReader *reader);
 extern void bq_sum_rows(BqListReader *reader, const uint8 *table, int first, int last,
 						uint16 *sums);
+extern void bq_copy_rows(BqListReader *reader, uint8 *codes);
 extern void bq_end_list(BqListReader *reader);
 extern void bq_read_planes(Relation index, const BqLayout *layout, uint32 block, int slot,
 						   uint8 *planes);
@@ -408,6 +410,7 @@ extern BqScanReport bq_scan_report(IndexScanDesc scan);
 /* bqopen.c: for functions of SQL */
 extern Relation bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privilege,
 							  Relation *heap);
+extern void bq_check_row_security(Relation heap, Relation index, const char *what);
 
 /* bqexplain.c */
 extern void bq_explain_init(void);

@@ -174,18 +174,6 @@ bq_index_info(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
-/* Error out if row security hides rows that `what` is of. */
-static void
-check_row_security(Relation heap, Relation index, const char *what)
-{
-	if (check_enable_rls(RelationGetRelid(heap), InvalidOid, true) == RLS_ENABLED)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("%s of index \"%s\" are of rows that row security hides", what,
-						RelationGetRelationName(index)),
-				 errhint("Call it as the owner of the table, or as a role with BYPASSRLS.")));
-}
-
 PG_FUNCTION_INFO_V1(bq_index_statistics);
 
 /* SQL: bq_index_statistics(index): of the sample that its transform was chosen by, or null. */
@@ -196,7 +184,7 @@ bq_index_statistics(PG_FUNCTION_ARGS)
 	Relation	index = bq_open_index(PG_GETARG_OID(0), AccessShareLock, ACL_SELECT, &heap);
 	BqStatistics *statistics;
 
-	check_row_security(heap, index, "statistics");
+	bq_check_row_security(heap, index, "statistics");
 	statistics = bq_read_statistics(index);
 	relation_close(index, AccessShareLock);
 	table_close(heap, AccessShareLock);
@@ -342,7 +330,7 @@ bq_recall(PG_FUNCTION_ARGS)
 				 errmsg("sample and k must be positive, not %d and %d", sample, k)));
 
 	index = bq_open_index(PG_GETARG_OID(0), AccessShareLock, ACL_SELECT, &heap);
-	check_row_security(heap, index, "searches");
+	bq_check_row_security(heap, index, "searches");
 	caller = bq_become_owner(heap->rd_rel->relowner);
 	layout = bq_read_layout(index);
 	lists = bq_read_entries(index, &layout);

@@ -12,6 +12,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/rls.h"
 
 /* May the user look at an index so closely?  `privilege`: on the table, 0: ownership. */
 static void
@@ -84,4 +85,16 @@ bq_open_index(Oid index_oid, LOCKMODE lockmode, AclMode privilege, Relation *hea
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot access temporary or unlogged relations during recovery")));
 	return index;
+}
+
+/* Error out if row security hides rows that `what` is of. */
+void
+bq_check_row_security(Relation heap, Relation index, const char *what)
+{
+	if (check_enable_rls(RelationGetRelid(heap), InvalidOid, true) == RLS_ENABLED)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("%s of index \"%s\" are of rows that row security hides", what,
+						RelationGetRelationName(index)),
+				 errhint("Call it as the owner of the table, or as a role with BYPASSRLS.")));
 }

@@ -31,9 +31,6 @@
 #define PREFETCH_PAGES 8
 #define MAX_COLD_PAGES 64
 
-/* How many lists, if they are on disk. */
-#define MAX_AHEAD 15
-
 /* How many deviations more than at the first look, and how many at least (BqStop). */
 #define MORE_DEVIATIONS 1.5
 #define LEAST_DEVIATIONS 2.5
@@ -144,35 +141,38 @@ sum_block(BqScan *so, uint8 segment, BqListReader *reader, const BqBlockData *bl
 	return true;
 }
 
+/* Take in the block that a reader is at; `first_time`: count its rows. */
+void
+bq_take_block(Relation index, BqScan *so, uint8 segment, BqListReader *reader,
+			  const BqBlockData *block, bool first_time)
+{
+	uint16		sums[BQ_BLOCK];
+	uint32		rows = block->live;
+
+	if (so->filter != NULL)
+		rows &= bq_match_block(so->filter, block);
+	if (first_time)
+	{
+		so->nscanned += pg_popcount32(block->live);
+		so->nseen += pg_popcount32(rows);
+	}
+	/* without any its codes stay where they are */
+	if (rows == 0 || !sum_block(so, segment, reader, block, rows, sums))
+		return;
+	read_block(index, so, segment, reader->block, block, rows, sums);
+	so->ncodes += BQ_BLOCK;
+}
+
 /* Read all blocks of a list; `first_time`: count its rows. */
 static void
 read_list(Relation index, BqScan *so, uint8 segment, const BqChain *chain, bool first_time)
 {
-
 	BqListReader reader;
 	const BqBlockData *block;
 
 	bq_begin_list(&reader, index, &so->layout, chain);
 	while ((block = bq_next_block(&reader)) != NULL)
-	{
-		uint16		sums[BQ_BLOCK];
-
-		uint32		rows = block->live;
-
-		if (so->filter != NULL)
-			rows &= bq_match_block(so->filter, block);
-		if (first_time)
-		{
-			so->nscanned += pg_popcount32(block->live);
-			so->nseen += pg_popcount32(rows);
-		}
-		if (rows == 0)
-			continue;			/* and its codes stay where they are */
-		if (!sum_block(so, segment, &reader, block, rows, sums))
-			continue;
-		read_block(index, so, segment, reader.block, block, rows, sums);
-		so->ncodes += BQ_BLOCK;
-	}
+		bq_take_block(index, so, segment, &reader, block, first_time);
 	bq_end_list(&reader);
 }
 
@@ -180,8 +180,8 @@ read_list(Relation index, BqScan *so, uint8 segment, const BqChain *chain, bool 
  * Ask for a list that will be read next: its headers and its code pages.  A guess:
  * blocks lie in a row if the build wrote them.  True if the disk was asked.
  */
-static bool
-ask_for_list(Relation index, const BqScan *so, const BqChain *chain)
+bool
+bq_ask_for_list(Relation index, const BqScan *so, const BqChain *chain)
 {
 	const BqLayout *layout = &so->layout;
 	bool		from_disk = so->io_concurrency > 0;
@@ -289,16 +289,23 @@ goes_on_for_filter(BqScan *so)
 	return true;
 }
 
+/* Is the i-th list of the ranking, which is known, as near as the margin wants? */
+bool
+bq_is_list_near(BqScan *so, uint32 i)
+{
+	return !so->by_margin || i < so->least || !so->dropped ||
+		is_near(so, i, candidate_cosine(so, &so->limit) - so->shift - so->margin);
+}
+
 /* Is there an i-th list in this segment?  Chooses it if it was not chosen before. */
-static bool
-choose_list(BqScan *so, uint32 i)
+bool
+bq_choose_list(BqScan *so, uint32 i)
 {
 	if (i < so->nchosen)
 		return true;
 	if ((so->nchosen == so->most && !goes_on_for_filter(so)) || !bq_know_list(&so->ranking, i))
 		return false;
-	if (so->by_margin && so->nchosen >= so->least && so->dropped &&
-		!is_near(so, i, candidate_cosine(so, &so->limit) - so->shift - so->margin))
+	if (!bq_is_list_near(so, i))
 	{
 		so->most = so->nchosen;
 		return false;
@@ -309,16 +316,22 @@ choose_list(BqScan *so, uint32 i)
 
 /*
  * Read the chosen lists from number `from` on, and those that the segment goes on to
- * choose, into the candidates.
+ * choose, into the candidates; or let them be read with those of other queries.
  */
 void
 bq_read_lists(Relation index, BqScan *so, uint32 from)
 {
-	BqChain		chains[MAX_AHEAD + 1];
+	BqChain		chains[BQ_MAX_AHEAD + 1];
 	uint32		asked = from;
 	int			ahead = 1;
 
-	for (uint32 i = from; choose_list(so, i); i++)
+	if (so->together && so->sorted == NULL)
+	{
+		so->waiting = true;
+		so->waiting_from = from;
+		return;
+	}
+	for (uint32 i = from; bq_choose_list(so, i); i++)
 	{
 		/* no list that cannot be chosen, unless a filter may call for more */
 		uint32		end = so->filter != NULL ? so->layout.nlists : so->most;
@@ -329,8 +342,8 @@ bq_read_lists(Relation index, BqScan *so, uint32 from)
 
 			*chain = bq_read_chain(index, &so->layout, bq_ranked_list(&so->ranking, asked));
 			/* the disk takes its time, but can do several things at once */
-			if (ask_for_list(index, so, chain))
-				ahead = Min(so->io_concurrency, MAX_AHEAD);
+			if (bq_ask_for_list(index, so, chain))
+				ahead = Min(so->io_concurrency, BQ_MAX_AHEAD);
 		}
 		read_list(index, so, so->ranking.order[i].segment, &chains[i % lengthof(chains)], i >= so->ncounted);
 		/* blocks can be left half read as soon as there is a limit */
@@ -339,7 +352,14 @@ bq_read_lists(Relation index, BqScan *so, uint32 from)
 		so->nlists++;
 		so->ncounted = Max(so->ncounted, i + 1);
 	}
-	/* the same lists if they are read again */
+	bq_finish_lists(so);
+}
+
+/* The lists have been read. */
+void
+bq_finish_lists(BqScan *so)
+{
+	/* the same ones if they are read again */
 	so->most = so->nchosen;
 	bq_order_candidates(so);
 }

@@ -88,6 +88,7 @@ bq_begin_list(BqListReader *reader, Relation index, const BqLayout *layout, cons
 	/* Blocks are only ever added at the head: from the head read, the chain has this length. */
 	reader->left = chain->nblocks;
 	reader->nheld = 0;
+	reader->copied = NULL;
 	reader->headers.buffer = InvalidBuffer;
 	reader->codes.buffer = InvalidBuffer;
 }
@@ -176,6 +177,16 @@ bq_sum_rows(BqListReader *reader, const uint8 *table, int first, int last, uint1
 	const BqLayout *layout = reader->layout;
 	uint64		row = bq_first_row(layout, reader->block);
 
+	if (reader->copied != NULL)
+	{
+		uint16		part[BQ_BLOCK];
+
+		bq_kernel->lut_block(table + first * BQ_ROW_NBYTES,
+							 reader->copied + first * BQ_ROW_NBYTES, last - first, part);
+		for (int c = 0; c < BQ_BLOCK; c++)
+			sums[c] += part[c];
+		return;
+	}
 	for (int j = first; j < last;)
 	{
 		/* of a staged block, rows of one part that lie on one page, or a whole part */
@@ -205,6 +216,32 @@ bq_sum_rows(BqListReader *reader, const uint8 *table, int first, int last, uint1
 		for (int c = 0; c < BQ_BLOCK; c++)
 			sums[c] += part[c];
 		j += n;
+	}
+}
+
+/* Copy the codes of the block whose header was read last, packed: bq_block_nbytes(dim) bytes. */
+void
+bq_copy_rows(BqListReader *reader, uint8 *codes)
+{
+	const BqLayout *layout = reader->layout;
+	uint64		row = bq_first_row(layout, reader->block);
+
+	for (int j = 0; j < layout->nrows;)
+	{
+		bool		packed = j < reader->packed;
+		int			end = packed ? reader->packed : Min(layout->nrows, j + BQ_STAGE_ROWS);
+		uint8	   *part = packed ? codes + j * BQ_ROW_NBYTES : staged_part;
+
+		for (int i = j; i < end;)
+		{
+			int			n = bq_rows_on_page(row + i, row + end);
+
+			memcpy(part + (i - j) * BQ_ROW_NBYTES, hold_row(reader, row + i), n * BQ_ROW_NBYTES);
+			i += n;
+		}
+		if (!packed)
+			bq_kernel->unstage(staged_part, end - j, codes + j * BQ_ROW_NBYTES);
+		j = end;
 	}
 }
 

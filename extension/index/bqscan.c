@@ -118,9 +118,9 @@ prepare_vector(BqScan *so, Datum operand)
 	so->shift = so->reach.slack * USUAL_INVERSE;
 }
 
-/* Prepare table, rounding bound and order of lists for the operand. */
-static void
-start_query(IndexScanDesc scan)
+/* Prepare table, rounding bound and order of lists for the operand, and read the first lists. */
+void
+bq_start_query(IndexScanDesc scan, const BqLayout *layout)
 {
 	Relation	index = scan->indexRelation;
 	BqScan	   *so = (BqScan *) scan->opaque;
@@ -130,7 +130,7 @@ start_query(IndexScanDesc scan)
 	so->mode = (BqIterativeScan) bq_iterative_scan;
 	so->max_rows = bq_max_scan_tuples;
 	so->strategy = key->sk_strategy;
-	so->layout = bq_get_layout(index);
+	so->layout = *layout;
 	so->slack = 0;
 	so->filter = bq_make_filter(scan);
 	so->heap = scan->heapRelation;
@@ -246,13 +246,16 @@ read_lists_again(IndexScanDesc scan)
 	bq_read_lists(scan->indexRelation, so, relaxed ? so->segment_start : 0);
 }
 
-/* The next row, as so->floor; false if there is none. */
-static bool
-next_row(IndexScanDesc scan)
+/*
+ * The next row, as so->floor; false if there is none, or none before lists are read for which
+ * this query is now waiting.
+ */
+bool
+bq_next_row(IndexScanDesc scan)
 {
 	BqScan	   *so = (BqScan *) scan->opaque;
 
-	for (;;)
+	while (!so->waiting)
 	{
 		const BqCandidate *first = bq_first_candidate(so);
 
@@ -292,6 +295,7 @@ next_row(IndexScanDesc scan)
 		else
 			return false;
 	}
+	return false;
 }
 
 bool
@@ -304,6 +308,8 @@ bqgettuple(IndexScanDesc scan, ScanDirection direction)
 	Assert(ScanDirectionIsForward(direction));
 	if (!so->started)
 	{
+		BqLayout	layout;
+
 		if (scan->numberOfOrderBys != 1)
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -318,10 +324,11 @@ bqgettuple(IndexScanDesc scan, ScanDirection direction)
 		if (scan->instrument)
 			scan->instrument->nsearches++;
 #endif
-		start_query(scan);
+		layout = bq_get_layout(scan->indexRelation);
+		bq_start_query(scan, &layout);
 	}
 
-	found = next_row(scan);
+	found = bq_next_row(scan);
 	MemoryContextSwitchTo(old_context);
 	if (found)
 	{

@@ -3,6 +3,7 @@
  *
  *	bqscan.c		the access method's callbacks: prepare the query, give out rows
  *	bqprobe.c		which lists to read, and reading them into candidates
+ *	bqshare.c		reading lists once for many queries
  *	bqstop.c		when to leave a block half read
  *	bqbound.c		what sums say of distances
  *	bqcandidate.c	the candidates: the best ones in memory, or all of them sorted
@@ -29,6 +30,9 @@
 #define BQ_FIRST_BATCH 16
 #define BQ_LATER_BATCH 8
 #define BQ_MAX_BATCH 16
+
+/* Lists, if they are on disk, that are asked for at once. */
+#define BQ_MAX_AHEAD 15
 
 /* What bq.iterative_scan says of rows found late. */
 typedef enum BqIterativeScan
@@ -123,6 +127,11 @@ typedef struct BqScan
 	BqFetch    *fetch;			/* lives as long as the scan */
 	int			batch;			/* rows fetched together */
 	MemoryContext row_context;	/* emptied after each row */
+
+	/* one of many queries (bqbatch.c) */
+	bool		together;		/* lists are read by bq_read_together() ... */
+	bool		waiting;		/* ... which is to be called, ... */
+	uint32		waiting_from;	/* ... and to begin with this one of the ranking */
 
 	/* lists */
 	BqRanking	ranking;		/* the nearest first, in which order they are read */
@@ -224,8 +233,21 @@ extern int	bq_make_stops(const float *q, int dim, const BqTable *table, BqStop *
 extern void bq_look_again(Relation index, BqScan *so);
 extern void bq_rank_lists(Relation index, BqScan *so);
 extern void bq_plan_segment(BqScan *so, uint32 probes);
+extern bool bq_choose_list(BqScan *so, uint32 i);
+extern bool bq_is_list_near(BqScan *so, uint32 i);
+extern void bq_take_block(Relation index, BqScan *so, uint8 segment, BqListReader *reader,
+						  const BqBlockData *block, bool first_time);
+extern bool bq_ask_for_list(Relation index, const BqScan *so, const BqChain *chain);
 extern void bq_read_lists(Relation index, BqScan *so, uint32 from);
+extern void bq_finish_lists(BqScan *so);
 extern bool bq_wants_more_lists(BqScan *so, const BqCandidate *candidate);
+
+/* bqshare.c */
+extern void bq_read_together(Relation index, BqScan **scans, int n, uint32 most_visits);
+
+/* bqscan.c */
+extern void bq_start_query(IndexScanDesc scan, const BqLayout *layout);
+extern bool bq_next_row(IndexScanDesc scan);
 
 /* bqexact.c */
 extern void bq_make_exact(IndexScanDesc scan);
