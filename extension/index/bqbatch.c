@@ -22,7 +22,7 @@
 
 /* Of work_mem, what the lists that they choose at a time may take. */
 #define VISITS_PART 8
-#define VISIT_NBYTES 8
+#define VISIT_NBYTES 16
 
 /* The queries of a call, and where their rows go. */
 typedef struct Batch

@@ -19,6 +19,9 @@
 /* The array has room for so many times `keep`: then a selection pays. */
 #define ROOM 4
 
+/* Of many queries, memory for more of them at a time pays more. */
+#define ROOM_TOGETHER 2
+
 /*
  * Partial selection and the heap
  */
@@ -96,6 +99,7 @@ drop_candidates(BqScan *so)
 	if (!so->dropped || bq_before(&worst, &so->limit))
 		so->limit = worst;
 	so->dropped = true;
+	bq_note_limit(so);
 }
 
 /*
@@ -106,9 +110,11 @@ drop_candidates(BqScan *so)
 void
 bq_clear_candidates(BqScan *so)
 {
-	if (so->capacity < ROOM * so->keep)
+	int			room = so->together ? ROOM_TOGETHER : ROOM;
+
+	if (so->capacity < room * so->keep)
 	{
-		so->capacity = ROOM * so->keep;
+		so->capacity = room * so->keep;
 		if (so->candidates != NULL)
 			pfree(so->candidates);
 		so->candidates = (BqCandidate *)

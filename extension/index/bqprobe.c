@@ -50,7 +50,7 @@ read_block(Relation index, BqScan *so, uint8 segment, uint32 b, const BqBlockDat
 	float		keys[BQ_BLOCK];
 	double		limit = so->dropped ? so->limit.key : INFINITY;
 	uint32		wanted = rows & bq_find_rows(so, block, sums, so->table.scale, so->table.bias,
-										  bq_bound_of_key(so, limit));
+										  so->dropped ? so->bound_limit : INFINITY);
 
 	/* Few blocks have a row worth a look: find them without a branch per row. */
 	if (wanted == 0)
@@ -116,8 +116,9 @@ static bool
 sum_block(BqScan *so, uint8 segment, BqListReader *reader, const BqBlockData *block, uint32 rows,
 		  uint16 *sums)
 {
-	int			nstops = so->dropped && reader->packed == so->layout.nrows ? so->nstops : 0;
-	double		limit = nstops > 0 ? bq_bound_of_key(so, so->limit.key) : 0;
+	int			nrows = reader->layout->nrows;
+	int			nstops = so->dropped && reader->packed == nrows ? so->nstops : 0;
+	double		limit = nstops > 0 ? so->bound_limit : 0;
 	float		later = (float) Max(so->reach.deviations + MORE_DEVIATIONS, LEAST_DEVIATIONS);
 	float		deviations = so->first_look ? (float) so->reach.deviations : later;
 	int			done = 0;
@@ -137,25 +138,17 @@ sum_block(BqScan *so, uint8 segment, BqListReader *reader, const BqBlockData *bl
 			pass_block(so, segment, reader);
 		return false;
 	}
-	bq_sum_rows(reader, so->table.entries, done, so->layout.nrows, sums);
+	bq_sum_rows(reader, so->table.entries, done, nrows, sums);
 	return true;
 }
 
-/* Take in the block that a reader is at; `first_time`: count its rows. */
+/* Take in the block that a reader is at, of it these rows (bits). */
 void
 bq_take_block(Relation index, BqScan *so, uint8 segment, BqListReader *reader,
-			  const BqBlockData *block, bool first_time)
+			  const BqBlockData *block, uint32 rows)
 {
 	uint16		sums[BQ_BLOCK];
-	uint32		rows = block->live;
 
-	if (so->filter != NULL)
-		rows &= bq_match_block(so->filter, block);
-	if (first_time)
-	{
-		so->nscanned += pg_popcount32(block->live);
-		so->nseen += pg_popcount32(rows);
-	}
 	/* without any its codes stay where they are */
 	if (rows == 0 || !sum_block(so, segment, reader, block, rows, sums))
 		return;
@@ -172,7 +165,18 @@ read_list(Relation index, BqScan *so, uint8 segment, const BqChain *chain, bool 
 
 	bq_begin_list(&reader, index, &so->layout, chain);
 	while ((block = bq_next_block(&reader)) != NULL)
-		bq_take_block(index, so, segment, &reader, block, first_time);
+	{
+		uint32		rows = block->live;
+
+		if (so->filter != NULL)
+			rows &= bq_match_block(so->filter, block);
+		if (first_time)
+		{
+			so->nscanned += pg_popcount32(block->live);
+			so->nseen += pg_popcount32(rows);
+		}
+		bq_take_block(index, so, segment, &reader, block, rows);
+	}
 	bq_end_list(&reader);
 }
 
@@ -289,12 +293,12 @@ goes_on_for_filter(BqScan *so)
 	return true;
 }
 
-/* Is the i-th list of the ranking, which is known, as near as the margin wants? */
-bool
-bq_is_list_near(BqScan *so, uint32 i)
+/* There is another limit: what follows from it is asked for each block, and each list. */
+void
+bq_note_limit(BqScan *so)
 {
-	return !so->by_margin || i < so->least || !so->dropped ||
-		is_near(so, i, candidate_cosine(so, &so->limit) - so->shift - so->margin);
+	so->bound_limit = bq_bound_of_key(so, so->limit.key);
+	so->list_limit = (candidate_cosine(so, &so->limit) - so->shift - so->margin) * so->length;
 }
 
 /* Is there an i-th list in this segment?  Chooses it if it was not chosen before. */
@@ -305,7 +309,7 @@ bq_choose_list(BqScan *so, uint32 i)
 		return true;
 	if ((so->nchosen == so->most && !goes_on_for_filter(so)) || !bq_know_list(&so->ranking, i))
 		return false;
-	if (!bq_is_list_near(so, i))
+	if (!bq_is_list_near(so, i, bq_ranked_score(&so->ranking, i)))
 	{
 		so->most = so->nchosen;
 		return false;

@@ -96,32 +96,61 @@ bq_estimate_cosine(int metric, double key, double norm, double length)
 	return cosine >= -1 ? Min(cosine, 1) : -1;
 }
 
+/*
+ * What it takes to read a list comes first: where many queries are answered together, getting
+ * these lines is what a list costs.
+ */
 typedef struct BqScan
 {
-	MemoryContext scan_context; /* lives as long as the scan */
-	MemoryContext query_context;	/* emptied by each rescan */
-	BqLayout	layout;
-	int			strategy;
-	bool		started;
-	BqIterativeScan mode;		/* settings as of the start of the query */
-	int			max_rows;
-
 	/* the query */
-	const float *q;				/* as in bqquery, or the decoded code */
+	int			strategy;
+	int			nstops;			/* see `stops` */
 	double		unit;			/* keys are those of q times this power of two */
 	BqTable		table;			/* of q * unit: smaller sums are nearer */
-	BqStop		stops[BQ_MAX_STOPS];
-	int			nstops;
 	double		length;			/* |q * unit| */
 	float		slack;			/* of a sum: a bound of its rounding errors, or see BqReach */
-	double		inverse_unit;	/* of BqBlockData.inverse */
-	float		key_unit;		/* the same for sums of the table */
+	float		key_unit;		/* of sums of the table, see BqBlockData.inverse */
+	const BqSource *source;		/* of an index on vectors; NULL: on codes */
 	BqFilter   *filter;			/* conditions on filter columns, or NULL */
 	Relation	heap;
 	BlockNumber heap_pages;		/* see bq_check_position() */
 
+	/* lists */
+	uint32		least;			/* to be chosen in this segment in any case; from there on ... */
+	bool		by_margin;		/* ... those as near as `list_limit` */
+	bool		first_look;		/* keep in mind blocks that might matter, see `passed` */
+
+	/* candidates: a heap once lists have been read */
+	bool		have_floor;		/* rows up to `floor` have been given out */
+	bool		dropped;		/* some rows were not kept ... */
+	int			ncandidates;
+	double		list_limit;		/* score of a list `margin` below that limit ... */
+	double		bound_limit;	/* ... and its key as one of bounds */
+	BqCandidate limit;			/* ... all of them beyond this one */
+	BqCandidate *candidates;
+	int			capacity;
+	int			keep;
+	Tuplesortstate *sorted;		/* all rows by their keys, once memory holds too few ... */
+	HTAB	   *given;			/* rows given in relaxed order from these lists, or NULL */
+
+	int64		nscanned;		/* rows in the lists read so far ... */
+	int64		nseen;			/* ... of them those that meet the conditions ... */
+	uint32		ncounted;		/* ... and the number of those lists */
+	int64		nlists;			/* read, for EXPLAIN */
+	int64		ncodes;			/* compared in all dimensions, for EXPLAIN */
+
+	/* preparing it, and giving out its rows */
+	MemoryContext scan_context; /* lives as long as the scan */
+	MemoryContext query_context;	/* emptied by each rescan */
+	BqLayout	layout;
+	bool		started;
+	BqIterativeScan mode;		/* settings as of the start of the query */
+	int			max_rows;
+	const float *q;				/* as in bqquery, or the decoded code */
+	BqStop		stops[BQ_MAX_STOPS];
+	double		inverse_unit;	/* of BqBlockData.inverse */
+
 	/* of an index on vectors */
-	const BqSource *source;		/* NULL: on codes */
 	double		shift;			/* by how much slack raises cosines, about */
 	BqReach		reach;			/* how far to go for the wanted recall */
 	BqFetch    *fetch;			/* lives as long as the scan */
@@ -133,50 +162,32 @@ typedef struct BqScan
 	bool		waiting;		/* ... which is to be called, ... */
 	uint32		waiting_from;	/* ... and to begin with this one of the ranking */
 
-	/* lists */
+	/* choosing lists */
 	BqRanking	ranking;		/* the nearest first, in which order they are read */
 	uint32		nchosen;		/* the first ones have been, or will be */
 	uint8		segment;		/* the present one */
 	uint32		segment_start;	/* in `ranking`: where it begins */
-	uint32		least;			/* of `nchosen` in this segment; from there on ... */
-	uint32		most;
-	bool		by_margin;
-	double		margin;			/* ... cosines so far below that of the worst candidate */
-	double		row_margin;		/* later, so far below the row that is given out; or infinity */
+	uint32		most;			/* as `least` */
+	double		margin;			/* how far below that of the worst candidate cosines may be */
+	double		row_margin;		/* later, below the row that is given out; or infinity */
 
 	/* blocks passed over at a stop */
-	bool		first_look;		/* those that might matter are kept ... */
-	BqPassedBlock *passed;		/* ... here */
+	BqPassedBlock *passed;
 	uint32		npassed;
 	uint32		passed_capacity;
 
 	int			io_concurrency; /* of the index's tablespace; 0: ask no disk for lists ahead */
 	int			heap_io_concurrency;	/* of the table's: nor for rows */
 
-	/* candidates: a heap once lists have been read */
-	BqCandidate *candidates;
-	int			ncandidates;
-	int			capacity;
-	int			keep;
-	bool		dropped;		/* some rows were not kept ... */
-	BqCandidate limit;			/* ... all of them beyond this one */
-	Tuplesortstate *sorted;		/* all rows by their keys, once memory holds too few ... */
 	TupleDesc	sorted_desc;
 	TupleTableSlot *sorted_slot;
 	bool		have_next;
 	BqCandidate next;			/* ... and the first one that is not in the heap yet */
 
-	bool		have_floor;		/* rows up to this one have been given out */
 	BqCandidate floor;
-	HTAB	   *given;			/* rows given in relaxed order from these lists, or NULL */
 	bool		progress;		/* a row was given out since lists were read */
 
 	int64		nreturned;
-	int64		nscanned;		/* rows in the lists read so far ... */
-	int64		nseen;			/* ... of them those that meet the conditions ... */
-	uint32		ncounted;		/* ... and the number of those lists */
-	int64		nlists;			/* read, for EXPLAIN */
-	int64		ncodes;			/* compared in all dimensions, for EXPLAIN */
 	int64		nfetched;		/* rows of the table compared, for EXPLAIN */
 } BqScan;
 
@@ -192,6 +203,13 @@ bq_before(const BqCandidate *a, const BqCandidate *b)
 	if (a->block != b->block)
 		return a->block < b->block;
 	return a->slot < b->slot;
+}
+
+/* Is the i-th list of the ranking, which has this score, as near as the margin wants? */
+static inline bool
+bq_is_list_near(const BqScan *so, uint32 i, float score)
+{
+	return !so->by_margin || i < so->least || !so->dropped || score >= so->list_limit;
 }
 
 /* Are there lists that were not chosen? */
@@ -234,9 +252,9 @@ extern void bq_look_again(Relation index, BqScan *so);
 extern void bq_rank_lists(Relation index, BqScan *so);
 extern void bq_plan_segment(BqScan *so, uint32 probes);
 extern bool bq_choose_list(BqScan *so, uint32 i);
-extern bool bq_is_list_near(BqScan *so, uint32 i);
+extern void bq_note_limit(BqScan *so);
 extern void bq_take_block(Relation index, BqScan *so, uint8 segment, BqListReader *reader,
-						  const BqBlockData *block, bool first_time);
+						  const BqBlockData *block, uint32 rows);
 extern bool bq_ask_for_list(Relation index, const BqScan *so, const BqChain *chain);
 extern void bq_read_lists(Relation index, BqScan *so, uint32 from);
 extern void bq_finish_lists(BqScan *so);

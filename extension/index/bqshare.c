@@ -14,15 +14,20 @@
 
 #include "index/bqscan.h"
 #include "miscadmin.h"
+#include "port/pg_bitutils.h"
 
 /* Bytes of codes in a copy, but for one block that is larger: half of what a core has nearest. */
 #define COPY_NBYTES (24 * 1024)
+
+#define LINE_NBYTES 64
 
 /* A list that a query has chosen: the i-th of its ranking. */
 typedef struct Visit
 {
 	uint32		scan;
 	uint32		i;
+	float		score;
+	uint8		segment;
 } Visit;
 
 /* Lists of a wave in the order of their numbers, and for each its visits. */
@@ -39,6 +44,7 @@ typedef struct Copy
 {
 	uint32		capacity;
 	uint32		nblocks;
+	uint32		nrows;			/* live */
 	uint32	   *numbers;
 	char	   *headers;
 	uint8	   *codes;
@@ -95,6 +101,8 @@ choose_wave(BqScan **scans, int n, uint32 *firsts, uint32 most)
 
 			visit->scan = (uint32) s;
 			visit->i = i;
+			visit->score = bq_ranked_score(&scans[s]->ranking, i);
+			visit->segment = scans[s]->ranking.order[i].segment;
 		}
 		firsts[s] = ends[s];
 	}
@@ -119,15 +127,25 @@ copy_blocks(BqListReader *reader, Copy *copy)
 	const BqBlockData *block;
 
 	copy->nblocks = 0;
+	copy->nrows = 0;
 	while (copy->nblocks < copy->capacity && (block = bq_next_block(reader)) != NULL)
 	{
 		uint32		b = copy->nblocks++;
 
 		copy->numbers[b] = reader->block;
+		copy->nrows += pg_popcount32(block->live);
 		memcpy(copy->headers + b * layout->header_nbytes, block, layout->header_nbytes);
 		bq_copy_rows(reader, copy->codes + b * layout->nrows * BQ_ROW_NBYTES);
 	}
 	bq_end_list(reader);
+}
+
+/* Of many queries, none is in a core's nearest caches when it is its turn. */
+static inline void
+prefetch_query(const BqScan *so)
+{
+	for (size_t i = 0; i < offsetof(BqScan, scan_context); i += LINE_NBYTES)
+		__builtin_prefetch((const char *) so + i);
 }
 
 /* Read a list into the candidates of those who chose it. */
@@ -153,15 +171,23 @@ read_list(Relation index, BqScan **scans, const Visit *visits, uint32 nvisits,
 				.packed = layout->nrows
 			};
 
-			if (!bq_is_list_near(so, i))
+			if (v + 1 < nvisits)
+				prefetch_query(scans[visits[v + 1].scan]);
+			if (!bq_is_list_near(so, i, visits[v].score))
 				continue;
+			if (i >= so->ncounted)
+			{
+				so->nscanned += copy->nrows;
+				so->nseen += copy->nrows;
+			}
 			for (uint32 b = 0; b < copy->nblocks; b++)
 			{
+				const BqBlockData *block =
+					(BqBlockData *) (copy->headers + b * layout->header_nbytes);
+
 				at.block = copy->numbers[b];
 				at.copied = copy->codes + b * layout->nrows * BQ_ROW_NBYTES;
-				bq_take_block(index, so, so->ranking.order[i].segment, &at,
-							  (BqBlockData *) (copy->headers + b * layout->header_nbytes),
-							  i >= so->ncounted);
+				bq_take_block(index, so, visits[v].segment, &at, block, block->live);
 			}
 			/* blocks can be left half read as soon as there is a limit */
 			if (!so->dropped)
