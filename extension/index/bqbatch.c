@@ -20,6 +20,9 @@
 /* Queries that are answered together, at most. */
 #define MOST_TOGETHER 4096
 
+/* Candidates that a query may come to keep for each row that is wanted. */
+#define KEPT_PER_ROW 32
+
 /* Of work_mem, what the lists that they choose at a time may take. */
 #define VISITS_PART 8
 #define VISIT_NBYTES 16
@@ -79,7 +82,7 @@ give_rows(Batch *batch, BqScan *so, int i)
 		so->nreturned++;
 		values[0] = Int32GetDatum(i + 1);
 		values[1] = PointerGetDatum(&so->floor.tid);
-		values[2] = Float8GetDatum(so->floor.key);
+		values[2] = Float8GetDatum(bq_operator_distance(batch->scan));
 		nulls[2] = batch->nulls[i];
 		tuplestore_putvalues(batch->result->setResult, batch->result->setDesc, values, nulls);
 	}
@@ -94,9 +97,11 @@ answer_some(Batch *batch, int first, int n)
 	BqScan	   *waiting[MOST_TOGETHER];
 	MemoryContext old_context = MemoryContextSwitchTo(batch->context);
 	int			most = Min(n - first, MOST_TOGETHER);
+	Size		each = (Size) batch->k * KEPT_PER_ROW * sizeof(BqCandidate);
 	int			nwaiting = 0;
 	int			m = 0;
 
+	most = (int) Min((Size) most, Max(room / each, 1));
 	while (m < most && (m == 0 || MemoryContextMemAllocated(batch->context, true) < room))
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -213,7 +218,8 @@ bq_index_search(PG_FUNCTION_ARGS)
 	index_endscan(batch.scan);
 	MemoryContextDelete(batch.context);
 	bq_become_caller(&caller);
-	relation_close(index, AccessShareLock);
-	table_close(heap, AccessShareLock);
+	/* as after an index scan, locks stay: the positions mean something as long as they do */
+	relation_close(index, NoLock);
+	table_close(heap, NoLock);
 	return (Datum) 0;
 }

@@ -103,18 +103,40 @@ row_distance(IndexScanDesc scan, BqCandidate *candidate, double *distance)
 		candidate->tid = bq_fetched_position(so->fetch);
 	if (found)
 	{
-		*distance = !has_distance(so, key, candidate) ? candidate->key :
+		*distance = !has_distance(so, key, candidate) ? NAN :
 			DatumGetFloat8(FunctionCall2Coll(&key->sk_func, key->sk_collation, value,
 											 key->sk_argument));
+		candidate->odd = isnan(*distance) || (isinf(*distance) && *distance < 0);
 		/* of infinite ones: the difference of vectors beyond floats */
 		if (isnan(*distance))
 			*distance = candidate->key;
-		else if (isinf(*distance) && *distance < 0)
+		else if (candidate->odd)
 			*distance = Min(candidate->key, -FLT_MAX);
 	}
 	MemoryContextSwitchTo(old_context);
 	MemoryContextReset(so->row_context);
 	return found;
+}
+
+/* What the operator says of the row that was given last: mostly what it was put in order by. */
+double
+bq_operator_distance(IndexScanDesc scan)
+{
+	BqScan	   *so = (BqScan *) scan->opaque;
+	ScanKey		key = &scan->orderByData[0];
+	double		distance = so->floor.key;
+	MemoryContext old_context;
+	Datum		value;
+
+	if (!so->floor.odd || key->sk_flags & SK_ISNULL)
+		return distance;
+	old_context = MemoryContextSwitchTo(so->row_context);
+	if (bq_fetch_version(so->fetch, &so->floor.tid, &value))
+		distance = DatumGetFloat8(FunctionCall2Coll(&key->sk_func, key->sk_collation, value,
+													key->sk_argument));
+	MemoryContextSwitchTo(old_context);
+	MemoryContextReset(so->row_context);
+	return distance;
 }
 
 static int

@@ -59,22 +59,12 @@ bq_begin_fetching(Relation heap, Relation index, Snapshot snapshot)
 	return fetch;
 }
 
-/*
- * The value in the row at a position as an index has it; false if no row is visible there,
- * or it is null.  The value stays until the next call.
- */
-bool
-bq_fetch_value(BqFetch *fetch, ItemPointer tid, Datum *value)
+/* The value in the row that was fetched, as an index has it; false if it is null. */
+static bool
+get_value(BqFetch *fetch, Datum *value)
 {
-	ItemPointerData position = *tid;
-	bool		call_again = false;
-	bool		all_dead = false;
 	bool		isnull;
 
-	/* a HOT chain has at most one member that an MVCC snapshot sees */
-	if (!table_index_fetch_tuple(fetch->fetch, &position, fetch->snapshot, fetch->slot,
-								 &call_again, &all_dead))
-		return false;
 	if (fetch->column != 0)
 		*value = slot_getattr(fetch->slot, fetch->column, &isnull);
 	else
@@ -88,6 +78,30 @@ bq_fetch_value(BqFetch *fetch, ItemPointer tid, Datum *value)
 		isnull = nulls[0];
 	}
 	return !isnull;
+}
+
+/*
+ * The value in the row at a position that an index has; false if no row is visible there,
+ * or it is null.  The value stays until the next call.
+ */
+bool
+bq_fetch_value(BqFetch *fetch, ItemPointer tid, Datum *value)
+{
+	ItemPointerData position = *tid;
+	bool		call_again = false;
+	bool		all_dead = false;
+
+	/* a HOT chain has at most one member that an MVCC snapshot sees */
+	return table_index_fetch_tuple(fetch->fetch, &position, fetch->snapshot, fetch->slot,
+								   &call_again, &all_dead) && get_value(fetch, value);
+}
+
+/* The same of the version of a row that bq_fetched_position() told. */
+bool
+bq_fetch_version(BqFetch *fetch, ItemPointer tid, Datum *value)
+{
+	return table_tuple_fetch_row_version(fetch->fetch->rel, tid, fetch->snapshot, fetch->slot) &&
+		get_value(fetch, value);
 }
 
 /* Position of the row that was fetched last: that of its version, not the one in the index. */

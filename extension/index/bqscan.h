@@ -58,6 +58,7 @@ typedef struct BqCandidate
 	float		norm;
 	uint8		segment;		/* in which its list was read */
 	bool		exact;
+	bool		odd;			/* exact, but not what the operator says, see bqexact.c */
 	bool		prefetched;
 } BqCandidate;
 
@@ -270,5 +271,6 @@ extern bool bq_next_row(IndexScanDesc scan);
 /* bqexact.c */
 extern void bq_make_exact(IndexScanDesc scan);
 extern void bq_prefetch_rows(IndexScanDesc scan);
+extern double bq_operator_distance(IndexScanDesc scan);
 
 #endif							/* BQSCAN_H */

@@ -49,6 +49,7 @@ typedef struct BqFetch BqFetch;
 
 extern BqFetch *bq_begin_fetching(Relation heap, Relation index, Snapshot snapshot);
 extern bool bq_fetch_value(BqFetch *fetch, ItemPointer tid, Datum *value);
+extern bool bq_fetch_version(BqFetch *fetch, ItemPointer tid, Datum *value);
 extern ItemPointerData bq_fetched_position(const BqFetch *fetch);
 extern void bq_end_fetching(BqFetch *fetch);
 extern void bq_check_position(Relation index, Relation heap, const ItemPointerData *tid,
