@@ -75,6 +75,7 @@ read_block(Relation index, BqScan *so, uint8 segment, uint32 b, const BqBlockDat
 		bq_check_position(index, so->heap, &block->tid[c], &so->heap_pages);
 		candidate->tid = block->tid[c];
 		candidate->norm = block->norm[c];
+		candidate->odd = false;
 		candidate->prefetched = false;
 		/* given out already, as far as one can tell without the exact key */
 		if (bq_was_given(so, candidate))

@@ -26,6 +26,7 @@ from pybq._codes.quantizer import Quantizer
 from pybq._searching.condition import Where, make_condition
 from pybq._searching.results import Output, Results
 from pybq._searching.shards import Part
+from pybq._searching.together import MANY, to_array, write_text
 from pybq.errors import TableError
 
 # The largest value of bq.probes: BQ_MAX_LISTS in extension/index/bqindex.h.
@@ -70,6 +71,7 @@ class Shape:
     alias: str | None = None
     ranked: bool = False  # give the place of each row among the candidates, from 1, as well
     parts: tuple[Part, ...] = ()  # of a table of which some are on other servers
+    together: bool = False  # all queries in one statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Search:
     probes: int | None
     recall: float | None
     results: Results
+    index: int | None = None  # by which all queries are answered in one statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ class Statement:
     text: str
     parameters: Sequence[Mapping[str, Any]]
     settings: Mapping[str, str]
+    together: int | None = None  # so many queries are in the one set of parameters
 
 
 def make_search(
@@ -161,6 +165,13 @@ def with_effort(search: Search, effort: Effort) -> Search:
     return replace(search, shape=replace(search.shape, candidates=candidates), probes=effort.probes)
 
 
+def may_go_together(search: Search, layout: Layout) -> bool:
+    """Whether it pays to look for an index that answers all queries in one statement."""
+    return not (
+        layout.has_codes or layout.sharded or search.shape.where or len(search.queries) < MANY
+    )
+
+
 class Writer:
     """Writes the statements of searches of one table."""
 
@@ -186,6 +197,8 @@ class Writer:
             # The scan goes on until enough rows meet the condition. In strict order it would pass
             # over those that come late, even if there are no others.
             settings["bq.iterative_scan"] = "relaxed_order"
+        if search.index is not None:
+            return self._write_together(search, exact, settings)
         return Statement(
             self._write(search.shape),
             [
@@ -193,6 +206,19 @@ class Writer:
                 for code, vector in zip(codes, exact, strict=True)
             ],
             settings,
+        )
+
+    def _write_together(
+        self, search: Search, queries: Sequence[_Wire | None], settings: Mapping[str, str]
+    ) -> Statement:
+        assert self._layout.source is not None
+        vectors = [query.data for query in queries if query is not None]
+        array = _Array(to_array(vectors, self._layout.source.type_oid))
+        return Statement(
+            self._write(replace(search.shape, together=True)),
+            [{"_bq_index": search.index, "_bq_queries": array}],
+            settings,
+            together=len(vectors),
         )
 
 
@@ -206,6 +232,13 @@ async def fetch(db: Database, layout: Layout, statement: Statement) -> list[list
     setting = _setting_everywhere if layout.distributed else _setting
     async with setting(db, statement.settings) if statement.settings else nullcontext():
         if len(parameters) == 1:
+    async with _setting(db, statement.settings) if statement.settings else nullcontext():
+        found: list[list[Row]]
+        if statement.together is not None:
+            found = [[] for _ in range(statement.together)]
+            for query, *row in await db.fetch(text, parameters[0]):
+                found[query].append(tuple(row))
+        elif len(parameters) == 1:
             found = [await db.fetch(text, parameters[0])]
         else:
             found = await db.fetch_each(text, parameters)
@@ -265,6 +298,8 @@ def _write_text(layout: Layout, connection: BaseConnection[Any], shape: Shape) -
     def quote(identifier: sql.Composable) -> str:
         return identifier.as_string(connection).replace("%", "%%")
 
+    if shape.together:
+        return write_text(layout, connection, shape.k, shape.columns)
     keys, searched = quote(layout.keys), quote(layout.searched.identifier)
     extra = "".join(f", {quote(sql.Identifier(name))}" for name in shape.columns)
     tables = [quote(layout.identifier)]
@@ -344,6 +379,12 @@ class _Halfvec(_Wire):
     __slots__ = ()
 
 
+class _Array(_Wire):
+    """Queries, of the type that the statement says."""
+
+    __slots__ = ()
+
+
 _WIRES: dict[str, type[_Wire]] = {"bqquery": _BQQuery, "vector": _Vector, "halfvec": _Halfvec}
 
 
@@ -365,6 +406,8 @@ def _to_wire(type_name: str, values: NDArray[np.float32], second: int = 0) -> li
 
 def _register_queries(connection: BaseConnection[Any], layout: Layout) -> None:
     """Adapt queries to the type of the codes' queries, and to that of the stored vectors."""
+    # an array of any type is of that which the statement casts it to
+    connection.adapters.register_dumper(_Array, type("ArrayDumper", (_WireDumper,), {"oid": 0}))
     oids = {"bqquery": connection.adapters.types["bqquery"].oid} if layout.has_codes else {}
     if layout.source is not None:
         oids[layout.source.type_name] = layout.source.type_oid

@@ -21,8 +21,17 @@ from pybq._searching.calibrate import SAMPLE, keep_effort
 from pybq._searching.calibrate import calibrate as measure_effort
 from pybq._searching.condition import Where
 from pybq._searching.results import Output
-from pybq._searching.search import Effort, Search, check_columns, fetch, make_search, with_effort
+from pybq._searching.search import (
+    Effort,
+    Search,
+    check_columns,
+    fetch,
+    make_search,
+    may_go_together,
+    with_effort,
+)
 from pybq._searching.shards import find_parts
+from pybq._searching.together import find_index
 from pybq._tables.base import BaseTable
 from pybq.errors import TableError
 
@@ -58,7 +67,8 @@ async def search(
     Parameters
     ----------
     query : array_like of float, shape (dim,) or (q, dim)
-        One query, or several, which are sent in one go.
+        One query, or several, which are sent in one go. Eight or more are answered together by an
+        index of bq on the vectors, if there is no `where`, which takes less than each by itself.
     k : int
         Number of rows wanted.
     rerank : float or None
@@ -170,6 +180,8 @@ async def _search(table: BaseTable, search: Search) -> Any:
         if not parts:
             return search.results.make([()] * len(search.queries))
         search = replace(search, shape=replace(shape, parts=parts))
+    if may_go_together(search, table._layout):
+        search = replace(search, index=await find_index(table._db, table._layout))
     statement = table._writer.write(search, quantizer)
     return search.results.make(await fetch(table._db, table._layout, statement))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import psycopg
@@ -196,6 +197,15 @@ def test_nothing_is_asked_for_beyond_the_end(
         by_index(conn, "<=>", operand("<=>", np.ones(DIM, np.float32)))
 
 
+def search_at_once(conn: Conn, column: Column, q: Any) -> None:
+    """By bq_search(), if that is for such a column, else one by one."""
+    if column.type == "bqvec":
+        by_index(conn, "<=>", q, column=column)
+    else:
+        call = f"SELECT * FROM bq_search(%s, ARRAY[%s, %s]::{column.type}[], 3)"
+        conn.execute(cast(Any, call), (column.index, q, q))
+
+
 @each_column
 def test_positions_outside_the_table_are_damage(
     own_server: pybq.Server, rng: np.random.Generator, column: Column
@@ -216,6 +226,7 @@ def test_positions_outside_the_table_are_damage(
             for act in (
                 lambda conn, q=q: by_index(conn, "<=>", q, column=column),
                 lambda conn: conn.execute("SELECT bq_recall(%s, 200, 3)", (column.index,)),
+                lambda conn, q=q: search_at_once(conn, column, q),
             ):
                 with pytest.raises(psycopg.errors.IndexCorrupted, match="has position") as error:
                     act(conn)

@@ -106,6 +106,7 @@ EXPRESSIONS = [
     "SELECT bq_index_check('of_codes', true)",
     "SELECT bq_index_info('of_vectors')",
     "SELECT bq_recall('of_vectors', 3, 5)",
+    "SELECT bq_search('of_vectors', ARRAY['[1,2,3]'::vector], 5)",
     "REINDEX INDEX of_vectors",
     "REINDEX INDEX of_codes",
     "CREATE INDEX ON items USING bq ((spied(v)::vector(3)) vector_ip_ops)",
@@ -153,6 +154,7 @@ def test_casts_run_as_the_owner_of_the_table(conn: Conn) -> None:
     [
         "bq_index_info('public.of_vectors')",
         "bq_recall('public.of_vectors', 3, 5)",
+        "bq_search('public.of_vectors', ARRAY['[1,2,3]'::public.vector], 5)",
         "bq_sample_statistics('public.items')",
     ],
 )
@@ -208,6 +210,7 @@ def test_callers_do_not_choose_what_names_mean_to_the_owner(conn: Conn, call: st
         "bq_index_info('items_code')",
         "bq_index_statistics('items_code')",
         "bq_recall('items_code')",
+        "bq_search('items_code', '{}'::bqquery[])",
         "bq_sample_statistics('items')",
         "bq_register_column('items', 'code', NULL, 3, 'l2')",
         "bq_rename_column('items', 'code', 'other')",
@@ -276,7 +279,8 @@ def test_row_security_is_not_bypassed(conn: Conn) -> None:
             found = [row[0] for row in conn.execute(cast(Any, text)).fetchall()]
             assert sorted(found) == [507 + 10 * i for i in range(-10, 10)]
     assert conn.execute(query.format("WHERE tenant = 5")).fetchall() == []  # type: ignore[arg-type]
-    for call in ("bq_recall('items_v')", "bq_index_statistics('items_v')"):
+    nearest = "bq_search('items_v', ARRAY['[500,1,0]'::vector], 5)"
+    for call in ("bq_recall('items_v')", "bq_index_statistics('items_v')", nearest):
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row security hides"):
             run(conn, f"SELECT {call}")
     told = "SELECT lists, choice, hint FROM bq_index_info('items_v')"
@@ -289,9 +293,13 @@ def test_row_security_is_not_bypassed(conn: Conn) -> None:
         assert row is not None and (row[1] is not None) == seen
         if seen:
             assert conn.execute("SELECT bq_recall('items_v') > 0.5").fetchone() == (True,)
+            found = conn.execute(cast(Any, f"SELECT count(*) FROM {nearest}")).fetchone()
+            assert found == (5,)
         else:
             with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row security hides"):
                 run(conn, "SELECT bq_recall('items_v')")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row security hides"):
+                run(conn, f"SELECT {nearest}")
 
 
 @pytest.mark.usefixtures("roles")
