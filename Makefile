@@ -6,6 +6,7 @@ PG_CONFIG ?= pg_config
 # For `make bench` rows to compare with, a file .npy or a folder of vector sets; for `bench-recall`,
 # `bench-index`, `bench-vectors`, `bench-shards` and `bench-scale` such a folder (benchmarks/README.md)
 # `bench-index`, `bench-vectors`, `bench-shards` and `bench-citus` such a folder (benchmarks/README.md)
+# `bench-index`, `bench-vectors`, `bench-throughput` and `bench-shards` such a folder (benchmarks/README.md)
 DATA ?=
 # More for `make bench`: --quick, --rows N, --server NAME=DSN, ...
 ARGS ?=
@@ -28,7 +29,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 .DEFAULT_GOAL := build
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert test-sanitize \
 	analyze fuzz fuzz-pages bench \
-	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers bench-shards bench-scale torture stress test-shards test-spark test-upgrade test-citus test-replicas bench-citus format clean
+	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers bench-shards bench-scale torture stress test-shards test-spark test-upgrade test-citus test-replicas bench-citus bench-throughput format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -183,6 +184,10 @@ bench-vectors: .venv/tested .venv/built ## the index on pgvector's columns besid
 
 bench-writers: .venv/tested .venv/built ## several clients writing to one index
 	$(PY) benchmarks/writers.py
+
+bench-throughput: .venv/tested .venv/built ## many queries at once, and by several clients
+	$(if $(DATA),$(PY) benchmarks/throughput.py '$(DATA)',@echo \
+		'throughput.py needs a folder of vector sets: make bench-throughput DATA=FOLDER'; exit 1)
 
 bench-shards: .venv/tested .venv/built ## one table beside four servers by postgres_fdw
 	@$(if $(DATA),$(WITH_SHARDS) && $(PY) benchmarks/shards.py '$(DATA)' --bin "$$bin",echo \

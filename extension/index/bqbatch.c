@@ -20,6 +20,9 @@
 /* Queries that are answered together, at most. */
 #define MOST_TOGETHER 4096
 
+/* Blocks of the memory of queries. */
+#define BLOCK_NBYTES (64 * 1024)
+
 /* Candidates that a query may come to keep for each row that is wanted. */
 #define KEPT_PER_ROW 32
 
@@ -209,8 +212,10 @@ bq_index_search(PG_FUNCTION_ARGS)
 	batch.blank->together = true;
 	batch.blank->fetch = bq_begin_fetching(heap, index, GetActiveSnapshot());
 	batch.layout = bq_get_layout(index);
+	/* blocks of its own size are soon half of what is asked for */
 	batch.context = AllocSetContextCreate(CurrentMemoryContext, "bq queries",
-										  ALLOCSET_DEFAULT_SIZES);
+										  ALLOCSET_DEFAULT_MINSIZE, ALLOCSET_DEFAULT_INITSIZE,
+										  BLOCK_NBYTES);
 	for (int first = 0; first < n;)
 		first = answer_some(&batch, first, n);
 
