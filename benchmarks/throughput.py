@@ -54,7 +54,7 @@ LATERAL = (
 )
 TOGETHER = (
     f"SELECT id FROM bq_search('items_bq', $1::halfvec[], {K}) AS s"
-    " JOIN items ON items.ctid = s.tid"
+    " JOIN items ON items.ctid = s.tid ORDER BY s.query"
 )
 
 
