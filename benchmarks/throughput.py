@@ -197,14 +197,14 @@ def connect(dsn: str) -> Conn:
     return psycopg.connect(dsn, autocommit=True)
 
 
-def ask(dsn: str, vectors: list[bytes], seed: int, start: float, end: float) -> list[float]:
+def ask(dsn: str, vectors: list[bytes], seed: int, seconds: float) -> list[float]:
     """Times of queries."""
     times = []
     with connect(dsn) as conn:
         flat = Statement(conn, "flat", FLAT, [[v] for v in vectors])
         for i in range(100):
             flat(i)
-        wait_until(start)
+        end = begin_together(seconds)
         i = seed * len(vectors) // max(CLIENTS)
         while time.time() < end:
             begin = time.perf_counter()
@@ -214,7 +214,7 @@ def ask(dsn: str, vectors: list[bytes], seed: int, start: float, end: float) -> 
     return times
 
 
-def load(dsn: str, vectors: list[bytes], seed: int, start: float, end: float) -> int:
+def load(dsn: str, vectors: list[bytes], seconds: float) -> int:
     """Rows copied."""
     rows = np.stack([np.frombuffer(v[4:], ">f2").astype(np.float32) for v in vectors[:COPIED]])
     n = 0
@@ -222,7 +222,7 @@ def load(dsn: str, vectors: list[bytes], seed: int, start: float, end: float) ->
         row = conn.execute("SELECT max(id) FROM items").fetchone()
         assert row is not None
         first = row[0] + 1
-        wait_until(start)
+        end = begin_together(seconds)
         while time.time() < end:
             ids = np.arange(first + n, first + n + len(rows), dtype=np.int32)
             with conn.cursor().copy("COPY items FROM STDIN (FORMAT BINARY)") as copy:
@@ -232,10 +232,10 @@ def load(dsn: str, vectors: list[bytes], seed: int, start: float, end: float) ->
     return n
 
 
-def repeat(dsn: str, statement: str, pause: float, start: float, end: float) -> int:
+def repeat(dsn: str, statement: str, pause: float, seconds: float) -> int:
     n = 0
     with connect(dsn) as conn:
-        wait_until(start)
+        end = begin_together(seconds)
         while time.time() < end:
             conn.execute(statement.encode())
             n += 1
@@ -243,10 +243,19 @@ def repeat(dsn: str, statement: str, pause: float, start: float, end: float) -> 
     return n
 
 
-def wait_until(start: float) -> None:
-    if time.time() > start:
-        raise RuntimeError("the machine is too busy: clients were not ready in time")
-    time.sleep(start - time.time())
+def begin_together(seconds: float) -> float:
+    """Wait until all clients are connected; when to end."""
+    _barrier.wait(300)
+    return time.time() + seconds
+
+
+def keep_barrier(barrier: Any) -> None:
+    """In each process, as it begins: barriers are inherited, not sent."""
+    global _barrier
+    _barrier = barrier
+
+
+_barrier: Any = None
 
 
 def clients(dsn: str, queries: Array, seconds: float) -> list[dict[str, Any]]:
@@ -254,16 +263,16 @@ def clients(dsn: str, queries: Array, seconds: float) -> list[dict[str, Any]]:
     results = []
     for busy in (False, True):
         for n in CLIENTS:
-            start = time.time() + 5 + n
-            span = (start, start + seconds)
-            with multiprocessing.get_context("spawn").Pool(n + 3) as pool:
-                asked = [pool.apply_async(ask, (dsn, vectors, i, *span)) for i in range(n)]
+            context = multiprocessing.get_context("spawn")
+            size = n + 3 * busy
+            with context.Pool(size, keep_barrier, (context.Barrier(size),)) as pool:
+                asked = [pool.apply_async(ask, (dsn, vectors, i, seconds)) for i in range(n)]
                 others = []
                 if busy:
                     others = [
-                        pool.apply_async(load, (dsn, vectors, 0, *span)),
-                        pool.apply_async(repeat, (dsn, "VACUUM items", 0, *span)),
-                        pool.apply_async(repeat, (dsn, "CHECKPOINT", 1, *span)),
+                        pool.apply_async(load, (dsn, vectors, seconds)),
+                        pool.apply_async(repeat, (dsn, "VACUUM items", 0, seconds)),
+                        pool.apply_async(repeat, (dsn, "CHECKPOINT", 1, seconds)),
                     ]
                 times = np.concatenate([each.get() for each in asked])
                 counts = [each.get() for each in others]

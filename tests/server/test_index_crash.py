@@ -229,7 +229,8 @@ def test_standby_answers_the_same(
                         many = cast(
                             Any,
                             f"SELECT id, s.distance FROM bq_search('{table}_{column.name}',"
-                            f" ARRAY[%s, %s]) AS s JOIN {table} AS t ON t.ctid = s.tid ORDER BY 2, 1",
+                            f" ARRAY[%s, %s]) AS s JOIN {table} AS t ON t.ctid = s.tid"
+                            " ORDER BY 2, 1",
                         )
                         found, expected = (
                             conn.execute(many, [q, q]).fetchall() for conn in (standby, primary)
