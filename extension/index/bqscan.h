@@ -4,6 +4,7 @@
  *	bqscan.c		the access method's callbacks: prepare the query, give out rows
  *	bqprobe.c		which lists to read, and reading them into candidates
  *	bqshare.c		reading lists once for many queries
+ *	bqbatch.c		many queries at once
  *	bqstop.c		when to leave a block half read
  *	bqbound.c		what sums say of distances
  *	bqcandidate.c	the candidates: the best ones in memory, or all of them sorted

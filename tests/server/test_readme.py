@@ -28,9 +28,10 @@ def test_sql_runs(conn: Conn) -> None:
             if statement.strip():
                 cursor = conn.execute(statement.encode())
                 results += [cursor.fetchall()] if cursor.description else []
-    by_vector, of_tenant, by_query, by_code, exact = results
+    by_vector, of_tenant, many, by_query, by_code, exact = results
     assert [row[0] for row in by_vector] == [1, 3]
     assert [row[0] for row in of_tenant] == [1, 2]
+    assert [row[:2] for row in many] == [(1, 1), (1, 3), (1, 2), (2, 2), (2, 1), (2, 3)]
     assert [row[0] for row in by_query] == [1, 3]
     assert [row[0] for row in by_code] == [1, 3]
     assert [(row[0], round(row[1], 3)) for row in exact] == [(1, 0.0), (3, 0.064), (2, 0.733)]
