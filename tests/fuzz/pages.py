@@ -220,7 +220,11 @@ class Trial:
 
     def inspect(self) -> None:
         index = self.kind.index
+        table = self.kind.name
+        queries = f"ARRAY(SELECT x FROM {table} WHERE x IS NOT NULL ORDER BY id LIMIT 20)"
+        together = f"SELECT count(*) FROM bq_search('{index}', {queries}, 15)"
         for statement in (
+            *([together] if self.kind.opclass else []),
             f"SELECT * FROM bq_index_info('{index}')",
             f"SELECT bq_index_check('{index}', {self.chance.choice(('true', 'false'))})",
             f"SELECT bq_recall('{index}', 5, 5)",
