@@ -4,9 +4,8 @@
 PYTHON ?= python3
 PG_CONFIG ?= pg_config
 # For `make bench` rows to compare with, a file .npy or a folder of vector sets; for `bench-recall`,
-# `bench-index`, `bench-vectors`, `bench-shards` and `bench-scale` such a folder (benchmarks/README.md)
-# `bench-index`, `bench-vectors`, `bench-shards` and `bench-citus` such a folder (benchmarks/README.md)
-# `bench-index`, `bench-vectors`, `bench-throughput` and `bench-shards` such a folder (benchmarks/README.md)
+# `bench-index`, `bench-vectors`, `bench-throughput`, `bench-shards`, `bench-citus` and `bench-scale`
+# such a folder (benchmarks/README.md)
 DATA ?=
 # More for `make bench`: --quick, --rows N, --server NAME=DSN, ...
 ARGS ?=
@@ -29,7 +28,9 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 .DEFAULT_GOAL := build
 .PHONY: help build install demo test lint warnings unit server test-arm test-assert test-sanitize \
 	analyze fuzz fuzz-pages bench \
-	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers bench-shards bench-scale torture stress test-shards test-spark test-upgrade test-citus test-replicas bench-citus bench-throughput format clean
+	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
+	bench-throughput bench-shards bench-citus bench-scale \
+	torture stress test-shards test-citus test-replicas test-spark test-upgrade format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22

@@ -231,8 +231,6 @@ async def fetch(db: Database, layout: Layout, statement: Statement) -> list[list
     text, parameters = statement.text, statement.parameters
     setting = _setting_everywhere if layout.distributed else _setting
     async with setting(db, statement.settings) if statement.settings else nullcontext():
-        if len(parameters) == 1:
-    async with _setting(db, statement.settings) if statement.settings else nullcontext():
         found: list[list[Row]]
         if statement.together is not None:
             found = [[] for _ in range(statement.together)]
