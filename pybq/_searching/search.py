@@ -168,7 +168,7 @@ def with_effort(search: Search, effort: Effort) -> Search:
 def may_go_together(search: Search, layout: Layout) -> bool:
     """Whether it pays to look for an index that answers all queries in one statement."""
     return not (
-        layout.has_codes or layout.sharded or search.shape.where or len(search.queries) < MANY
+        layout.has_codes or layout.remote or search.shape.where or len(search.queries) < MANY
     )
 
 
