@@ -94,15 +94,15 @@ def cluster(request: pytest.FixtureRequest, vectors: Vectors) -> Iterator[Cluste
             )
             for i, shard in enumerate(dsns[1:]):
                 with psycopg.connect(shard) as other:
-                    known = other.info
-                place = f"host '{known.host}', port '{known.port}', dbname '{known.dbname}'"
+                    known, user = other.info, other.info.user
+                    place = f"host '{known.host}', port '{known.port}', dbname '{known.dbname}'"
                 low, high = i * ROWS // SHARDS, (i + 1) * ROWS // SHARDS
                 run(
                     conn,
                     f"CREATE SERVER shard_{i} FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({place},"
                     " extensions 'vector, bq, bq_pgvector', async_capable 'true')",
                     f"CREATE USER MAPPING FOR CURRENT_USER SERVER shard_{i}"
-                    f" OPTIONS (user '{known.user}')",
+                    f" OPTIONS (user '{user}')",
                     f"CREATE FOREIGN TABLE items_{i} PARTITION OF items FOR VALUES FROM ({low})"
                     f" TO ({high}) SERVER shard_{i} OPTIONS (table_name 'items')",
                 )
