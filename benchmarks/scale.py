@@ -231,7 +231,7 @@ class PeakMemory:
     def _watch(self) -> None:
         query = "SELECT pid FROM pg_stat_activity WHERE leader_pid = %s AND pid <> leader_pid"
         with psycopg.connect(self.dsn, autocommit=True) as conn:
-            while not self._stop.wait(0.03):
+            while not self._stop.wait(0.1):
                 workers = [pid for (pid,) in conn.execute(query, (self.pid,))]
                 self.peak = max(self.peak, memory_of([self.pid, *workers]))
 
