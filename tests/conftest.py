@@ -155,8 +155,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
     if dsn:
         yield dsn
         return
-    with pybq.serve(postgres=request.config.getoption("postgres")) as embedded:
-        yield embedded.dsn
+    # whose snapshot would keep rows that a test expects to be gone
+    settings: dict[str, embedded.Setting] = {"autovacuum": False}
+    postgres = request.config.getoption("postgres")
+    with pybq.serve(postgres=postgres, settings=settings) as running:
+        yield running.dsn
 
 
 @pytest.fixture(scope="session")

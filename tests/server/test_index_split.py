@@ -191,7 +191,6 @@ def test_the_first_vacuum_may_have_been_cancelled(conn: Conn, rng: np.random.Gen
     """The next one reads the last pages only, and takes the whole table to be as empty."""
     conn.autocommit = True
     create(conn, np.empty((0, DIM), np.float32), typmod=DIM, nulls=0)
-    conn.execute("ALTER TABLE items SET (autovacuum_enabled = off)")
     conn.execute("CREATE INDEX items_code ON items USING bq (code)")
     insert(conn, clustered_vectors(rng, 16_000, DIM))
     # what it leaves where a writer's lock ended it: pages seen, and nothing counted

@@ -208,7 +208,7 @@ def test_after_changes(conn: Conn, rng: np.random.Generator, column: Column) -> 
 
 def test_hot_updates_leave_the_index_alone(conn: Conn, rng: np.random.Generator) -> None:
     create(conn, random_vectors(rng, 200, 8), nulls=0, column=COSINE)
-    conn.execute("ALTER TABLE items SET (fillfactor = 40)")
+    conn.execute("ALTER TABLE items SET (fillfactor = 20)")
     conn.execute("VACUUM FULL items")
     create_index(conn, COSINE)
     for _ in range(3):
