@@ -194,7 +194,7 @@ bench-shards: .venv/tested .venv/built ## one table beside four servers by postg
 	@$(if $(DATA),$(WITH_SHARDS) && $(PY) benchmarks/shards.py '$(DATA)' --bin "$$bin",echo \
 		'shards.py needs a folder of vector sets: make bench-shards DATA=FOLDER'; exit 1)
 
-bench-scale: .venv/tested .venv/built ## a table that grows to ROWS=10000000: in OUT, 22 GB of disk, half an hour
+bench-scale: .venv/tested .venv/built ## a table that grows to ROWS=10000000: in OUT, 23 GB of disk, an hour
 	$(if $(DATA),$(PY) benchmarks/scale.py '$(DATA)' --out '$(or $(OUT),build/scale)' --rows $(or $(ROWS),10000000),@echo \
 		'scale.py needs a folder of vector sets: make bench-scale DATA=FOLDER'; exit 1)
 bench-citus: .venv/tested .venv/built ## one table beside two workers of Citus

@@ -19,7 +19,9 @@ at each size, up to --rows:
 - query         ten nearest, warm: median and 95th percentile of a prepared statement beyond
                 SELECT 1, recall, lists and codes, at bq.recall .95, .98, .99 and at the least one
                 that finds .95
-- filter        the same WHERE category = $2, 1 % of the rows
+- hnsw          at a million rows (or at the last size, if smaller): pgvector's HNSW made beside it,
+                m 16, ef_construction 64; both in turn, each at its fastest setting of a recall
+- filter        the query WHERE category = $2, 1 % of the rows
 - limited       shared buffers of a quarter of table and index, and no page cache (debug_io_direct):
                 each query once, after 3,000 others
 
@@ -54,13 +56,35 @@ from typing import Any
 
 import numpy as np
 import psycopg
-from common import Array, Conn, Statement, copy_bytes, describe, value
+from common import (
+    EF_SEARCH,
+    Array,
+    Conn,
+    Statement,
+    compare,
+    copy_bytes,
+    describe,
+    paired_ratio,
+    value,
+)
 from sets import QUERIES, SEED, K, Stream
 
 import pybq
 
 SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
-PHASES = ("load", "build", "query", "filter", "limited", "regroup", "insert", "delete", "reindex")
+HNSW_SIZE = 1_000_000
+PHASES = (
+    "load",
+    "build",
+    "query",
+    "hnsw",
+    "filter",
+    "limited",
+    "regroup",
+    "insert",
+    "delete",
+    "reindex",
+)
 LAST_PHASES = ("regroup", "insert", "delete", "reindex")
 RECALLS = (0.95, 0.98, 0.99)
 LOWER = (0.8, 0.85, 0.88, 0.9, 0.92, 0.93, 0.94)  # where a query finds more than it was asked for
@@ -87,12 +111,18 @@ INSERT_SECONDS = 20
 # measured; for what is said before a run
 TABLE_BYTES_PER_ROW = 911
 INDEX_BYTES_PER_ROW = 130
+HNSW_BYTES_PER_ROW = 1170
 WAL_BYTES = 5 << 30
 MINUTES_PER_MILLION = 2.5
 
 COLUMNS = f"id bigint, category int, embedding halfvec({Stream.DIM})"
 INDEX = "ON {0} USING bq (embedding halfvec_cosine_ops, category)"
 NEAREST = "SELECT id FROM items {} ORDER BY embedding <=> $1 LIMIT 10"
+KNOBS = {"hnsw": "hnsw.ef_search", "bq": "bq.recall"}
+SHOW_ONLY = """
+    UPDATE pg_index SET indisvalid = relname = 'items_{}' FROM pg_class c
+    WHERE indrelid = 'items'::regclass AND c.oid = indexrelid
+"""
 
 
 # -- results -------------------------------------------------------------------------------------
@@ -352,6 +382,27 @@ class Run:
     def query(self, rows: int) -> dict[str, Any]:
         return self.ask("", self.parameters, self.truth(rows).recall)
 
+    def hnsw(self, rows: int) -> dict[str, Any]:
+        """The flat query by either index, the other one hidden from the planner."""
+        self.conn.execute("DROP INDEX IF EXISTS items_hnsw")
+        seconds = self.timed(
+            "CREATE INDEX items_hnsw ON items USING hnsw (embedding halfvec_cosine_ops)"
+        )
+        size = value(self.conn, "SELECT pg_relation_size('items_hnsw')")
+        print(f"  hnsw built: {seconds:.0f} s, {size / 1e6:,.0f} MB", flush=True)
+        try:
+            systems = Beside(self.connect(), self.parameters)
+            recall = self.truth(rows).recall
+            for slowest in (("hnsw", EF_SEARCH[-1]), ("bq", 0.998)):
+                systems.point(slowest, recall)  # pages come into memory
+            curve = [systems.point(setting, recall) for setting in systems.settings()]
+            compared = {str(wanted): compare(systems, curve, wanted) for wanted in (0.95, 0.99)}
+        finally:
+            self.conn.execute("DROP INDEX items_hnsw")
+            self.conn.execute(SHOW_ONLY.format("near").encode())
+        ratios = {wanted: paired_ratio(c, "hnsw", "bq") for wanted, c in compared.items()}
+        return {"seconds": seconds, "index bytes": size, "hnsw / bq": ratios, "curve": curve}
+
     def filter(self, rows: int) -> dict[str, Any]:
         parameters = [
             [*self.parameters[q], struct.pack("!i", q % CATEGORIES)] for q in range(FILTER_QUERIES)
@@ -539,6 +590,42 @@ class Run:
         return self.build_by("REINDEX INDEX items_near")
 
 
+class Beside:
+    """The same query by HNSW and by bq; settings are ("hnsw", ef_search) and ("bq", recall)."""
+
+    def __init__(self, conn: Conn, parameters: list[list[bytes]]) -> None:
+        self.conn = conn
+        self.floor = Statement(conn, "floor", "SELECT 1", [[]])
+        self.statements = {}
+        for name, index in (("hnsw", "hnsw"), ("bq", "near")):
+            conn.execute(SHOW_ONLY.format(index).encode())
+            statement = Statement(conn, name, NEAREST.format(""), parameters)
+            plan = value(conn, f"EXPLAIN (FORMAT JSON) EXECUTE {name} (NULL)")  # is kept
+            if f"'items_{index}'" not in str(plan):
+                raise RuntimeError(f"the plan of {name} does not use items_{index}: {plan}")
+            self.statements[name] = statement
+
+    def settings(self) -> list[tuple[Any, ...]]:
+        asked = (*LOWER, *RECALLS, 0.995, 0.998)
+        return [("hnsw", ef) for ef in EF_SEARCH] + [("bq", wanted) for wanted in asked]
+
+    def set(self, setting: tuple[Any, ...]) -> Statement:
+        name, knob = setting
+        self.conn.execute(f"SET {KNOBS[name]} = {knob}".encode())
+        return self.statements[name]
+
+    def point(
+        self, setting: tuple[Any, ...], recall: Callable[[list[list[int]]], float]
+    ) -> dict[str, Any]:
+        statement = self.set(setting)
+        found, times = [], []
+        for q in range(QUERIES):
+            start = time.perf_counter()
+            found.append(statement(q))
+            times.append(time.perf_counter() - start)
+        return {"setting": setting, "recall": recall(found), "seconds": statistics.median(times)}
+
+
 def copy(conn: Conn, table: str, first: int, categories: Array, vectors: Array) -> None:
     ids = np.arange(first, first + len(vectors), dtype=np.int64)
     columns = [("int8", ids), ("int4", categories), ("halfvec", vectors)]
@@ -605,6 +692,8 @@ class Writer:
 def bytes_needed(rows: int, phases: list[str]) -> int:
     """At the most at a time: table, two indexes while one is made anew, WAL."""
     needed = rows * (TABLE_BYTES_PER_ROW + 2 * INDEX_BYTES_PER_ROW) + WAL_BYTES
+    if "hnsw" in phases:
+        needed += min(rows, HNSW_SIZE) * HNSW_BYTES_PER_ROW
     if "regroup" in phases:
         needed += min(rows, REGROUPED) * (TABLE_BYTES_PER_ROW + 2 * INDEX_BYTES_PER_ROW)
     return needed
@@ -647,7 +736,11 @@ def run(folder: Path, out: Path, rows: int, phases: list[str]) -> None:
         )
         for size in sizes:
             wanted = [
-                p for p in PHASES if p in phases and (p not in LAST_PHASES or size == sizes[-1])
+                phase
+                for phase in PHASES
+                if phase in phases
+                and (phase not in LAST_PHASES or size == sizes[-1])
+                and (phase != "hnsw" or size == min(sizes[-1], HNSW_SIZE))
             ]
             for phase in wanted:
                 if results.has(size, phase) or size < at:
@@ -668,7 +761,7 @@ def table(results: Results) -> Iterator[str]:
         for size in sizes:
             try:
                 cells.append(cell(size))
-            except (KeyError, ZeroDivisionError):
+            except (KeyError, TypeError, ZeroDivisionError):
                 cells.append("")
         return f"| {what} | {' | '.join(cells)} |"
 
@@ -705,6 +798,10 @@ def table(results: Results) -> Iterator[str]:
             line = row(f"{title}{wanted}: ms (recall)", cell)
             if any(c.isdigit() for c in line.split("|", 2)[2]):
                 yield line
+    for wanted in ("0.95", "0.99"):
+        if any(results.has(size, "hnsw") for size in sizes):
+            ratio = of("hnsw", "hnsw / bq", wanted)
+            yield row(f"HNSW / bq at {wanted}", lambda n, ratio=ratio: f"{ratio(n):.1f}")  # type: ignore[misc]
     for name in ("lists", "codes", "vectors"):
         yield row(f"{name} at .95", lambda n, name=name: f"{of('query', '0.95', name)(n):,.0f}")  # type: ignore[misc]
     yield ""
