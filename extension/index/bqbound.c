@@ -18,6 +18,9 @@
 #define SUM_ERROR(dim) (((dim) + 4) * 0x1p-24)
 #define SUM_UNDERFLOW(dim) ((dim) * 0x1p-149)
 
+/* BqBlockData.inverse of most vectors, see bqform.c. */
+#define USUAL_INVERSE 1.07
+
 /* Distances of vectors are less than this many times the slack above their bounds. */
 #define SURE_SLACKS 4
 
@@ -166,4 +169,48 @@ bq_bound_of_key(const BqScan *so, double key)
 			bound = (key - 1) * so->length;
 	}
 	return bound + 4 * FLOAT_ERROR * (fabs(bound) + so->length * so->length);
+}
+
+/* Bounds are those of cosines so much too low, in units of bqform.c. */
+void
+bq_set_slack(BqScan *so, double slack)
+{
+	so->slack = (float) (slack * sqrt(so->layout.dim) * so->length);
+	so->shift = slack * USUAL_INVERSE;
+}
+
+/* Let a bound allow for an error of its cosine that is greater by `shift`. */
+static void
+lower_bound(const BqScan *so, double shift, BqCandidate *candidate)
+{
+	double		width = shift * so->length;
+
+	if (so->strategy == BQ_STRATEGY_IP)
+		width *= candidate->norm;
+	else if (so->strategy == BQ_STRATEGY_L2)
+		width *= 2 * candidate->norm * so->unit;
+	candidate->key = bq_candidate_key(so, bq_bound_of_key(so, candidate->key) - width);
+}
+
+/*
+ * Rows beyond the first ones lie closer together, and are lost by smaller errors: from now on
+ * bounds allow for more of them, those of the candidates as well.
+ */
+void
+bq_raise_slack(BqScan *so)
+{
+	double		before = so->shift;
+
+	if (so->source == NULL || so->reach.later_slack <= so->reach.slack)
+		return;
+	bq_set_slack(so, so->reach.later_slack);
+	for (int i = 0; i < so->ncandidates; i++)
+		if (!so->candidates[i].exact)
+			lower_bound(so, so->shift - before, &so->candidates[i]);
+	if (so->dropped)
+	{
+		lower_bound(so, so->shift - before, &so->limit);
+		bq_note_limit(so);
+	}
+	bq_order_candidates(so);
 }

@@ -11,6 +11,8 @@
 #define STOP_SHARE 0.1
 /* ... or by ranking the lists of few groups. */
 #define GROUP_SHARE 0.1
+/* Of rows beyond the tenth, the part that may be lost by the order of the estimates. */
+#define LATER_SHARE 0.7
 
 /* Room for what queries find; nothing was found yet. */
 BqFigures *
@@ -23,6 +25,7 @@ bq_new_figures(const BqQueries *s, uint32 nlists)
 												  (size_t) s->nqueries * nlists * sizeof(float));
 	f->findings = (BqFinding *) palloc(s->nqueries * BQ_NEIGHBOURS * sizeof(BqFinding));
 	f->slacks = (float *) palloc(s->nqueries * s->ncandidates * sizeof(float));
+	f->later_slacks = (float *) palloc(s->nqueries * BQ_LATER_NEIGHBOURS * sizeof(float));
 	return f;
 }
 
@@ -170,6 +173,7 @@ bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list, Bq
 		return false;
 	qsort(f->margins, f->nmargins, sizeof(float), compare_floats);
 	qsort(f->slacks, f->nslacks, sizeof(float), compare_floats);
+	qsort(f->later_slacks, f->nlater, sizeof(float), compare_floats);
 	for (int i = 0; i < BQ_RECALLS; i++)
 	{
 		/* re-ranking of what codes find is not the index's, and will lose some, too */
@@ -186,6 +190,8 @@ bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list, Bq
 									   (uint32) quantile(scratch, f->n, 1 - lost * group_share));
 		choose_figures(f, by_margin, recall, ns_per_list, scratch, &nprobes[i],
 					   &layout->model.slack[i]);
+		layout->model.later_slack[i] = f->nlater == 0 ? layout->model.slack[i] :
+			f->later_slacks[Min(f->nlater - 1, (size_t) (f->nlater * (1 - lost * LATER_SHARE)))];
 		nprobes[i] = Min(nprobes[i], layout->nlists);
 	}
 	layout->model.gap = (float) (f->gap / f->nqueries);

@@ -32,7 +32,7 @@
 #include "core/bqsearch.h"
 
 #define BQ_MAGIC 0x62716978		/* "bqix" */
-#define BQ_VERSION 5			/* raised by every change of the format below */
+#define BQ_VERSION 6			/* raised by every change of the format below */
 #define BQ_PAGE_ID 0xBA51		/* last two bytes of each page, for pg_filedump */
 
 #define BQ_METAPAGE_BLKNO 0
@@ -94,6 +94,7 @@ typedef struct BqModel
 	uint32		product_nprobes[BQ_RECALLS];	/* the same for inner products of codes */
 	/* vectors: the estimate of a cosine may be so much too low, in units of bqform.c */
 	float		slack[BQ_RECALLS];
+	float		later_slack[BQ_RECALLS];	/* ... of rows beyond the tenth */
 	/* what the first dimensions say of a row may be so many standard deviations too little */
 	float		deviations[BQ_RECALLS];
 	/* groups whose lists are ranked, if lists are found by groups (bqorder.c) */

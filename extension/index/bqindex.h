@@ -50,6 +50,7 @@ typedef struct BqReach
 {
 	uint32		nprobes;
 	double		slack;
+	double		later_slack;	/* for rows beyond BQ_NEIGHBOURS, not less */
 	double		deviations;		/* see bqstop.c */
 	uint32		ngroups;		/* see bqorder.c */
 } BqReach;

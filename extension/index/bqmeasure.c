@@ -91,6 +91,21 @@ compare_exact(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+/* How far the estimate of a row is beyond a distance. */
+static float
+needed_slack(const BqQueries *s, uint32 k, const BqNeighbour *neighbour, int metric, double key)
+{
+	double		width = s->inverse_unit * s->rows->inverses[neighbour->row];
+	double		slack;
+
+	if (metric == BQ_STRATEGY_IP)
+		width *= (double) s->rows->norms[neighbour->row] * s->lengths[k];
+	else if (metric == BQ_STRATEGY_L2)
+		width *= 2.0 * s->rows->norms[neighbour->row] * s->lengths[k];
+	slack = width > 0 ? (neighbour->key - key) / width : 0;
+	return (float) Max(-FLT_MAX, Min(FLT_MAX, slack));
+}
+
 /*
  * The true neighbours among the candidates of query k, into true_ones[]; returns their
  * number.  Their slack: how far the estimate is beyond the distance of the next one.
@@ -121,22 +136,19 @@ find_true_ones(Vectors *v, const BqQueries *s, uint32 k, const BqNeighbour *near
 	{
 		const BqNeighbour *neighbour = exact[i].neighbour;
 		/* a row is lost as soon as the next one is given out, the tenth as the query ends */
-		double		last = exact[Min(Min(i + 1, n - 1), BQ_NEIGHBOURS)].key;
-		double		width = s->inverse_unit * s->rows->inverses[neighbour->row];
-		double		slack;
+		int			next = Min(i + 1, n - 1);
+		float		slack = needed_slack(s, k, neighbour, v->form->metric,
+										 exact[Min(next, BQ_NEIGHBOURS)].key);
 
-		if (v->form->metric == BQ_STRATEGY_IP)
-			width *= (double) s->rows->norms[neighbour->row] * s->lengths[k];
-		else if (v->form->metric == BQ_STRATEGY_L2)
-			width *= 2.0 * s->rows->norms[neighbour->row] * s->lengths[k];
-		slack = width > 0 ? (neighbour->key - last) / width : 0;
-		slack = Max(-FLT_MAX, Min(FLT_MAX, slack));
-		figures->slacks[figures->nslacks++] = (float) slack;
+		figures->slacks[figures->nslacks++] = slack;
 		if (i < ntrue)
 		{
 			true_ones[i].neighbour = neighbour;
-			true_ones[i].slack = (float) slack;
+			true_ones[i].slack = slack;
 		}
+		else if (next < Min(n, BQ_LATER_NEIGHBOURS))
+			figures->later_slacks[figures->nlater++] =
+				needed_slack(s, k, neighbour, v->form->metric, exact[next].key);
 	}
 	pfree(exact);
 	return ntrue;

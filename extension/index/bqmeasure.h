@@ -15,6 +15,12 @@
 #define BQ_QUERIES 256
 
 /*
+ * Neighbours up to this one tell how far estimates err beyond the first ones: so many may be
+ * lost among bq_count_candidates() that few are.
+ */
+#define BQ_LATER_NEIGHBOURS 30
+
+/*
  * Neighbours by their codes; among them are practically all of the true ten, and the
  * BQ_MARGIN_RANKth.  Codes of few dimensions tell rows apart less well.
  */
@@ -76,6 +82,8 @@ typedef struct BqFigures
 	size_t		nmargins;
 	float	   *slacks;			/* of all candidates that were compared */
 	size_t		nslacks;
+	float	   *later_slacks;	/* of neighbours beyond the tenth */
+	size_t		nlater;
 	size_t		ntoasted;		/* of them, with values out of line */
 	uint32		nqueries;
 	bool		stops;			/* blocks may be left half read (bqstop.c) */

@@ -93,13 +93,15 @@ bq_wanted_reach(Relation index, const BqLayout *layout, int strategy)
 		reach.nprobes = (uint32) Max(1, rint(Min(n, layout->nlists)));
 		reach.ngroups = model->ngroups[i + (share > 0)];
 		reach.slack = Min(interpolate(model->slack, recall), full_slack(layout));
+		reach.later_slack = Min(interpolate(model->later_slack, recall), full_slack(layout));
+		reach.later_slack = Max(reach.slack, reach.later_slack);
 		reach.deviations = Max(0, interpolate(model->deviations, recall));
 	}
 	else
 	{
 		reach.nprobes = layout->nlists;
 		reach.ngroups = UINT32_MAX;
-		reach.slack = full_slack(layout);
+		reach.slack = reach.later_slack = full_slack(layout);
 		reach.deviations = BQ_NO_STOP;
 	}
 	/* settings beat options */
@@ -125,6 +127,7 @@ bq_clear_model(BqLayout *layout)
 		layout->model.nprobes[i] = 1;
 		layout->model.product_nprobes[i] = 1;
 		layout->model.slack[i] = (float) (UNKNOWN_SLACK / sqrt(layout->dim));
+		layout->model.later_slack[i] = layout->model.slack[i];
 		layout->model.deviations[i] = UNKNOWN_DEVIATIONS;
 		layout->model.ngroups[i] = UINT32_MAX;
 	}

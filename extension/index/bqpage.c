@@ -194,7 +194,7 @@ is_possible_model(const BqModel *model)
 {
 	for (int i = 0; i < BQ_RECALLS; i++)
 		if (model->nprobes[i] < 1 || model->product_nprobes[i] < 1 || model->ngroups[i] < 1 ||
-			!isfinite(model->slack[i]) || !(model->deviations[i] >= 0))
+			!isfinite(model->slack[i]) || !isfinite(model->later_slack[i]) || !(model->deviations[i] >= 0))
 			return false;
 	return isfinite(model->gap);
 }

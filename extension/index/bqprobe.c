@@ -19,13 +19,14 @@
 
 /*
  * Beyond the first rows, a scan in strict order goes on to further lists while it has
- * not seen so many rows for each that it gave: those it did not see are passed over.  By
- * margin, beyond BQ_NEIGHBOURS rows, also while a further list is near (BqModel.gap).
+ * not seen so many rows for each that it gave: those it did not see are passed over.  In an
+ * index on vectors, beyond BQ_NEIGHBOURS rows, also while a further list is near (by margin:
+ * BqModel.gap) or as many have not been read as so many rows call for.
  */
 #define SEEN_PER_ROW 8
 
-/* How fast the number of lists grows with that of the rows that lie between those wanted. */
-#define FILTER_POWER 0.35
+/* How fast the number of lists grows with that of the rows among which the wanted ones lie. */
+#define ROWS_POWER 0.35
 
 /* How many pages of a list are asked for in advance, and how many if they are on disk. */
 #define PREFETCH_PAGES 8
@@ -275,6 +276,13 @@ is_near(const BqScan *so, uint32 i, double cosine)
 	return bq_ranked_score(&so->ranking, i) >= cosine * so->length;
 }
 
+/* Lists, where no margin says, for so many times the rows that the figures are about. */
+static double
+count_lists_for(const BqScan *so, double rows)
+{
+	return so->reach.nprobes * pow(rows, ROWS_POWER);
+}
+
 /*
  * Rows that meet the conditions lie further apart than all rows: does the first segment take
  * another list for that?  The margin tells when to stop; without one so many times more
@@ -286,7 +294,7 @@ goes_on_for_filter(BqScan *so)
 	if (so->filter == NULL || so->segment > 1 || !bq_has_more_lists(so))
 		return false;
 	if (!so->by_margin && so->nseen >= BQ_MARGIN_RANK &&
-		so->nchosen >= so->reach.nprobes * pow((double) so->nscanned / so->nseen, FILTER_POWER))
+		so->nchosen >= count_lists_for(so, (double) so->nscanned / so->nseen))
 		return false;
 	/* the margin needs the BQ_MARGIN_RANKth of few rows */
 	bq_limit_candidates(so);
@@ -392,9 +400,14 @@ bq_look_again(Relation index, BqScan *so)
 bool
 bq_wants_more_lists(BqScan *so, const BqCandidate *candidate)
 {
-	if (so->nreturned >= BQ_NEIGHBOURS && so->row_margin < INFINITY &&
-		bq_know_list(&so->ranking, so->nchosen) &&
-		is_near(so, so->nchosen, candidate_cosine(so, candidate) - so->row_margin))
+	if (so->nreturned >= BQ_NEIGHBOURS && so->row_margin < INFINITY)
+	{
+		if (bq_know_list(&so->ranking, so->nchosen) &&
+			is_near(so, so->nchosen, candidate_cosine(so, candidate) - so->row_margin))
+			return true;
+	}
+	else if (so->nreturned >= BQ_NEIGHBOURS && so->source != NULL &&
+			 so->nchosen < count_lists_for(so, (double) (so->nreturned + 1) / BQ_NEIGHBOURS))
 		return true;
 	return so->nseen < SEEN_PER_ROW * (so->nreturned + 1);
 }

@@ -38,9 +38,6 @@
 #define GROWTH 4
 #define MIN_GROWTH 4
 
-/* BqBlockData.inverse of most vectors, see bqform.c. */
-#define USUAL_INVERSE 1.07
-
 /* Relative rounding error of BqBlockData.inverse at its smallest. */
 #define INVERSE_ERROR ((float) (0.51 * BQ_INVERSE_UNIT * BQ_STRONG))
 
@@ -114,8 +111,7 @@ prepare_vector(BqScan *so, Datum operand)
 									 bq_get_rotation(dim, so->layout.transform), q, &norm));
 	so->q = q;
 	scale_query(so);
-	so->slack = (float) (so->reach.slack * sqrt(dim) * so->length);
-	so->shift = so->reach.slack * USUAL_INVERSE;
+	bq_set_slack(so, so->reach.slack);
 }
 
 /* Prepare table, rounding bound and order of lists for the operand, and read the first lists. */
@@ -270,6 +266,7 @@ bq_next_row(IndexScanDesc scan)
 			first = NULL;
 		if (so->first_look && (first == NULL || so->nreturned >= BQ_NEIGHBOURS))
 		{
+			bq_raise_slack(so);
 			bq_look_again(scan->indexRelation, so);
 			continue;
 		}

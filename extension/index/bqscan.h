@@ -243,6 +243,8 @@ extern uint32 bq_find_rows(const BqScan *so, const BqBlockData *block, const uin
 extern void bq_bound_keys(const BqScan *so, const BqBlockData *block, const uint16 *sums,
 						  float scale, float bias, float *keys);
 extern double bq_bound_width(const BqScan *so, const BqBlockData *block, int c);
+extern void bq_set_slack(BqScan *so, double slack);
+extern void bq_raise_slack(BqScan *so);
 extern double bq_candidate_key(const BqScan *so, double key);
 extern double bq_bound_of_key(const BqScan *so, double key);
 
