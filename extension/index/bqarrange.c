@@ -1,7 +1,7 @@
 /*
  * bqarrange.c: numbers for lists: lists whose numbers are near each other lie near each other.
  *
- * So that 32 lists of a row make a group that has a direction (bqrank.c), and that lists which
+ * So that 32 lists of a row make a group that has a direction (bqdirectory.h), and that lists which
  * are read together lie on the same pages.  Directions are halved along the line between two
  * means, then the halves, until one is left; each first half is a multiple of 32, if it can be.
  */

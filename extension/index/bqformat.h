@@ -17,7 +17,7 @@
  *
  * The *directory*, what is known of each list, lies in code rows as well: a run of
  * blocks for the lists that the index was made with and some more, then, each time
- * these are used up, a run for as many lists as there are.  See bqrank.c.
+ * these are used up, a run for as many lists as there are.  See bqdirectory.h.
  */
 #ifndef BQFORMAT_H
 #define BQFORMAT_H

@@ -327,6 +327,26 @@ extern BqReach bq_wanted_reach(Relation index, const BqLayout *layout, int strat
 extern void bq_measure(Relation heap, Relation index, const BqCentroids *centroids,
 					   const BqRows *rows, const uint32 *lists, double nrows, BqLayout *layout);
 
+/* bqdirectory.c; what it shares with the next ones: bqdirectory.h */
+extern uint32 bq_count_segment_blocks(const BqLayout *layout, uint32 capacity);
+extern uint32 bq_segment_capacity(const BqLayout *layout, int segment);
+extern uint32 bq_directory_capacity(const BqLayout *layout);
+extern bool bq_is_directory(const BqLayout *layout, uint32 block);
+extern uint32 bq_count_directory_blocks(const BqLayout *layout);
+extern uint64 bq_list_row(const BqLayout *layout, uint32 list);
+extern BlockNumber bq_list_page(const BqLayout *layout, uint32 list);
+extern Buffer bq_read_entry(Relation index, const BqLayout *layout, uint32 list, int lockmode,
+							BqListData **entry);
+extern BqListData *bq_read_entries(Relation index, const BqLayout *layout);
+
+/* bqdirection.c */
+extern BqCentroids bq_read_directions(Relation index, const BqLayout *layout);
+extern void bq_set_directions(Relation index, const BqLayout *layout,
+							  const BqCentroids *centroids, uint32 first, uint32 list, uint32 n);
+extern uint8 *bq_pack_directions(const BqCentroids *centroids);
+extern void bq_write_centroids(Relation index, const BqLayout *layout,
+							   const BqCentroids *centroids);
+
 /* bqrank.c */
 
 /* The table of a float query (core/bqlut.h). */
@@ -338,22 +358,6 @@ typedef struct BqTable
 } BqTable;
 
 extern BqTable bq_make_table(const float *q, int dim);
-extern uint32 bq_count_segment_blocks(const BqLayout *layout, uint32 capacity);
-extern uint32 bq_segment_capacity(const BqLayout *layout, int segment);
-extern uint32 bq_directory_capacity(const BqLayout *layout);
-extern bool bq_is_directory(const BqLayout *layout, uint32 block);
-extern uint32 bq_count_directory_blocks(const BqLayout *layout);
-extern uint64 bq_list_row(const BqLayout *layout, uint32 list);
-extern BlockNumber bq_list_page(const BqLayout *layout, uint32 list);
-extern Buffer bq_read_entry(Relation index, const BqLayout *layout, uint32 list, int lockmode,
-							BqListData **entry);
-extern BqListData *bq_read_entries(Relation index, const BqLayout *layout);
-extern BqCentroids bq_read_directions(Relation index, const BqLayout *layout);
-extern void bq_set_directions(Relation index, const BqLayout *layout,
-							  const BqCentroids *centroids, uint32 first, uint32 list, uint32 n);
-extern uint8 *bq_pack_directions(const BqCentroids *centroids);
-extern void bq_write_centroids(Relation index, const BqLayout *layout,
-							   const BqCentroids *centroids);
 extern void bq_score_groups(const uint8 *groups, uint32 nlists, int dim, const BqTable *table,
 							float *scores);
 extern uint32 bq_score_group(Relation index, const BqLayout *layout, const BqTable *table,

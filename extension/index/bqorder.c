@@ -2,7 +2,7 @@
  * bqorder.c: lists in the order of their nearness to a query or a new row, as far as it is asked
  * for.
  *
- * Few lists are ranked all at once.  Of many, the groups are ranked (bqrank.c), and lists only
+ * Few lists are ranked all at once.  Of many, the groups are ranked (bqdirectory.h), and lists only
  * of the nearest groups: of ever more, the further the order is asked for.  What a scan has in
  * memory is then proportional to the groups and to the lists that it reads.
  */
