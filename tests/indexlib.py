@@ -492,8 +492,9 @@ class Places:
         "segment": 48,
         "nprobes": 184,
         "product_nprobes": 216,
-        "deviations": 280,
-        "choice": 348,
+        "later_slack": 280,
+        "deviations": 312,
+        "choice": 380,
     }
 
     def __init__(self, dim: int, lists: int, statistics: bool = False, nkeys: int = 0) -> None:
