@@ -35,7 +35,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
 	bench-throughput bench-shards bench-citus bench-scale \
 	torture stress test-shards test-citus test-replicas test-spark test-upgrade test-harness \
-	dist format clean
+	dist deb format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -226,6 +226,9 @@ PGXN := META.json Makefile LICENSE README.md CHANGELOG.md CONTRIBUTING.md SECURI
 dist: ## the archive for PGXN, of what is committed, in dist
 	mkdir -p dist
 	git archive --format=zip --prefix='bq-$(VERSION)/' --output='dist/bq-$(VERSION).zip' HEAD $(PGXN)
+
+deb: dist ## Debian packages for each PostgreSQL of this Debian, in dist (debhelper, postgresql-server-dev-all)
+	release/deb
 
 format: .venv/tested ## Python by ruff
 	$(BIN)/ruff check --fix .
