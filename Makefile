@@ -246,7 +246,7 @@ clean: ## remove what was built, .venv included
 	$(PYTHON) -m venv .venv || { echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
 # What building and the demo need.  It compiles, too: the modules lie beside their sources.
-.venv/installed: pyproject.toml setup.py | .venv/bin/python
+.venv/installed: pyproject.toml setup.py extension/bq.control | .venv/bin/python
 	@echo "Setting up .venv: downloads about 80 MB the first time, compiles for half a minute"
 	@$(PIP) 'setuptools>=77' 'Cython>=3.1'
 	@$(PIP) --no-build-isolation -e '.[embedded]' 'rich>=13' 'pgvector>=0.4'

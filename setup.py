@@ -1,6 +1,8 @@
-"""Build steps that pyproject.toml cannot express: the Cython modules, and a copy of the
-extension's sources inside the package, from which `pybq.serve()` builds it anywhere."""
+"""Build steps that pyproject.toml cannot express: the version, which is the extension's, the Cython
+modules, and a copy of the extension's sources inside the package, from which `pybq.serve()` builds
+it anywhere."""
 
+import re
 import shutil
 from glob import glob
 from pathlib import Path
@@ -10,6 +12,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=off"]  # no contraction: see extension/core/bqkernel.h
+
+
+def read_version() -> str:
+    """The one place where it is written."""
+    control = Path("extension/bq.control").read_text()
+    found = re.search(r"^default_version = '(.*)'$", control, re.MULTILINE)
+    if found is None:
+        raise ValueError("expected a line default_version = '...' in extension/bq.control")
+    return found[1]
 
 
 class BuildWithSources(build_py):
@@ -33,6 +44,7 @@ class BuildWithSources(build_py):
 
 
 setup(
+    version=read_version(),
     cmdclass={"build_py": BuildWithSources},
     ext_modules=cythonize(
         [

@@ -1,12 +1,29 @@
 """Names and versions that are written in more than one place."""
 
+import importlib.util
 import re
+import shutil
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 import pybq
 
 ROOT = Path(__file__).parents[2]
+
+
+def load(name: str) -> ModuleType:
+    """A script of release/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "release" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+release = load("version")
 
 
 def default_version(extension):
@@ -15,10 +32,43 @@ def default_version(extension):
 
 
 def test_versions_are_equal():
-    extension = default_version("bq")
-    project = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert project.group(1) == extension
-    assert pybq.__version__ == version("pybq") == extension
+    assert release.complaints() == []
+    assert pybq.__version__ == version("pybq") == default_version("bq")
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """All files that have the version."""
+    for name in (*release.WRITTEN, *release.CHANGELOGS):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [*release.WRITTEN, *release.CHANGELOGS])
+def test_another_version_is_noticed(copied, name):
+    path = copied / name
+    text = path.read_text()
+    for old in re.findall(r"\b\d+\.\d+\.\d+\b", text):
+        if old == release.read():
+            text = text.replace(old, "77.0.1", 1)  # one place of several is enough
+            break
+    path.write_text(text)
+    complaints = "\n".join(release.complaints(copied))
+    assert name in complaints or name == release.HOME
+    assert "77.0.1" in complaints
+
+
+def test_a_new_version_is_written_where_it_can_be(copied):
+    release.write("77.0.1", copied)
+    assert release.read(copied) == "77.0.1"
+    complaints = "\n".join(release.complaints(copied))
+    for name in release.WRITTEN:
+        assert name not in complaints
+    for name in release.CHANGELOGS:  # people say what is new
+        assert f"first entry of {name} to be of version 77.0.1" in complaints
+    with pytest.raises(ValueError, match="expected a version such as 0.2.0, got 'v1'"):
+        release.write("v1", copied)
 
 
 def test_every_extension_has_that_version():
