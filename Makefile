@@ -35,7 +35,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
 	bench-throughput bench-shards bench-citus bench-scale \
 	torture stress test-shards test-citus test-replicas test-spark test-upgrade test-harness \
-	dist deb format clean
+	sdist wheel dist deb release-check format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -223,12 +223,30 @@ VERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" extension/bq.co
 PGXN := META.json Makefile LICENSE README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md \
 	extension sql docs tests/regress tests/isolation docker docker-compose.yml .dockerignore
 
+sdist: .venv/released ## the Python package's sources, in dist
+	rm -f dist/pybq-*.tar.gz
+	$(PY) -m build --sdist --outdir dist
+
+# As cibuildwheel's container would, but with this machine's compiler: what is linked against decides
+# where the wheel runs, and auditwheel refuses it if that is newer than glibc 2.28.  LDSHARED is said
+# to leave out what this machine's Python was linked with, such as where its libraries are.
+wheel: .venv/released ## a wheel for Linux of this machine's kind and Python, checked and tried, in dist
+	rm -rf build/wheel dist/pybq-*.whl
+	LDSHARED='$(CC) -shared -Wl,-S' $(PY) -m build --wheel --outdir build/wheel
+	PATH='$(CURDIR)/$(BIN)':"$$PATH" auditwheel repair --plat manylinux_2_28_$$(uname -m) --wheel-dir dist \
+		build/wheel/pybq-*.whl
+	$(BIN)/auditwheel show dist/pybq-*.whl
+	release/try_wheel dist/pybq-*.whl
+
 dist: ## the archive for PGXN, of what is committed, in dist
 	mkdir -p dist
 	git archive --format=zip --prefix='bq-$(VERSION)/' --output='dist/bq-$(VERSION).zip' HEAD $(PGXN)
 
 deb: dist ## Debian packages for each PostgreSQL of this Debian, in dist (debhelper, postgresql-server-dev-all)
 	release/deb
+
+release-check: .venv/released sdist wheel dist ## what can be known of a release before it is one [TAG=v0.1.0]
+	$(PY) release/check.py $(TAG)
 
 format: .venv/tested ## Python by ruff
 	$(BIN)/ruff check --fix .
@@ -268,6 +286,11 @@ clean: ## remove what was built, .venv included
 .venv/sparked: .venv/tested
 	@echo "Adding Spark and Dask to .venv"
 	@$(PIP) 'pybq[spark,dask]'
+	@touch $@
+
+.venv/released: .venv/tested
+	@echo "Adding the tools of releases to .venv"
+	@$(PIP) 'pybq[release]'
 	@touch $@
 
 # Harnesses of others, in an environment of their own; ann-benchmarks is not on PyPI.  Its lists of

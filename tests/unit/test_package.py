@@ -1,8 +1,10 @@
 """Names and versions that are written in more than one place."""
 
 import importlib.util
+import json
 import re
 import shutil
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -69,6 +71,28 @@ def test_a_new_version_is_written_where_it_can_be(copied):
         assert f"first entry of {name} to be of version 77.0.1" in complaints
     with pytest.raises(ValueError, match="expected a version such as 0.2.0, got 'v1'"):
         release.write("v1", copied)
+
+
+@pytest.fixture
+def check(monkeypatch):
+    monkeypatch.setitem(sys.modules, "version", release)
+    return load("check")
+
+
+def test_meta_json_is_what_pgxn_wants(check):
+    meta = json.loads((ROOT / "META.json").read_text())
+    assert check.meta_complaints(meta) == []
+    provides = meta["provides"]
+    for wrong, complaint in (
+        ({"provides": {"bq": provides["bq"]}}, "provides ['bq'], expected ['bq', 'bq_pgvector']"),
+        ({"provides": provides | {"bq": provides["bq"] | {"file": "bq.sql"}}}, "bq.sql of bq does"),
+        ({"license": "gpl"}, "license 'gpl'"),
+        ({"version": "0.1"}, "'0.1' is no version"),
+        ({"meta-spec": {"version": "2.0.0"}}, "meta-spec version 1.0.0"),
+    ):
+        assert complaint in "\n".join(check.meta_complaints(meta | wrong))
+    del meta["maintainer"]
+    assert check.meta_complaints(meta) == ["META.json: no maintainer"]
 
 
 def test_every_extension_has_that_version():
