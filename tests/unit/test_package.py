@@ -95,6 +95,16 @@ def test_meta_json_is_what_pgxn_wants(check):
     assert check.meta_complaints(meta) == ["META.json: no maintainer"]
 
 
+def test_workflow_runs_every_job():
+    """Those of `.ci/run`: on a machine each, but for what is run once a week."""
+    jobs = re.findall(r"^job_(\w+)\(\)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    matrix = re.search(r"^ +job: \[(.*)\]$", workflow, re.MULTILINE)
+    weekly = re.findall(r"run: \.ci/run (\w+)$", workflow, re.MULTILINE)
+    assert len(jobs) > 5
+    assert sorted([*matrix.group(1).split(", "), *weekly]) == sorted(jobs)
+
+
 def test_every_extension_has_that_version():
     """One library serves them all."""
     names = sorted(path.stem for path in (ROOT / "extension").glob("*.control"))
