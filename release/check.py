@@ -79,6 +79,11 @@ def check_tag(tag: str | None) -> list[str]:
     heading = re.search(r"^## .*$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     if heading is None or not re.search(r"\(\d{4}-\d\d-\d\d\)$", heading[0]):
         found.append(f"CHANGELOG.md: {heading and heading[0]!r} has no date; write (YYYY-MM-DD)")
+    found += [
+        f"release/debian/{name} has no address of the maintainers; put it for example.org's"
+        for name in ("control.in", "changelog")
+        if "example.org" in (ROOT / "release" / "debian" / name).read_text()
+    ]
     return found
 
 
