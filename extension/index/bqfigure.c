@@ -111,6 +111,21 @@ count_lists(const BqFigures *f, bool by_margin, float lists)
 }
 
 /*
+ * The margin with which the list of a neighbour is read.  Some of the nearest are in any case:
+ * where more rows than BQ_MARGIN_RANK are equal, a large margin is the only other way, which all
+ * queries would have to go.
+ */
+static float
+needed_margin(const BqFigures *f, const BqFinding *finding)
+{
+	double		place = (finding->lists + 1) / BQ_LEAST_PROBES * f->nqueries;
+
+	if (finding->lists == 0)
+		return -FLT_MAX;
+	return place < f->nmargins ? Min(finding->margin, f->margins[(size_t) place]) : finding->margin;
+}
+
+/*
  * The cheapest way to a recall: the less is lost by the order of the estimates, the fewer
  * lists will do.  A neighbour is found if both its list and its slack are within reach.
  */
@@ -140,7 +155,7 @@ choose_figures(const BqFigures *f, bool by_margin, double recall, double ns_per_
 		reach = Max(reach, 0);
 		for (size_t i = 0; i < f->n; i++)
 			if (f->findings[i].slack <= reach)
-				scratch[n++] = by_margin ? f->findings[i].margin : f->findings[i].lists;
+				scratch[n++] = by_margin ? needed_margin(f, &f->findings[i]) : f->findings[i].lists;
 		if (n < wanted)
 			continue;
 		qsort(scratch, n, sizeof(float), compare_floats);

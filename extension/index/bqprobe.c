@@ -13,9 +13,8 @@
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
 
-/* A scan reads up to so many times the lists that the average one reads, and not less. */
+/* A scan reads up to so many times the lists that the average one reads. */
 #define MOST_PROBES 4
-#define LEAST_PROBES 0.25
 
 /*
  * Beyond the first rows, a scan in strict order goes on to further lists while it has
@@ -249,7 +248,7 @@ bq_plan_segment(BqScan *so, uint32 probes)
 
 		so->margin = margins[i] + (place - i) * (margins[i + 1] - margins[i]);
 		so->row_margin = so->margin + so->layout.model.gap;
-		so->least = (uint32) Max(1, probes * LEAST_PROBES);
+		so->least = (uint32) Max(1, probes * BQ_LEAST_PROBES);
 		so->most = (uint32) Min((uint64) probes * MOST_PROBES, nlists);
 	}
 }

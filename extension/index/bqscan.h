@@ -24,6 +24,9 @@
  */
 #define BQ_NEIGHBOURS 10
 
+/* By margin, a scan reads at least this part of the lists that the average one reads, and one. */
+#define BQ_LEAST_PROBES 0.25
+
 /* Rows kept as candidates at first: LIMIT 40 (k = 10, rerank = 4) and a good margin. */
 #define BQ_FIRST_KEEP BQ_MARGIN_RANK
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,8 +22,9 @@ from indexlib import (
     insert,
     measure_scan,
 )
-from shared import Conn, Vectors
+from shared import Conn, Vectors, load_vectors
 
+ROOT = Path(__file__).parents[2]
 K = 10
 TOLERANCE = 0.02
 DEFAULT_RECALL = 0.98
@@ -149,6 +151,27 @@ def test_every_distance_reads_lists_alike_where_rows_have_one_length(
     for ours in nlists.values():
         assert len(set(ours)) > 1
         assert abs(sum(ours) / sum(nlists["<=>"]) - 1) < 0.05
+
+
+def test_copies_of_rows_do_not_make_other_queries_slow(conn: Conn) -> None:
+    """More rows are equal than tell how far to go, from so near that a margin would be large."""
+    if conn.info.server_version < 180000:
+        pytest.skip("EXPLAIN counts lists from 18 on")
+    base, queries = load_vectors(ROOT / "demo/data/glosses.npz")
+    base, queries = base[:5000], queries[:50]
+    everything = np.concatenate([base, np.repeat(base[:20], 70, axis=0)])
+    (operator,) = HALF_COSINE.operators
+    query = f"SELECT id FROM items ORDER BY embedding {operator} %(q)s LIMIT {K}"
+    nlists = []
+    for vectors in (base, everything):
+        conn.execute("DROP TABLE IF EXISTS items")
+        create(conn, vectors, column=HALF_COSINE)
+        create_index(conn, HALF_COSINE, 25)
+        keys = distances(HALF_COSINE, vectors, queries)
+        assert measure(conn, HALF_COSINE, keys, queries) >= DEFAULT_RECALL - TOLERANCE
+        operands = [{"q": HALF_COSINE.operand(operator, vector)} for vector in queries]
+        nlists.append(np.mean([measure_scan(conn, query, q)["Lists Read"] for q in operands]))
+    assert nlists[1] < 1.5 * nlists[0]
 
 
 def test_few_dimensions(conn: Conn, rng: np.random.Generator) -> None:
