@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,8 @@ Output = Literal["hits", "numpy", "arrow", "pandas", "polars"]
 # The package that makes a form.
 PACKAGES = {"arrow": "pyarrow", "pandas": "pandas", "polars": "polars"}
 INTEGERS = ("int2", "int4", "int8")
+# What a row ends with that words were searched for.
+FUSED = ("score", "vector_rank", "text_rank")
 # What columns of a frame are, whatever rows were found: names of types in polars and Arrow.
 # Others are inferred. Polars has no type for uuid.
 FRAME_TYPES = {
@@ -42,9 +45,15 @@ class Hit:
     distance : float
         What the operator of the table's metric gives: cosine distance, Euclidean distance, or the
         negative inner product. Exact if the table stores vectors, unless `rerank=None` asked for
-        that of the code.
+        that of the code. NaN if words found a row that has no vector, or if there was no query
+        but words.
     columns : dict
         The further columns that were asked for.
+    score : float or None
+        Of a search with `text`: by what hits are ordered, the largest first.
+    vector_rank, text_rank : int or None
+        Its place among the nearest rows, and among those with the words, from 1; None: it is not
+        among those that were fused, or there was no `text`.
 
     Examples
     --------
@@ -56,6 +65,9 @@ class Hit:
     id: Any
     distance: float
     columns: Mapping[str, Any] = field(default_factory=dict)
+    score: float | None = None
+    vector_rank: int | None = None
+    text_rank: int | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.columns[name]
@@ -90,7 +102,13 @@ class Results:
     """
 
     def __init__(
-        self, output: Output, layout: Layout, k: int, columns: tuple[str, ...], single: bool
+        self,
+        output: Output,
+        layout: Layout,
+        k: int,
+        columns: tuple[str, ...],
+        single: bool,
+        fused: bool = False,
     ) -> None:
         forms = ("hits", "numpy", *PACKAGES)
         if output not in forms:
@@ -99,9 +117,13 @@ class Results:
             raise ValueError(
                 "numpy gives ids and distances only; for columns choose hits or a frame"
             )
+        if output == "numpy" and fused:
+            raise ValueError(
+                "numpy gives ids and distances only; for scores choose hits or a frame"
+            )
         if output in PACKAGES:
             for name in columns:
-                if name in ("query", "id", "distance"):
+                if name in ("query", "id", "distance", *(FUSED if fused else ())):
                     raise ValueError(f"column {name!r} of a frame is its own; choose hits")
         if output != "hits" and len(layout.key) > 1:
             raise ValueError(f"table {layout.name!r} has a key of several columns; choose hits")
@@ -113,15 +135,14 @@ class Results:
         self._k = k
         self._columns = columns
         self._single = single  # one query, not a batch of one
+        self._fused = fused  # rows end with their score and both ranks
+        if fused:
+            self._types |= dict(zip(FUSED, ("float8", "int8", "int8"), strict=True))
 
     def make(self, found: Sequence[Sequence[Row]]) -> Any:
         """Convert the rows of each query: id, distance, further columns."""
         if self._output == "hits":
-            names = self._columns
-            hits = [
-                [Hit(row[0], row[1], dict(zip(names, row[2:], strict=True))) for row in rows]
-                for rows in found
-            ]
+            hits = [[self._make_hit(row) for row in rows] for rows in found]
             return hits[0] if self._single else hits
         if self._output == "numpy":
             return self._make_arrays(found)
@@ -129,6 +150,12 @@ class Results:
         if self._output == "pandas":
             return self._module.DataFrame(columns)
         return self._make_typed_frame(columns)
+
+    def _make_hit(self, row: Row) -> Hit:
+        end = 2 + len(self._columns)
+        distance = math.nan if row[1] is None else row[1]
+        columns = dict(zip(self._columns, row[2:end], strict=True))
+        return Hit(row[0], distance, columns, *row[end:])
 
     def _make_typed_frame(self, columns: dict[str, Any]) -> Any:
         """Of polars or Arrow: nothing found, or only nulls, gives the types that rows give."""
@@ -164,7 +191,7 @@ class Results:
         ids = [row[0] for row in rows]
         columns["id"] = np.array(ids, np.int64) if self._integers else ids
         columns["distance"] = np.array([row[1] for row in rows], np.float64)
-        for i, name in enumerate(self._columns, 2):
+        for i, name in enumerate((*self._columns, *(FUSED if self._fused else ())), 2):
             columns[name] = [row[i] for row in rows]
         return columns
 

@@ -24,6 +24,7 @@ from pybq._catalog.layout import Layout
 from pybq._codes.arrays import as_numbers
 from pybq._codes.quantizer import Quantizer
 from pybq._searching.condition import Where, make_condition
+from pybq._searching.fusion import Fusion, make_fusion, take_texts, write_fused
 from pybq._searching.results import Output, Results
 from pybq._searching.shards import Part
 from pybq._searching.together import MANY, to_array, write_text
@@ -72,19 +73,21 @@ class Shape:
     ranked: bool = False  # give the place of each row among the candidates, from 1, as well
     parts: tuple[Part, ...] = ()  # of a table of which some are on other servers
     together: bool = False  # all queries in one statement
+    fusion: Fusion | None = None  # with a list by words
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """One search of a table: its arguments, checked."""
 
-    queries: NDArray[np.float32]  # of shape (q, dim)
+    queries: NDArray[np.float32] | None  # of shape (q, dim); None: words alone
     shape: Shape
     parameters: Mapping[str, Any]  # of its condition
     probes: int | None
     recall: float | None
     results: Results
     index: int | None = None  # by which all queries are answered in one statement
+    texts: Sequence[str] = ()  # of each query, its words
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +98,13 @@ class Statement:
     parameters: Sequence[Mapping[str, Any]]
     settings: Mapping[str, str]
     together: int | None = None  # so many queries are in the one set of parameters
+    fused: bool = False  # its order is not that of the distance
 
 
 def make_search(
     layout: Layout,
     connection: BaseConnection[Any],
-    query: ArrayLike,
+    query: ArrayLike | None,
     k: int = 10,
     *,
     rerank: float | None = RERANK,
@@ -110,15 +114,28 @@ def make_search(
     output: Output = "hits",
     recall: float | None = None,
     probes: int | None = None,
+    text: str | Sequence[str] | None = None,
+    text_column: str | Sequence[str] | None = None,
+    language: str | None = None,
+    weights: Sequence[float] | None = None,
+    rrf: float | None = None,
+    depth: int | None = None,
 ) -> Search:
     """Check the arguments of `Table.search`."""
-    array = as_numbers(query, "a query")
-    dim = layout.dim
-    if array.ndim not in (1, 2) or array.shape[-1] != dim:
-        raise ValueError(f"expected a query of shape ({dim},) or (q, {dim}), got {array.shape}")
     k = operator.index(k)
     if k < 1:
         raise ValueError(f"expected k of at least 1, got {k}")
+    queries = None if query is None else _take_queries(layout, query)
+    single = isinstance(text, str) if query is None else np.ndim(query) == 1
+    about_text = (text_column, language, weights, rrf, depth)
+    fusion, texts = None, [""] * (1 if queries is None else len(queries))
+    if text is not None:
+        texts = take_texts(text, None if queries is None else len(queries))
+        fusion = make_fusion(layout, k, queries is not None, *about_text)
+    elif any(each is not None for each in about_text):
+        raise ValueError("expected text with what says how it is searched, got that alone")
+    elif queries is None:
+        raise ValueError("expected a query, or text, got neither")
     if rerank is not None and not 1 <= rerank < math.inf:
         raise ValueError(f"expected a finite rerank of at least 1, got {rerank}")
     if probes is not None and not 1 <= probes <= MAX_PROBES:
@@ -134,8 +151,6 @@ def make_search(
             "not reach: ask for a recall by the option of their indexes, or of the foreign server, "
             "OPTIONS (options '-c bq.recall=0.99')"
         )
-    if not layout.has_codes and not np.isfinite(array).all():  # codes: as it is rotated
-        raise ValueError("expected a query of finite values, got NaN or infinity")
     if recall is not None and (layout.has_codes or recall != 1):
         check_recall(layout, recall)
         if layout.has_codes and (rerank != RERANK or probes is not None):
@@ -147,28 +162,44 @@ def make_search(
     condition = make_condition(where, parameters, layout, connection)
     candidates = None
     if rerank is not None and layout.source is not None and layout.has_codes:
-        candidates = math.ceil(k * rerank)
+        candidates = math.ceil((fusion.depth if fusion else k) * rerank)
     names = tuple(columns)
     return Search(
-        np.atleast_2d(array.astype(np.float32, copy=False)),
-        Shape(k, candidates, names, condition.text, condition.alias),
+        queries,
+        Shape(k, candidates, names, condition.text, condition.alias, fusion=fusion),
         condition.parameters,
         probes,
         recall,
-        Results(output, layout, k, names, single=array.ndim == 1),
+        Results(output, layout, k, names, single, fused=fusion is not None),
+        texts=texts,
     )
+
+
+def _take_queries(layout: Layout, query: ArrayLike) -> NDArray[np.float32]:
+    array = as_numbers(query, "a query")
+    dim = layout.dim
+    if array.ndim not in (1, 2) or array.shape[-1] != dim:
+        raise ValueError(f"expected a query of shape ({dim},) or (q, {dim}), got {array.shape}")
+    if not layout.has_codes and not np.isfinite(array).all():  # codes: as it is rotated
+        raise ValueError("expected a query of finite values, got NaN or infinity")
+    return np.atleast_2d(array.astype(np.float32, copy=False))
 
 
 def with_effort(search: Search, effort: Effort) -> Search:
     """The same search with what was calibrated for its recall."""
-    candidates = math.ceil(search.shape.k * effort.rerank)
+    fusion = search.shape.fusion
+    candidates = math.ceil((fusion.depth if fusion else search.shape.k) * effort.rerank)
     return replace(search, shape=replace(search.shape, candidates=candidates), probes=effort.probes)
 
 
 def may_go_together(search: Search, layout: Layout) -> bool:
     """Whether it pays to look for an index that answers all queries in one statement."""
     return not (
-        layout.has_codes or layout.remote or search.shape.where or len(search.queries) < MANY
+        layout.has_codes
+        or layout.remote
+        or search.shape.where
+        or search.shape.fusion
+        or len(search.texts) < MANY
     )
 
 
@@ -184,11 +215,11 @@ class Writer:
     def write(self, search: Search, quantizer: Quantizer | None) -> Statement:
         """Return what to send; without a column of codes there is no quantizer."""
         layout = self._layout
-        codes: Sequence[_Wire | None] = [None] * len(search.queries)
+        codes: Sequence[_Wire | None] = [None] * len(search.texts)
         exact = codes
-        if quantizer is not None:
+        if quantizer is not None and search.queries is not None:
             codes = _to_wire("bqquery", quantizer.rotate(search.queries), quantizer.transform)
-        if layout.source is not None:
+        if layout.source is not None and search.queries is not None:
             exact = _to_wire(layout.source.type_name, search.queries)
         settings = {} if search.probes is None else {"bq.probes": str(search.probes)}
         if search.recall is not None and not layout.has_codes:
@@ -202,10 +233,11 @@ class Writer:
         return Statement(
             self._write(search.shape),
             [
-                {**search.parameters, "_bq_query": code, "_bq_exact": vector}
-                for code, vector in zip(codes, exact, strict=True)
+                {**search.parameters, "_bq_query": code, "_bq_exact": vector, "_bq_text": text}
+                for code, vector, text in zip(codes, exact, search.texts, strict=True)
             ],
             settings,
+            fused=search.shape.fusion is not None,
         )
 
     def _write_together(
@@ -243,6 +275,8 @@ async def fetch(db: Database, layout: Layout, statement: Statement) -> list[list
     n = len(layout.key)
     if n > 1:
         found = [[(row[:n], *row[n:]) for row in rows] for rows in found]
+    if statement.fused:
+        return found
     # An index whose order is relaxed finds rows a little out of it, and the planner does not
     # sort what comes from an index.
     return [
@@ -298,6 +332,8 @@ def _write_text(layout: Layout, connection: BaseConnection[Any], shape: Shape) -
 
     if shape.together:
         return write_text(layout, connection, shape.k, shape.columns)
+    fusion = shape.fusion
+    k = fusion.depth if fusion is not None else shape.k
     keys, searched = quote(layout.keys), quote(layout.searched.identifier)
     extra = "".join(f", {quote(sql.Identifier(name))}" for name in shape.columns)
     tables = [quote(layout.identifier)]
@@ -325,11 +361,19 @@ def _write_text(layout: Layout, connection: BaseConnection[Any], shape: Shape) -
         parts = " UNION ALL ".join(f"({one})" for one in each)
         return f"SELECT * FROM ({parts} OFFSET 0) AS parts ORDER BY {distance} LIMIT {n}"
 
+    def fuse(found: str, distance: str) -> str:
+        assert fusion is not None
+        if not fusion.by_vector:
+            distance = "NULL::float8"
+        lists = (found, distance, tables[0], shape.where)
+        return write_fused(layout, quote, fusion, shape.k, shape.columns, *lists)
+
     sign = quote(layout.operator(layout.searched))
     by_index = f"{searched} {sign} %({'_bq_query' if layout.has_codes else '_bq_exact'})s"
     if shape.candidates is None or layout.source is None:
         wanted = f"{keys}, {by_index} AS distance{extra}"
-        return nearest(wanted, shape.k, len(layout.key) + 1)
+        found = nearest(wanted, k, len(layout.key) + 1)
+        return found if fusion is None else fuse(found, by_index)
     vector, sign = quote(layout.source.identifier), quote(layout.operator(layout.source))
     # Numbered when they are there: below a window, Citus sends no LIMIT to shards.
     place = ", row_number() OVER (ORDER BY bq_distance) AS place" if shape.ranked else ""
@@ -337,11 +381,13 @@ def _write_text(layout: Layout, connection: BaseConnection[Any], shape: Shape) -
     if shape.parts or shape.ranked:
         candidates += f", {by_index} AS bq_distance"
     last = len(layout.key) + len(shape.columns) + 2
-    return (
-        f"SELECT {keys}, {vector} {sign} %(_bq_exact)s AS distance{extra}{place}"
+    exact = f"{vector} {sign} %(_bq_exact)s"
+    found = (
+        f"SELECT {keys}, {exact} AS distance{extra}{place}"
         f" FROM ({nearest(candidates, shape.candidates, last)}) AS candidates"
-        f" ORDER BY 2 LIMIT {shape.k}"
+        f" ORDER BY 2 LIMIT {k}"
     )
+    return found if fusion is None else fuse(found, exact)
 
 
 def check_columns(columns: Sequence[str]) -> None:

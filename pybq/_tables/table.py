@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     Pandas: TypeAlias = Literal["pandas"]
     Polars: TypeAlias = Literal["polars"]
     # Of an array, type checkers do not know the number of dimensions.
-    OneQuery: TypeAlias = Sequence[float]
+    # None: words alone
+    OneQuery: TypeAlias = Sequence[float] | None
     ManyQueries: TypeAlias = Sequence[Sequence[float]] | Sequence[NDArray[Any]]
 
 __all__ = ["Arrays", "AsyncTable", "Effort", "Hit", "Metric", "Row", "Status", "Store", "Table"]
@@ -214,6 +215,7 @@ class Table(BaseTable):
     load = blocking(writing.load)
     delete = blocking(writing.delete)
     create_index = blocking(writing.create_index)
+    create_text_index = blocking(writing.create_text_index)
     create_trigger = blocking(writing.create_trigger)
     reencode = blocking(writing.reencode)
     drop = blocking(writing.drop)
@@ -236,27 +238,32 @@ class Table(BaseTable):
 
     @overload
     def search(
-        self, query: ArrayLike, k: int = 10, *, output: Hits = "hits", **options: Unpack[Options]
+        self,
+        query: ArrayLike | None,
+        k: int = 10,
+        *,
+        output: Hits = "hits",
+        **options: Unpack[Options],
     ) -> list[Hit] | list[list[Hit]]: ...
 
     @overload
     def search(
-        self, query: ArrayLike, k: int = 10, *, output: Numpy, **options: Unpack[Options]
+        self, query: ArrayLike | None, k: int = 10, *, output: Numpy, **options: Unpack[Options]
     ) -> Arrays: ...
 
     @overload
     def search(
-        self, query: ArrayLike, k: int = 10, *, output: Arrow, **options: Unpack[Options]
+        self, query: ArrayLike | None, k: int = 10, *, output: Arrow, **options: Unpack[Options]
     ) -> pyarrow.Table: ...
 
     @overload
     def search(
-        self, query: ArrayLike, k: int = 10, *, output: Pandas, **options: Unpack[Options]
+        self, query: ArrayLike | None, k: int = 10, *, output: Pandas, **options: Unpack[Options]
     ) -> pandas.DataFrame: ...
 
     @overload
     def search(
-        self, query: ArrayLike, k: int = 10, *, output: Polars, **options: Unpack[Options]
+        self, query: ArrayLike | None, k: int = 10, *, output: Polars, **options: Unpack[Options]
     ) -> polars.DataFrame: ...
 
     @overloads_of(blocking(reading.search))
@@ -343,6 +350,7 @@ class AsyncTable(BaseTable):
     load = awaited(writing.load)
     delete = awaited(writing.delete)
     create_index = awaited(writing.create_index)
+    create_text_index = awaited(writing.create_text_index)
     create_trigger = awaited(writing.create_trigger)
     reencode = awaited(writing.reencode)
     drop = awaited(writing.drop)
@@ -365,27 +373,32 @@ class AsyncTable(BaseTable):
 
     @overload
     async def search(
-        self, query: ArrayLike, k: int = 10, *, output: Hits = "hits", **options: Unpack[Options]
+        self,
+        query: ArrayLike | None,
+        k: int = 10,
+        *,
+        output: Hits = "hits",
+        **options: Unpack[Options],
     ) -> list[Hit] | list[list[Hit]]: ...
 
     @overload
     async def search(
-        self, query: ArrayLike, k: int = 10, *, output: Numpy, **options: Unpack[Options]
+        self, query: ArrayLike | None, k: int = 10, *, output: Numpy, **options: Unpack[Options]
     ) -> Arrays: ...
 
     @overload
     async def search(
-        self, query: ArrayLike, k: int = 10, *, output: Arrow, **options: Unpack[Options]
+        self, query: ArrayLike | None, k: int = 10, *, output: Arrow, **options: Unpack[Options]
     ) -> pyarrow.Table: ...
 
     @overload
     async def search(
-        self, query: ArrayLike, k: int = 10, *, output: Pandas, **options: Unpack[Options]
+        self, query: ArrayLike | None, k: int = 10, *, output: Pandas, **options: Unpack[Options]
     ) -> pandas.DataFrame: ...
 
     @overload
     async def search(
-        self, query: ArrayLike, k: int = 10, *, output: Polars, **options: Unpack[Options]
+        self, query: ArrayLike | None, k: int = 10, *, output: Polars, **options: Unpack[Options]
     ) -> polars.DataFrame: ...
 
     @overloads_of(awaited(reading.search))

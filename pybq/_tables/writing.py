@@ -9,7 +9,8 @@ from typing import Any
 from numpy.typing import ArrayLike, NDArray
 from psycopg import sql
 
-from pybq._catalog import schema
+from pybq._catalog import fulltext, schema
+from pybq._catalog.fulltext import check_text_column
 from pybq._catalog.opening import find_table
 from pybq._catalog.registry import forget_table
 from pybq._loading.ingest import OnConflict
@@ -218,6 +219,45 @@ async def create_index(
     42
     """
     await schema.create_index(table._db, table._layout, filters, recall)
+
+
+async def create_text_index(
+    table: BaseTable, text_column: str | Sequence[str], *, language: str | None = None
+) -> None:
+    """Build an index on the words of a column, `USING gin`, for searches with `text`.
+
+    If there is one, none is built. Writers wait meanwhile; CREATE INDEX CONCURRENTLY with the same
+    expression, `to_tsvector('english', body)`, is found by searches as well.
+
+    Parameters
+    ----------
+    text_column : str or sequence of str
+        Column of type text, varchar, json, jsonb or tsvector; or several of text, which are read
+        one after the other.
+    language : str, optional
+        Configuration of full text search; "english" if left out. Of a column of tsvector it is what
+        its values were made by.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or it has no words.
+    psycopg.errors.UndefinedObject
+        If there is no such configuration.
+
+    Examples
+    --------
+    >>> import numpy as np, psycopg, pybq
+    >>> vectors = np.random.default_rng(7).standard_normal((2, 64), dtype=np.float32)
+    >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+    ...     table = pybq.Table(conn, "items", dim=64, columns={"body": "text"})
+    ...     rows = table.ingest(range(2), vectors, {"body": ["apples", "pears"]})
+    ...     table.create_text_index("body")
+    ...     [hit.id for hit in table.search(None, text="pear")]
+    [1]
+    """
+    columns = check_text_column(text_column)
+    await fulltext.create_text_index(table._db, table._layout, columns, language)
 
 
 async def delete(table: BaseTable, ids: Sequence[object] | NDArray[Any]) -> int:

@@ -14,8 +14,13 @@ import pybq
 README = Path(__file__).parents[2] / "README.md"
 
 
+# What tests/frameworks runs, where frameworks are installed.
+FRAMEWORKS = "<!-- run by tests/frameworks -->\n\n"
+
+
 def examples(language: str) -> list[str]:
-    found = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.S | re.M)
+    block = rf"(?<!{FRAMEWORKS})^```{language}\n(.*?)^```$"
+    found = re.findall(block, README.read_text(), re.S | re.M)
     assert found, f"no {language} in README.md"
     return found
 
@@ -56,5 +61,5 @@ def test_python_runs(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "42 note 42 0.0"
     made = 'CREATE INDEX CONCURRENTLY ON "public"."articles" USING bq ("v" vector_cosine_ops)'
-    assert lines[-5:] == ["/7", made, "42", "42 0.0", "42"]
+    assert lines[-6:] == ["/7", made, "42", "42 0.0", "42", "note 42 1 1"]
     assert any(line.startswith("why: ") for line in lines)
