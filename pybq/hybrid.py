@@ -173,14 +173,14 @@ def hybrid(
     asked = func.websearch_to_tsquery(configuration, words)
     query = type_coerce(query, vector.type)
     distance = vector.op(OPERATORS[metric], return_type=Double())(query).label("distance")
-    rank = func.ts_rank(text, asked, type_=Double()).label("rank")
+    rank: Label[float] = func.ts_rank(text, asked, type_=Double()).label("rank")
     rows = select(*(key.label(name) for key, name in zip(keys, names, strict=True)), distance)
     if where is not None:
         rows = rows.where(where)
     near_rows = rows.order_by(distance).limit(_limit(depth)).subquery("near_rows")
-    said_rows = rows.add_columns(rank).where(text.op("@@")(asked))
-    said_rows = said_rows.order_by(rank.desc(), distance, *keys).limit(_limit(depth))
-    said_rows = said_rows.subquery("said_rows")
+    with_words = rows.add_columns(rank).where(text.op("@@")(asked))
+    with_words = with_words.order_by(rank.desc(), distance, *keys).limit(_limit(depth))
+    said_rows = with_words.subquery("said_rows")
     # An index whose order is relaxed is taken at its word, which the sum is not.
     near_order = [near_rows.c.distance + literal(0, literal_execute=True)]
     near = _number(near_rows, [*near_order, *(near_rows.c[n] for n in names)])
@@ -188,13 +188,7 @@ def hybrid(
     said_order = [said_rows.c.rank.desc(), said_rows.c.distance]
     said = _number(said_rows, [*said_order, *(said_rows.c[n] for n in names)]).subquery("said")
     both = near.outerjoin(said, and_(*(near.c[n] == said.c[n] for n in names)), full=True)
-    score = sum(
-        (
-            func.coalesce(literal(float(w), Double()) / (float(rrf) + each.c.place), 0.0)
-            for w, each in zip(weights, (near, said), strict=True)
-        ),
-        start=literal(0.0, Double()),
-    )
+    score = _score(weights[0], rrf, near.c.place) + _score(weights[1], rrf, said.c.place)
     fused = (
         select(
             *(func.coalesce(near.c[name], said.c[name]).label(name) for name in names),
@@ -210,6 +204,11 @@ def hybrid(
     order = [fused.c.score.desc(), fused.c.distance, *(fused.c[name] for name in names)]
     found: Select[Any] = select(entity, fused.c.score, fused.c.vector_rank, fused.c.text_rank)
     return found.join(fused, same).order_by(*order).limit(_limit(k))
+
+
+def _score(weight: float, rrf: float, place: Any) -> ColumnElement[float]:
+    """What a list adds to the score of a row, nothing where it has none."""
+    return func.coalesce(literal(float(weight), Double()) / (float(rrf) + place), 0.0)
 
 
 def _number(rows: Any, order: Sequence[Any]) -> Any:
