@@ -34,8 +34,8 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 	test-arm test-assert test-sanitize analyze fuzz fuzz-pages bench \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
 	bench-throughput bench-shards bench-citus bench-scale \
-	torture stress test-shards test-citus test-replicas test-spark test-upgrade test-harness \
-	sdist wheel dist deb release-check format clean
+	torture stress test-shards test-citus test-replicas test-spark test-frameworks test-upgrade \
+	test-harness sdist wheel dist deb release-check format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -166,6 +166,11 @@ test-replicas: .venv/tested .venv/built ## standbys under load, logical replicat
 
 test-spark: .venv/sparked .venv/built ## Spark and Dask, workers killed midway: needs Java 17 or later, downloads 450 MB
 	$(BIN)/pytest -p no:xdist tests/frames
+
+# asyncio_mode: upstream's suites have asynchronous tests without a mark of their own.
+test-frameworks: build/frameworks/installed ## LangChain, LlamaIndex: upstream's suites and ours, in build/frameworks
+	build/frameworks/bin/pytest -p no:xdist -o asyncio_mode=auto \
+		-o asyncio_default_fixture_loop_scope=function tests/frameworks pybq/langchain.py pybq/llama_index.py
 
 test-upgrade: .venv/tested .venv/built ## pg_upgrade of tables and indexes, from 16 to 18
 	$(BIN)/pytest tests/upgrade
@@ -302,6 +307,14 @@ build/harness/made: | .venv/bin/python
 		ansicolors docker h5py matplotlib numpy psutil pyyaml requests scikit-learn
 	git clone --quiet '$(ANN_BENCHMARKS)' build/harness/ann-benchmarks
 	git -C build/harness/ann-benchmarks checkout --quiet f402b2cc17b980d7cd45241ab5a7a4cc0f965e55
+	@touch $@
+
+# Frameworks in a venv of their own: what they ask for would be in everybody's way.
+build/frameworks/installed: pyproject.toml | .venv/built
+	@echo "Setting up build/frameworks: downloads about 150 MB"
+	@$(PY) -m venv build/frameworks
+	@build/frameworks/bin/pip install --quiet --disable-pip-version-check 'setuptools>=77' 'Cython>=3.1'
+	@build/frameworks/bin/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[frameworks]'
 	@touch $@
 
 .venv/built: $(wildcard pybq/*/*.pyx) $(CORE) | .venv/installed

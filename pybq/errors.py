@@ -12,7 +12,10 @@ from typing import Any
 EXTRAS = {
     "dask": "dask",
     "filelock": "embedded",
+    "langchain_core": "langchain",
     "libpq": "binary",
+    "llama_index": "llama-index",
+    "llama_index.core": "llama-index",
     "platformdirs": "embedded",
     "pyspark": "spark",
     "rich": "cli",

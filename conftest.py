@@ -1,0 +1,9 @@
+"""Modules over frameworks that are not installed: there is nothing to collect doctests from."""
+
+from importlib.util import find_spec
+
+FRAMEWORKS = {"langchain": "langchain_core", "llama_index": "llama_index"}
+
+collect_ignore = [
+    f"pybq/{module}.py" for module, package in FRAMEWORKS.items() if find_spec(package) is None
+]

@@ -1,0 +1,1 @@
+"""Rows of a table as documents, for the frameworks that know nothing else."""

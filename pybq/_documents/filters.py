@@ -1,0 +1,256 @@
+"""Filters of frameworks, as one kind of tree -> a condition in SQL with parameters.
+
+Values, and keys of JSON, are parameters; names of columns are quoted, and only those of the table.
+A field that is missing is null, and not equal to anything but null: what `ne`, `nin` and `Not` say
+is true of it, everything else is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from psycopg import sql
+
+from pybq._catalog.layout import INTEGERS, Column
+
+Operator = Literal[
+    "eq", "ne", "lt", "lte", "gt", "gte", "in", "nin", "like", "ilike", "exists",
+    "contains", "has_text", "has_text_any_case", "empty",
+]  # fmt: skip
+
+ORDER = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
+JSON = ("json", "jsonb")
+
+# What integers of these types can be: a larger one is compared as it is.
+RANGES = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """One field compared with a value.
+
+    `lt` and its like are of values of one kind: numbers with numbers, texts with texts. `in` and
+    `nin` take a list; `contains` says that an array has the value; `empty` that a field is null,
+    missing or an empty array, `exists` that it is there (or not, with a value of False).
+    """
+
+    field: str
+    operator: Operator
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """All of them; of none it is true."""
+
+    parts: Sequence[Filter]
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """One of them, or more; of none it is not true."""
+
+    parts: Sequence[Filter]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    part: Filter
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Documents of these keys, whatever fields are called."""
+
+    values: Sequence[Any]
+
+
+Filter: TypeAlias = "Compare | Every | Some | Not | Keys"
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Where the fields of a document are: in columns, all others in one of JSON."""
+
+    key: Column
+    columns: Mapping[str, Column]
+    json: Column | None
+
+
+def write_condition(filter: Filter, fields: Fields) -> tuple[sql.Composed, dict[str, Any]]:
+    """Return a condition and its parameters by name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such field, or it cannot be compared so.
+    """
+    writer = _Writer(fields)
+    return sql.Composed([writer.write(filter)]), writer.parameters
+
+
+class _Writer:
+    def __init__(self, fields: Fields) -> None:
+        self._fields = fields
+        self.parameters: dict[str, Any] = {}
+
+    def write(self, filter: Filter) -> sql.Composable:
+        if isinstance(filter, Not):
+            return sql.SQL("({}) IS NOT TRUE").format(self.write(filter.part))
+        if isinstance(filter, (Every, Some)):
+            word, none = (" AND ", "true") if isinstance(filter, Every) else (" OR ", "false")
+            parts = [sql.SQL("({})").format(self.write(part)) for part in filter.parts]
+            return sql.SQL(word).join(parts) if parts else sql.SQL(none)
+        if isinstance(filter, Keys):
+            return self._write_any(self._fields.key, filter.values)
+        if filter.operator == "ne":
+            return self.write(Not(Compare(filter.field, "eq", filter.value)))
+        if filter.operator == "nin":
+            return self.write(Not(Compare(filter.field, "in", filter.value)))
+        if filter.operator == "in":
+            return self._write_in(filter)
+        if filter.operator not in Operator.__args__:  # type: ignore[attr-defined]
+            raise ValueError(f"expected an operator that is known, got {filter.operator!r}")
+        column = self._fields.columns.get(filter.field)
+        if column is not None and column.type_name not in JSON:
+            return self._write_column(column, filter.operator, filter.value)
+        return self._write_json(filter.field, filter.operator, filter.value)
+
+    def _add(self, value: Any) -> sql.Placeholder:
+        name = f"f{len(self.parameters)}"
+        self.parameters[name] = value
+        return sql.Placeholder(name)
+
+    def _add_json(self, value: Any) -> sql.Composed:
+        return sql.SQL("{}::jsonb").format(self._add(json.dumps(_as_plain(value))))
+
+    def _write_in(self, filter: Compare) -> sql.Composable:
+        if isinstance(filter.value, str) or not isinstance(filter.value, Sequence):
+            raise ValueError(
+                f"expected a list of values for field {filter.field!r}, got {filter.value!r}"
+            )
+        values = [_as_plain(value) for value in filter.value if value is not None]
+        parts: list[Filter | sql.Composable] = []
+        if len(values) < len(filter.value):
+            parts.append(self.write(Compare(filter.field, "eq", None)))
+        column = self._fields.columns.get(filter.field)
+        if column is None or column.type_name in JSON:
+            field = self._find_json(filter.field)
+            given = self._add([json.dumps(value) for value in values])
+            parts.append(sql.SQL("{} = ANY ({}::text[]::jsonb[])").format(field, given))
+        elif all(_has_type(column, value) for value in values):
+            # one array, so that an index can answer it
+            parts.append(self._write_any(column, values))
+        else:
+            parts += [self.write(Compare(filter.field, "eq", value)) for value in values]
+        each = [sql.SQL("({})").format(part) for part in parts]
+        return sql.SQL(" OR ").join(each) if each else sql.SQL("false")
+
+    def _write_any(self, column: Column, values: Sequence[Any]) -> sql.Composed:
+        type_ = sql.Identifier(column.type_schema, column.type_name)
+        given = sql.SQL("{}::{}[]").format(self._add(list(values)), type_)
+        return sql.SQL("{} = ANY ({})").format(column.identifier, given)
+
+    # -- columns --------------------------------------------------------------------------
+
+    def _write_column(self, column: Column, operator: str, value: Any) -> sql.Composable:
+        name = column.identifier
+        is_array = column.type_name.startswith("_")
+        if operator == "exists":
+            return sql.SQL("{} IS NOT NULL" if value else "{} IS NULL").format(name)
+        if operator == "empty":
+            none = "cardinality({0}) = 0 OR {0} IS NULL" if is_array else "{} IS NULL"
+            return sql.SQL(none).format(name)
+        if operator == "eq" and value is None:
+            return sql.SQL("{} IS NULL").format(name)
+        if operator in ("like", "ilike", "has_text", "has_text_any_case"):
+            return self._write_text(sql.SQL("{}::text").format(name), operator, column.name, value)
+        if operator == "contains":
+            if not is_array:
+                raise ValueError(f"expected column {column.name!r} to be an array")
+            return sql.SQL("{} = ANY ({})").format(self._add(_as_plain(value)), name)
+        sign = ORDER.get(operator, "=")
+        if sign != "=" and (value is None or isinstance(value, (list, tuple, dict))):
+            raise ValueError(f"expected one value to compare {column.name!r} with, got {value!r}")
+        value = _as_plain(value)
+        operand: sql.Composable = self._add(value)
+        if _has_type(column, value):
+            type_ = sql.Identifier(column.type_schema, column.type_name)
+            operand = sql.SQL("{}::{}").format(operand, type_)
+        return sql.SQL("{} {} {}").format(name, sql.SQL(sign), operand)
+
+    def _write_text(
+        self, field: sql.Composable, operator: str, name: str, value: Any
+    ) -> sql.Composable:
+        if not isinstance(value, str):
+            raise ValueError(f"expected a text to compare {name!r} with, got {value!r}")
+        text = sql.SQL("{}::text").format(self._add(value))
+        if operator in ("like", "ilike"):
+            return sql.SQL("{} {} {}").format(field, sql.SQL(operator.upper()), text)
+        if operator == "has_text":
+            return sql.SQL("strpos({}, {}) > 0").format(field, text)
+        return sql.SQL("strpos(lower({}), lower({})) > 0").format(field, text)
+
+    # -- JSON -----------------------------------------------------------------------------
+
+    def _find_json(self, name: str) -> sql.Composed:
+        """The value of a field, null in SQL if there is none."""
+        column = self._fields.columns.get(name)
+        if column is not None:
+            return sql.SQL("{}::jsonb").format(column.identifier)
+        return sql.SQL("({} -> {}::text)").format(self._name_json(name), self._add(name))
+
+    def _name_json(self, name: str) -> sql.Composed:
+        if self._fields.json is None:
+            known = ", ".join(map(repr, self._fields.columns)) or "none"
+            raise ValueError(f"expected a field of {known}, got {name!r}")
+        return sql.SQL("{}::jsonb").format(self._fields.json.identifier)
+
+    def _write_json(self, name: str, operator: str, value: Any) -> sql.Composable:
+        field = self._find_json(name)
+        if operator == "exists":
+            return sql.SQL("{} IS NOT NULL" if value else "{} IS NULL").format(field)
+        if operator == "empty":
+            return sql.SQL("coalesce({}, 'null') IN ('null', '[]')").format(field)
+        if operator == "eq" and value is None:
+            return sql.SQL("coalesce({}, 'null') = 'null'").format(field)
+        if operator == "eq":
+            if isinstance(value, (list, tuple, dict)) or name in self._fields.columns:
+                return sql.SQL("{} = {}").format(field, self._add_json(value))
+            # of scalars the same, and what an index on the column answers
+            pair = self._add_json({name: _as_plain(value)})
+            return sql.SQL("{} @> {}").format(self._name_json(name), pair)
+        if operator in ("like", "ilike", "has_text", "has_text_any_case"):
+            text = sql.SQL("({} #>> '{{}}')").format(field)
+            return self._write_text(text, operator, name, value)
+        if operator == "contains":
+            return sql.SQL("jsonb_typeof({0}) = 'array' AND {0} @> {1}").format(
+                field, self._add_json(value)
+            )
+        # JSON has an order across types, which nobody means.
+        kinds = {bool: "boolean", int: "number", float: "number", str: "string"}
+        kind = kinds.get(type(_as_plain(value)))
+        if kind is None:
+            raise ValueError(f"expected a number or text to compare {name!r} with, got {value!r}")
+        return sql.SQL("jsonb_typeof({0}) = {1} AND {0} {2} {3}").format(
+            field, sql.Literal(kind), sql.SQL(ORDER[operator]), self._add_json(value)
+        )
+
+
+def _as_plain(value: Any) -> Any:
+    """What NumPy's scalars stand for."""
+    return value.item() if hasattr(value, "dtype") and hasattr(value, "item") else value
+
+
+def _has_type(column: Column, value: Any) -> bool:
+    """Whether a value may be cast to the type of a column, and stays what it is.
+
+    So it is compared by the column's own operator, which indexes know.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        return isinstance(value, str)
+    limit = RANGES.get(column.type_name, 0)
+    return column.type_name in INTEGERS and -limit <= value < limit
