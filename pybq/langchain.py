@@ -1,9 +1,4 @@
-"""LangChain: a vector store over a table, one's own or a new one.
-
->>> store = BQVectorStore.open(conn, "documents", embedding)  # doctest: +SKIP
->>> store.add_texts(["green apples"], [{"lang": "en"}])  # doctest: +SKIP
->>> store.similarity_search("fruit", k=2, filter={"lang": "en"})  # doctest: +SKIP
-"""
+"""LangChain: a vector store over a table, one's own or a new one."""
 
 from __future__ import annotations
 
@@ -12,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from pybq._documents.dicts import to_filter
 from pybq._documents.documents import (
     Documents,
     Found,
@@ -22,7 +18,7 @@ from pybq._documents.documents import (
     read,
     remove,
 )
-from pybq._documents.filters import Compare, Every, Filter, Not, Operator, Some
+from pybq._documents.filters import Filter
 from pybq._tables.table import AsyncTable, Table
 from pybq.errors import needed_by
 
@@ -43,12 +39,6 @@ if TYPE_CHECKING:
     Scored: TypeAlias = list[tuple[Document, float]]
 
 __all__ = ["BQVectorStore"]
-
-OPERATORS: dict[str, Operator] = {
-    "$eq": "eq", "$ne": "ne", "$lt": "lt", "$lte": "lte", "$gt": "gt", "$gte": "gte",
-    "$in": "in", "$nin": "nin", "$like": "like", "$ilike": "ilike", "$exists": "exists",
-    "$contains": "contains",
-}  # fmt: skip
 
 
 class BQVectorStore(VectorStore):  # type: ignore[misc]
@@ -79,6 +69,17 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
 
     All methods may be called from several threads, and are done one after the other, as one
     connection does.
+
+    Examples
+    --------
+    >>> import psycopg, pybq
+    >>> from langchain_core.embeddings import DeterministicFakeEmbedding
+    >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+    ...     store = BQVectorStore.open(conn, "documents", DeterministicFakeEmbedding(size=8))
+    ...     ids = store.add_texts(["green apples", "red pears"], [{"n": 1}, {"n": 2}])
+    ...     found = store.similarity_search("green apples", k=1, filter={"n": {"$lt": 3}})
+    >>> found[0].page_content, found[0].metadata, found[0].id == ids[0]
+    ('green apples', {'n': 1}, True)
     """
 
     def __init__(
@@ -131,13 +132,10 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: list[str] | None = None,
-        table: Table | AsyncTable | None = None,
-        connection: Connection[Any] | None = None,
-        name: str = "documents",
         **options: Any,
     ) -> BQVectorStore:
-        """Add texts to a table, or to the one of a name on a connection, as `open` makes it."""
-        store = cls._take(embedding, table, connection, name, options)
+        """Add texts to a `table`, or to that of a `name` on a `connection`, as `open` makes it."""
+        store = cls._take(embedding, **options)
         store.add_texts(texts, metadatas, ids=ids)
         return store
 
@@ -149,23 +147,25 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: list[str] | None = None,
-        table: Table | AsyncTable | None = None,
-        connection: Connection[Any] | None = None,
-        name: str = "documents",
         **options: Any,
     ) -> BQVectorStore:
-        store = cls._take(embedding, table, connection, name, options)
+        store = cls._take(embedding, **options)
         await store.aadd_texts(texts, metadatas, ids=ids)
         return store
 
     @classmethod
     def _take(
-        cls, embedding: Embeddings, table: Any, connection: Any, name: str, options: Any
+        cls,
+        embedding: Embeddings,
+        table: Table | AsyncTable | None = None,
+        connection: Connection[Any] | None = None,
+        name: str = "documents",
+        **options: Any,
     ) -> BQVectorStore:
-        if (table is None) == (connection is None):
-            raise TypeError("expected a table, or a connection to open it on")
-        if table is not None:
+        if table is not None and connection is None:
             return cls(table, embedding, **options)
+        if connection is None or table is not None:
+            raise TypeError("expected a table, or a connection to open it on")
         return cls.open(connection, name, embedding, **options)
 
     @property
@@ -189,7 +189,6 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
     ) -> list[str]:
         """Write texts, over those of the same ids; returns the ids, made where there are none."""
         texts = list(texts)
-        metadatas = metadatas or [{} for _ in texts]
         vectors = self._embedding.embed_documents(texts)
         return self._documents.do(put, ids, texts, metadatas, vectors)
 
@@ -202,7 +201,6 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
         **kwargs: Any,
     ) -> list[str]:
         texts = list(texts)
-        metadatas = metadatas or [{} for _ in texts]
         vectors = await self._embedding.aembed_documents(texts)
         return await self._documents.ado(put, ids, texts, metadatas, vectors)
 
@@ -260,17 +258,15 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **search: Any
     ) -> list[Document]:
         vector = self._embedding.embed_query(query)
-        return self.max_marginal_relevance_search_by_vector(
-            vector, k, fetch_k, lambda_mult, **search
-        )
+        mmr = self.max_marginal_relevance_search_by_vector
+        return mmr(vector, k, fetch_k, lambda_mult, **search)
 
     async def amax_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **search: Any
     ) -> list[Document]:
         vector = await self._embedding.aembed_query(query)
-        return await self.amax_marginal_relevance_search_by_vector(
-            vector, k, fetch_k, lambda_mult, **search
-        )
+        mmr = self.amax_marginal_relevance_search_by_vector
+        return await mmr(vector, k, fetch_k, lambda_mult, **search)
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -280,11 +276,10 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
         lambda_mult: float = 0.5,
         **search: Any,
     ) -> list[Document]:
-        options = self._take_options(None, search)
-        found, vectors = self._documents.do(
-            find_with_vectors, embedding, max(k, fetch_k), **options
-        )
-        return _choose(embedding, found, vectors, k, lambda_mult)
+        """Documents that are near, and not near each other, among the `fetch_k` nearest."""
+        query = (embedding, max(k, fetch_k))
+        found = self._documents.do(find_with_vectors, *query, **self._take_options(None, search))
+        return _choose(embedding, *found, k, lambda_mult)
 
     async def amax_marginal_relevance_search_by_vector(
         self,
@@ -294,11 +289,9 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
         lambda_mult: float = 0.5,
         **search: Any,
     ) -> list[Document]:
-        options = self._take_options(None, search)
-        found, vectors = await self._documents.ado(
-            find_with_vectors, embedding, max(k, fetch_k), **options
-        )
-        return _choose(embedding, found, vectors, k, lambda_mult)
+        query, options = (embedding, max(k, fetch_k)), self._take_options(None, search)
+        found = await self._documents.ado(find_with_vectors, *query, **options)
+        return _choose(embedding, *found, k, lambda_mult)
 
     def _take_options(self, query: str | None, search: Mapping[str, Any]) -> dict[str, Any]:
         """What `find` takes of the options of a search."""
@@ -336,42 +329,6 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
             "inner_product": self._max_inner_product_relevance_score_fn,
         }
         return cast("Callable[[float], float]", functions[self._documents.metric])
-
-
-def to_filter(given: Any) -> Filter | None:
-    """LangChain's filter, a dict, as a tree; what fields have no operator are compared as equal."""
-    if given is None or isinstance(given, (Compare, Every, Some, Not)):
-        return given
-    if not isinstance(given, Mapping):
-        raise ValueError(f"expected filter as a dict, got {type(given).__name__}")
-    return Every([_to_part(name, value) for name, value in given.items()])
-
-
-def _to_part(name: Any, value: Any) -> Filter:
-    if name in ("$and", "$or", "$not"):
-        many = value if isinstance(value, (list, tuple)) else [value]
-        parts = [cast(Filter, to_filter(each)) for each in many]
-        if None in parts or (name != "$not" and not isinstance(value, (list, tuple))):
-            raise ValueError(f"expected a list of filters after {name!r}, got {value!r}")
-        if name == "$not":
-            return Not(Every(parts))
-        return Every(parts) if name == "$and" else Some(parts)
-    if not isinstance(name, str) or name.startswith("$"):
-        raise ValueError(f"expected a field, $and, $or or $not in a filter, got {name!r}")
-    if not isinstance(value, Mapping):
-        return Compare(name, "eq", value)
-    tests: list[Filter] = []
-    for operator, operand in value.items():
-        if operator == "$between":
-            if not isinstance(operand, (list, tuple)) or len(operand) != 2:
-                raise ValueError(f"expected two values after '$between', got {operand!r}")
-            tests += [Compare(name, "gte", operand[0]), Compare(name, "lte", operand[1])]
-        elif operator in OPERATORS:
-            tests.append(Compare(name, OPERATORS[operator], operand))
-        else:
-            known = ", ".join((*OPERATORS, "$between"))
-            raise ValueError(f"expected an operator of {known}, got {operator!r}")
-    return Every(tests)
 
 
 def _take_removed(ids: Sequence[str] | None, given: Any) -> tuple[Any, Filter | None]:

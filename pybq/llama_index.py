@@ -1,9 +1,4 @@
-"""LlamaIndex: a vector store over a table, one's own or a new one.
-
->>> store = BQVectorStore.open(conn, "nodes", dim=384)  # doctest: +SKIP
->>> context = StorageContext.from_defaults(vector_store=store)  # doctest: +SKIP
->>> index = VectorStoreIndex.from_documents(documents, context)  # doctest: +SKIP
-"""
+"""LlamaIndex: a vector store over a table, one's own or a new one."""
 
 from __future__ import annotations
 
@@ -80,6 +75,18 @@ class BQVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     the vector counts, 1 - alpha the words; `sparse_top_k` the depth of both lists. The words need
     an index: ``store.table.create_text_index("content")``. Similarities are 1 - distance by
     cosine, the inner product, exp(-distance) by L2; of words, their scores.
+
+    Examples
+    --------
+    >>> import psycopg, pybq
+    >>> with pybq.serve() as server, psycopg.connect(server.dsn) as conn:
+    ...     store = BQVectorStore.open(conn, "nodes", dim=2)
+    ...     ids = store.add([
+    ...         TextNode(text="green apples", embedding=[1, 0], metadata={"n": 1}),
+    ...         TextNode(text="red pears", embedding=[0, 1], metadata={"n": 2})])
+    ...     found = store.query(VectorStoreQuery(query_embedding=[1, 0.1], similarity_top_k=1))
+    >>> found.nodes[0].text, found.nodes[0].metadata, found.ids == ids[:1]
+    ('green apples', {'n': 1}, True)
     """
 
     stores_text: bool = True

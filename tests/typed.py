@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typing_extensions import assert_type
 
 import pybq
+from pybq.hybrid import hybrid
 from pybq.sqlalchemy import BQVec, bq_encode, nearest
 
 
@@ -54,6 +55,10 @@ def blocking(conn: psycopg.Connection[Any], one: list[float], some: list[list[fl
 
 def searches(table: pybq.Table, one: list[float], some: list[list[float]], any: ArrayLike) -> None:
     assert_type(table.search(one, output="hits"), list[pybq.Hit])
+    assert_type(table.search(None, text="words", weights=(1, 2), depth=9), list[pybq.Hit])
+    assert_type(table.search(some, text=["a", "b"], text_column="body"), list[list[pybq.Hit]])
+    assert_type(table.search(one, text="words")[0].score, float | None)
+    assert_type(table.create_text_index(["title", "body"], language="simple"), None)
     assert_type(table.search(some, 5, rerank=None, columns=["title"]), list[list[pybq.Hit]])
     assert_type(table.search(any), list[pybq.Hit] | list[list[pybq.Hit]])
     array = np.zeros(3, np.float32)
@@ -92,6 +97,8 @@ class Item(Base):
 def models(one: list[float], table: sa.Table) -> None:
     found = nearest(Item, code=Item.code, query=one)
     assert_type(found, sa.Select[Item, float])
+    both = hybrid(Item, vector=Item.code, query=one, text=Item.code, words="a")
+    assert_type(both, sa.Select[Item, float, int | None, int | None])
     nearest(table, code=table.c.code, vector=table.c.embedding, query=sa.bindparam("query"))
     nearest(Item, code="code", query=one)  # type: ignore[call-overload]
     assert_type(bq_encode(one, 1), sa.ColumnElement[pybq.Code])

@@ -238,11 +238,12 @@ async def put(
     columns: Columns,
     ids: Sequence[str | None] | None,
     contents: Sequence[str],
-    metadatas: Sequence[Mapping[str, Any]],
+    metadatas: Sequence[Mapping[str, Any]] | None,
     vectors: ArrayLike,
 ) -> list[str]:
     """Write documents, over those of the same ids; returns the ids, made where there are none."""
     n = len(contents)
+    metadatas = metadatas or [{}] * n
     for what, given in (("metadatas", metadatas), ("ids", ids)):
         if given is not None and len(given) != n:
             raise ValueError(f"expected {n} {what}, one for each text, got {len(given)}")

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import math
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -382,6 +383,19 @@ def test_both_ways_of_waiting(conn: Conn, documents: Documents) -> None:
                 Documents(table, table)
 
     asyncio.run(main())
+
+
+def test_threads_take_turns(documents: Documents) -> None:
+    """Searches with a condition are several statements, which must not mix."""
+    expected = documents.do(find, [1] * DIM, 3, Compare("n", "gt", 0))
+
+    def search() -> None:
+        for _ in range(20):
+            assert documents.do(find, [1] * DIM, 3, Compare("n", "gt", 0)) == expected
+
+    with ThreadPoolExecutor(4) as threads:
+        for future in [threads.submit(search) for _ in range(4)]:
+            future.result()
 
 
 def test_no_vector_no_distance(conn: Conn, own: Documents) -> None:

@@ -102,6 +102,37 @@ for name in ("Table", "adopt", "Table"):
     assert result.stdout.splitlines() == [f"pybq.{n} {hint}" for n in ("Table", "adopt", "Table")]
 
 
+@pytest.mark.parametrize(
+    ("module", "missing", "extra"),
+    [
+        ("langchain", "langchain_core", "langchain"),
+        ("llama_index", "llama_index", "llama-index"),
+        ("llama_index", "llama_index.core", "llama-index"),
+    ],
+)
+def test_modules_over_frameworks_say_what_to_install(module, missing, extra):
+    script = f"""
+import sys, types
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == {missing!r}:
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+sys.meta_path.insert(0, Missing())
+if {missing!r} == "llama_index.core":
+    sys.modules["llama_index"] = types.ModuleType("llama_index")  # which others brought along
+    sys.modules["llama_index"].__path__ = []
+try:
+    import pybq.{module}
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True
+    )
+    hint = f'needs {missing}; run pip install "pybq[{extra}]"'
+    assert result.stdout == f"pybq.{module} {hint}\n"
+
+
 @pytest.mark.parametrize("missing", ["filelock", "platformdirs"])
 def test_the_server_says_what_to_install(monkeypatch, tmp_path, missing):
     monkeypatch.setitem(sys.modules, missing, None)  # as if it were not installed
