@@ -202,7 +202,11 @@ def test_order_is_by_distance_where_the_index_is_relaxed(
         "CREATE INDEX ON items USING bq (embedding vector_l2_ops) WITH (lists = 20, probes = 1)"
     )
     conn.execute("SET enable_seqscan = off")
-    hits = table.search(query, 400, text="the", text_column="body", where="id >= 0", depth=400)
+    conn.execute("SET bq.iterative_scan = relaxed_order")
+    nearest = sql.SQL("SELECT embedding <-> {0} FROM items ORDER BY embedding <-> {0} LIMIT 400")
+    found = conn.execute(nearest.format(str(query.tolist()))).fetchall()
+    assert found != sorted(found)  # there is something to put right
+    hits = table.search(query, 400, text="the", text_column="body", where="body <> '-'", depth=400)
     assert len(hits) > 100
     assert [hit.vector_rank for hit in hits] == list(range(1, len(hits) + 1))
     assert [hit.distance for hit in hits] == sorted(hit.distance for hit in hits)
