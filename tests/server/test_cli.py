@@ -63,6 +63,25 @@ def test_ingest_creates_and_search_finds(ask: Callable[..., Any], files: Path, c
     assert any("USING bq" in definition for (definition,) in indexes)
 
 
+def test_words_are_searched_beside_a_vector(
+    ask: Callable[..., Any], run: Callable[..., tuple[int, str]], files: Path, conn: Conn
+) -> None:
+    ask("ingest", files / "items.npz", "--table", "items")
+    words = ["--text", "title 7", "--text-column", "title", "-k", 2]
+    ((near, said),) = ask("search", "items", "--vector", files / "query.npy", *words)
+    assert (near["id"], near["vector_rank"], near["text_rank"]) == (1042, 1, None)
+    assert (said["id"], said["vector_rank"], said["text_rank"]) == (1007, None, 1)
+    assert said["score"] == near["score"] == pytest.approx(1 / 61)
+    ((alone,),) = ask("search", "items", *words)
+    assert (alone["id"], alone["distance"]) == (1007, None)
+    _, output = run("search", "items", *words, "--column", "title")
+    assert [word for word in output.split() if word.isalnum() or word[0] in "0["][-5:] == [
+        "1007", "0.016393", "1", "[title]", "7"
+    ]  # fmt: skip
+    assert "expected --vector, --text or both" in ask("search", "items", expected=1)["error"]
+    assert "text_column" in ask("search", "items", "--text", "title", expected=1)["error"]
+
+
 def test_tables_without_codes_need_no_calibration(
     ask: Callable[..., Any],
     run: Callable[..., tuple[int, str]],
