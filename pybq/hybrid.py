@@ -3,6 +3,8 @@
 `pybq.sqlalchemy` has column types and `nearest`; docs/hybrid.md the same as SQL.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar, overload

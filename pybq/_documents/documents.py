@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -187,8 +188,6 @@ class Documents:
         self.columns = Columns(table, content, json, fields)
         self.metric: Metric = table.metric
         self._async_table = async_table
-        # A connection does one thing at a time, and an operation may be several statements.
-        self._lock = threading.Lock()
 
     def do(
         self,
@@ -202,7 +201,7 @@ class Documents:
                 f"documents of {self.table!r} were opened with an AsyncTable alone: await the "
                 "asynchronous method, or give a Table, too"
             )
-        with self._lock:
+        with _locks.setdefault(self.table.connection, threading.Lock()):
             return run(operation(self.table, self.columns, *arguments, **options))
 
     async def ado(
@@ -216,6 +215,10 @@ class Documents:
         if table is None:
             return await asyncio.to_thread(self.do, operation, *arguments, **options)
         return await table._db.run(operation(table, self.columns, *arguments, **options))
+
+
+# A connection does one thing at a time, and an operation may be several statements.
+_locks: WeakKeyDictionary[Connection[Any], threading.Lock] = WeakKeyDictionary()
 
 
 def open_table(

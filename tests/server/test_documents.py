@@ -389,12 +389,13 @@ def test_threads_take_turns(documents: Documents) -> None:
     """Searches with a condition are several statements, which must not mix."""
     expected = documents.do(find, [1] * DIM, 3, Compare("n", "gt", 0))
 
-    def search() -> None:
+    def search(documents: Documents) -> None:
         for _ in range(20):
             assert documents.do(find, [1] * DIM, 3, Compare("n", "gt", 0)) == expected
 
+    several = [documents, documents, Documents(documents.table), Documents(documents.table)]
     with ThreadPoolExecutor(4) as threads:
-        for future in [threads.submit(search) for _ in range(4)]:
+        for future in [threads.submit(search, each) for each in several]:
             future.result()
 
 
