@@ -298,9 +298,10 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
         options = {**self._search, **search}
         if "filter" in options:
             options["filter"] = to_filter(options["filter"])
-        if options.pop("hybrid", False):
-            if query is None:
-                raise ValueError("expected words for hybrid=True: search by a text")
+        hybrid = options.pop("hybrid", False)
+        if query is None and search.get("hybrid"):
+            raise ValueError("expected words for hybrid=True: search by a text")
+        if query is not None and hybrid:
             options.setdefault("text", query)
         return options
 

@@ -38,6 +38,10 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 }
 
 
+# Options of `Table.search` that mean something with `text` only.
+OF_WORDS = ("text_column", "language", "weights", "rrf", "depth")
+
+
 class Found(NamedTuple):
     """A document as a table has it."""
 
@@ -289,9 +293,14 @@ async def find(
     ids: Sequence[str] | None = None,
     **options: Any,
 ) -> list[Found]:
-    """Search; options are those of `Table.search`. With `text`, of the content by default."""
+    """Search; options are those of `Table.search`. With `text`, of the content by default.
+
+    Without it, what says how words are searched is passed over: a store has it for all searches.
+    """
     if options.get("text") is not None:
         options.setdefault("text_column", columns.content)
+    else:
+        options = {name: each for name, each in options.items() if name not in OF_WORDS}
     if filter is not None or ids is not None:
         if options.get("where") is not None:
             raise ValueError("expected a filter or where, got both")

@@ -188,8 +188,10 @@ def test_words_find_what_vectors_miss(store: BQVectorStore) -> None:
     assert found.id == "5" and 1 / 61 < score < 1.1 / 61 + 1e-9
     hybrid = BQVectorStore(store.table, WordEmbeddings(), hybrid=True, weights=(0, 1))
     assert hybrid.similarity_search("cook", k=1)[0].id == "4"
+    assert hybrid.similarity_search_by_vector(embed("green apples"), k=1)[0].id == "1"
+    assert hybrid.max_marginal_relevance_search("green apples", k=1)[0].id == "1"
     with pytest.raises(ValueError, match="expected words for hybrid=True: search by a text"):
-        hybrid.similarity_search_by_vector(embed("cook"))
+        store.similarity_search_by_vector(embed("cook"), hybrid=True)
     with pytest.raises(ValueError, match="relevance .* hybrid"):
         hybrid.similarity_search_with_relevance_scores("cook")
 

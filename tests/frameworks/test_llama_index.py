@@ -245,6 +245,10 @@ async def test_words_and_vectors(store: Either) -> None:
     some = MetadataFilters(filters=[meets("theme", Op.EQ, "animals")])
     asked = VectorStoreQuery(similarity_top_k=4, mode=Mode.HYBRID, filters=some, **query)
     assert (await store("query", asked)).ids == ["ccc"]
+    simple = Either(BQVectorStore(store.store.table, language="simple", rrf=1), store.is_async)
+    assert (await simple.query("green apples", 1)).ids == ["aaa"]
+    assert (await simple.query("hounds", 5, Mode.TEXT_SEARCH)).ids == []
+    assert (await simple.query("hound", 5, Mode.TEXT_SEARCH)).similarities == [0.5]
 
 
 async def test_mmr_leaves_out_what_is_alike(store: Either) -> None:
