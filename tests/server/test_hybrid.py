@@ -274,6 +274,23 @@ def test_names_of_any_kind(conn: Conn, query: np.ndarray) -> None:
     assert [(hit.id, hit.text_rank) for hit in hits] == [(1, 1), (2, None)]
 
 
+def test_partitions_are_searched_as_one_table(
+    conn: Conn, vectors: np.ndarray, bodies: list[str], query: np.ndarray
+) -> None:
+    conn.execute(
+        f"CREATE TABLE items (id int PRIMARY KEY, body text, embedding vector({DIM}) NOT NULL)"
+        " PARTITION BY RANGE (id); CREATE TABLE items_1 PARTITION OF items FOR VALUES FROM (0) TO"
+        " (300); CREATE TABLE items_2 PARTITION OF items DEFAULT".encode()
+    )
+    table = pybq.Table(conn, "items", metric="l2")
+    table.ingest(range(N), vectors, {"body": bodies})
+    table.create_index(recall=1)
+    table.create_text_index("body")
+    near = dict(enumerate(exact_distances("l2", vectors, query).tolist()))
+    hits = table.search(query, 20, text="fox")
+    assert_fused(hits, fuse(near, said(conn, "fox"), 20))
+
+
 # -- which text ---------------------------------------------------------------------------
 
 
@@ -519,6 +536,9 @@ def test_sqlalchemy_takes_conditions_tables_and_parameters(
     rows = session.execute(statement, {"query": query, "words": "fox"}).all()
     assert [(r.id, r.vector_rank, r.text_rank) for r in rows] == [(i, *r) for i, _, *r in expected]
     other = aliased(Item)
+    table = pybq.Table(conn, "items", metric="l2")
+    hits = table.search(query, text="fox", text_column="body", where=other.price < 3)
+    assert_fused(hits, expected)
     statement = hybrid(other, vector=other.embedding, query=query, text=other.body, words="fox",
                        metric="l2", where=other.price < 3)  # fmt: skip
     assert [item.number for item in session.scalars(statement)] == [e[0] for e in expected]
