@@ -1,0 +1,185 @@
+"""Examples of a page of docs/, run one after the other as a reader would type them."""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from shared import Conn
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+# Those whose examples are run from here; others have tests of their own, which name them.
+PAGES = [
+    DOCS / f"{name}.md"
+    for name in (
+        "api",
+        "comparison",
+        "filters",
+        "frameworks",
+        "from-pgvector",
+        "index",
+        "operating",
+        "pools",
+        "quickstart",
+        "science",
+        "settings",
+        "sql",
+    )
+]
+
+RUN = ("python", "sql", "sh")
+
+# What stands above a block that is not, or not everywhere, run, and says why.
+NOT_RUN = re.compile(r"<!-- not run: (?P<why>.+?) -->")
+NEEDS = re.compile(r"<!-- needs: (?P<packages>.+?) -->")
+
+FENCE = re.compile(
+    r"(?:^(?P<comment><!-- .+? -->)\n)?"
+    r"^```(?P<language>[^\s`]*)\n(?P<text>.*?)^```$"
+    r"(?:\s*^```text\n(?P<output>.*?)^```$)?",
+    re.S | re.M,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block, and the block ``text`` that follows at once: what it prints, or returns."""
+
+    language: str
+    text: str
+    output: str | None
+    comment: str
+    line: int
+
+    @property
+    def needs(self) -> list[str]:
+        """Packages that the tests have only where they were asked for."""
+        found = NEEDS.match(self.comment)
+        return found["packages"].split(", ") if found else []
+
+
+def read_blocks(page: Path) -> list[Block]:
+    """Every fenced block of a page, but for directives and outputs."""
+    text = page.read_text()
+    return [
+        Block(
+            found["language"],
+            found["text"],
+            found["output"],
+            found["comment"] or "",
+            text.count("\n", 0, found.start("text")),
+        )
+        for found in FENCE.finditer(text)
+        if not found["language"].startswith("{")
+    ]
+
+
+def as_url(conn: Conn) -> str:
+    """How to connect, in the form that asyncpg knows, too."""
+    parts = conninfo_to_dict(conn.info.dsn)
+    names = ("host", "port", "user", "password")
+    query = urlencode({name: parts[name] for name in names if name in parts})
+    return f"postgresql:///{parts['dbname']}?{query}"
+
+
+def run_page(page: Path, conn: Conn, folder: Path, languages: Sequence[str], more: bool) -> None:
+    """Run the examples of a page in some languages; with `more`, those that need packages, too."""
+    blocks = [
+        block
+        for block in read_blocks(page)
+        if block.language in languages
+        and not NOT_RUN.match(block.comment)
+        and (more or not block.needs)
+    ]
+    assert any(block.output is not None for block in blocks), f"{page.name} shows no output"
+    with Reader(page, conn, folder) as reader:
+        for block in blocks:
+            reader.run(block)
+
+
+class Reader(contextlib.AbstractContextManager["Reader"]):
+    """Who types what a page says, on one connection, in one Python, in one folder."""
+
+    def __init__(self, page: Path, conn: Conn, folder: Path) -> None:
+        self._page = page
+        self._conn = conn
+        self._folder = folder
+        self._names: dict[str, Any] = {"__name__": "__main__", "conn": conn, "dsn": as_url(conn)}
+
+    def __exit__(self, *_: object) -> None:
+        """Close what the page has left open, as the end of a program would."""
+        for value in self._names.values():
+            if isinstance(value, psycopg.Connection):
+                value.close()
+
+    def run(self, block: Block) -> None:
+        """Run a block; what it prints must be what the page says, where it says something."""
+        output = getattr(self, f"_run_{block.language}")(block)
+        if block.output is None:
+            return
+        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        if not doctest.OutputChecker().check_output(block.output, output, flags):
+            where = f"{self._page.name}, line {block.line}"
+            raise AssertionError(f"{where}: expected\n{block.output}\ngot\n{output}")
+
+    def _run_python(self, block: Block) -> str:
+        # lines of the page, for tracebacks
+        program = compile(
+            "\n" * block.line + block.text, str(self._page), "exec", dont_inherit=True
+        )
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(program, self._names)
+        return printed.getvalue()
+
+    def _run_sql(self, block: Block) -> str:
+        lines = []
+        for statement in re.sub(r"--.*", "", block.text).split(";"):
+            if not statement.strip():
+                continue
+            try:
+                cursor = self._conn.execute(statement.encode())
+            except psycopg.Error as error:
+                message = f"ERROR:  {error.diag.message_primary}"
+                if block.output is None or message not in block.output:
+                    raise
+                lines.append(message)
+                continue
+            for row in cursor.fetchall() if cursor.description else []:
+                lines.append(" | ".join("" if value is None else str(value) for value in row))
+        return "\n".join(lines) + "\n"
+
+    def _run_sh(self, block: Block) -> str:
+        parts = conninfo_to_dict(self._conn.info.dsn)
+        names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "dbname": "PGDATABASE"}
+        names["password"] = "PGPASSWORD"
+        found = {names[key]: str(value) for key, value in parts.items() if key in names}
+        # the command of this environment, which may see pybq without having installed it
+        commands = self._folder / ".commands"
+        commands.mkdir(exist_ok=True)
+        command = commands / "pybq"
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pybq "$@"\n')
+        command.chmod(0o755)
+        path = os.pathsep.join([str(commands), os.environ["PATH"]])
+        done = subprocess.run(
+            ["sh", "-e", "-c", block.text],
+            cwd=self._folder,
+            env={**os.environ, **found, "PATH": path, "COLUMNS": "120"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{self._page.name}, line {block.line}: {done.stderr}"
+        return done.stdout
