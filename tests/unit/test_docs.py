@@ -1,0 +1,95 @@
+"""What docs/ says that can be known without a server: names, sums, figures of other pages."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pages import DOCS, PAGES, ROOT
+
+import pybq
+
+
+def cells(page: str, head: str) -> list[list[str]]:
+    """Rows of the table whose first cell of the head is `head`."""
+    lines = iter((ROOT / page).read_text().splitlines())
+    for line in lines:
+        if line.startswith(f"| {head} |"):
+            break
+    else:
+        raise AssertionError(f"no table of {head!r} in {page}")
+    next(lines)
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_every_page_is_of_some_test() -> None:
+    others = {path.name for path in DOCS.glob("*.md")} - {page.name for page in PAGES}
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert {name for name in others if f'"{name}"' not in tests} == set()
+
+
+def test_the_reference_names_all_that_is_public() -> None:
+    text = (DOCS / "api.md").read_text()
+    named = re.findall(r"^\.\. auto\w+:: (\w+)$", text, re.M)
+    assert sorted(named) == sorted(dir(pybq))
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def test_sizes_are_bytes_of_a_row_times_rows() -> None:
+    """docs/operating.md; the bytes of the index are by the rule of docs/growing.md."""
+    rule = re.search(
+        r"^\| index \| \*d\* / (\d+) \+ (\d+) bytes a row", (DOCS / "growing.md").read_text(), re.M
+    )
+    assert rule is not None
+    rows = cells("docs/operating.md", "dimensions")
+    assert len(rows) >= 5
+    for dim, table, index, *sizes in rows:
+        assert number(index) == number(dim) / int(rule[1]) + int(rule[2])
+        for i, size in enumerate(sizes):
+            n = 10 ** (5 + i)
+            expected = [n * number(each) / 1e6 for each in (table, index)]
+            assert [number(part) for part in size.split(" + ")] == [round(x) for x in expected]
+
+
+def test_figures_of_the_comparison_are_those_of_the_benchmarks() -> None:
+    measured = {
+        kind: [pair, build]
+        for kind, pair, _, build, _ in cells("benchmarks/README.md", "set, type")
+    }
+    names = {
+        "wordnet, 116,033 x 384, `halfvec`": "wordnet, 116,033 x 384, halfvec",
+        "dense, 300,000 x 384, `halfvec` (derived)": "dense-300k (derived), 300,000 x 384, halfvec",
+        "wordnet-768, 50,000, `vector` (derived)": "wordnet-768 (derived), 50,000, vector",
+        "wordnet-1536, 50,000, `vector` (derived)": "wordnet-1536 (derived), 50,000, vector",
+    }
+    rows = cells("docs/comparison.md", "set")
+    assert len(rows) == len(names)
+    for name, pair, build, _ in rows:
+        assert [pair.removesuffix(" times"), build.removesuffix(" times")] == measured[names[name]]
+
+
+@pytest.mark.parametrize("recall", [0.98, 0.99])
+def test_what_recall_costs_is_within_what_was_measured(recall: float) -> None:
+    """docs/settings.md: so many times as long as at .95, from one million rows on."""
+    rows = {row[0]: row[1:] for row in cells("docs/growing.md", "rows")}
+    at = {
+        r: [number(c.split(" (")[0]) for c in rows[f"`bq.recall` {r:.2f}".replace("0.", ".")][2:]]
+        for r in (0.95, recall)
+    }
+    times = [y / x for x, y in zip(at[0.95], at[recall], strict=True)]
+    text = (DOCS / "settings.md").read_text()
+    found = re.search(
+        r"to \.98 a query takes ([\d.]+) to ([\d.]+) times as long, to \.99 ([\d.]+) to ([\d.]+)",
+        text,
+    )
+    assert found is not None
+    said = found.groups()[:2] if recall == 0.98 else found.groups()[2:]
+    assert said == (f"{min(times):.1f}", f"{max(times):.1f}")
