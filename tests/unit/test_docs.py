@@ -76,6 +76,15 @@ def test_figures_of_the_comparison_are_those_of_the_benchmarks() -> None:
         assert [pair.removesuffix(" times"), build.removesuffix(" times")] == measured[names[name]]
 
 
+def test_figures_of_a_million_rows_are_those_of_growing() -> None:
+    growing = (DOCS / "growing.md").read_text()
+    for words in ("16 times as long", "12 times", "took 1,189 s to build", "bq took 27 s"):
+        assert words in growing
+    comparison = (DOCS / "comparison.md").read_text()
+    assert "16 times as long as bq at recall .95, and 12 times at .99" in comparison
+    assert "took bq 27 s and HNSW 1,189 s" in (DOCS / "from-pgvector.md").read_text()
+
+
 @pytest.mark.parametrize("recall", [0.98, 0.99])
 def test_what_recall_costs_is_within_what_was_measured(recall: float) -> None:
     """docs/settings.md: so many times as long as at .95, from one million rows on."""
