@@ -682,6 +682,13 @@ CREATE FUNCTION bq_index_info(index regclass,
 COMMENT ON FUNCTION bq_index_info(regclass) IS
 	'what a bq index consists of; free_blocks: of no list, or of one before it was split; min_rows, median_rows, max_rows: per list; choice: of an index on vectors, why its transform; hint: when VACUUM or REINDEX would help, also because the other choice would now be better for the rows';
 
+CREATE FUNCTION bq_index_summary(index regclass,
+	OUT total_bytes bigint, OUT format_version integer, OUT dim integer, OUT transform integer,
+	OUT lists integer, OUT build_rows bigint, OUT changed_lists integer, OUT last_split timestamptz)
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION bq_index_summary(regclass) IS
+	'what a bq index tells by one page, without waiting for locks; null where it cannot be opened, or for who may neither SELECT from its table nor read all statistics';
+
 CREATE FUNCTION bq_index_statistics(index regclass) RETURNS bq_statistics
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
 COMMENT ON FUNCTION bq_index_statistics(regclass) IS
@@ -699,6 +706,58 @@ CREATE FUNCTION bq_search(index regclass, queries anyarray, k integer DEFAULT 10
 	AS 'MODULE_PATHNAME', 'bq_index_search' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED COST 10000;
 COMMENT ON FUNCTION bq_search(regclass, anyarray, integer) IS
 	'the k nearest rows of each of many queries by a bq index on vectors, as ORDER BY distance LIMIT k finds them one by one: number of the query, from 1; ctid of the row; distance. Queries share the reading of lists';
+
+-- bq_stat_indexes: what monitoring asks for.  The counters of scans are kept in fields of the
+-- server's statistics that mean nothing for an index (extension/index/bqstat.c).
+
+CREATE VIEW bq_stat_indexes AS
+	SELECT i.indrelid AS relid, i.indexrelid, n.nspname AS schemaname, t.relname,
+		x.relname AS indexrelname,
+		pg_stat_get_numscans(x.oid) AS idx_scan,
+		pg_stat_get_tuples_returned(x.oid) AS idx_tup_read,
+		pg_stat_get_tuples_fetched(x.oid) AS idx_tup_fetch,
+		pg_stat_get_tuples_hot_updated(x.oid) AS lists_read,
+		pg_stat_get_live_tuples(x.oid) AS codes_compared,
+		pg_stat_get_mod_since_analyze(x.oid) AS vectors_compared,
+		-- VACUUM without dead rows, and ANALYZE after it, count those of the table only
+		coalesce(CASE WHEN i.indpred IS NULL AND t.reltuples >= 0::float4 THEN t.reltuples END,
+				 CASE WHEN x.reltuples >= 0::float4 THEN x.reltuples END)::bigint AS rows,
+		s.total_bytes, s.format_version, s.dim, s.transform, s.lists, s.build_rows,
+		s.changed_lists, s.last_split, i.indisvalid AS valid
+	FROM pg_class AS x
+		JOIN pg_am AS a ON a.oid = x.relam AND a.amname = 'bq'::name
+		JOIN pg_index AS i ON i.indexrelid = x.oid
+		JOIN pg_class AS t ON t.oid = i.indrelid
+		JOIN pg_namespace AS n ON n.oid = x.relnamespace
+		CROSS JOIN LATERAL bq_index_summary(x.oid::regclass) AS s
+	WHERE x.relkind = 'i'::"char";
+COMMENT ON VIEW bq_stat_indexes IS 'one row per bq index of this database: what its scans did, and its state';
+COMMENT ON COLUMN bq_stat_indexes.relid IS 'oid of the table';
+COMMENT ON COLUMN bq_stat_indexes.indexrelid IS 'oid of the index';
+COMMENT ON COLUMN bq_stat_indexes.schemaname IS 'schema of both';
+COMMENT ON COLUMN bq_stat_indexes.relname IS 'name of the table';
+COMMENT ON COLUMN bq_stat_indexes.indexrelname IS 'name of the index';
+COMMENT ON COLUMN bq_stat_indexes.idx_scan IS 'queries answered by the index; each of bq_search() counts';
+COMMENT ON COLUMN bq_stat_indexes.idx_tup_read IS 'rows that scans gave out; without those of bq_search()';
+COMMENT ON COLUMN bq_stat_indexes.idx_tup_fetch IS 'of these, rows that were visible in the table';
+COMMENT ON COLUMN bq_stat_indexes.lists_read IS 'lists that scans read; these three of statements that did not fail';
+COMMENT ON COLUMN bq_stat_indexes.codes_compared IS 'codes that scans compared in all dimensions';
+COMMENT ON COLUMN bq_stat_indexes.vectors_compared IS
+	'rows of the table whose vectors scans compared, 0 of an index on codes';
+COMMENT ON COLUMN bq_stat_indexes.rows IS
+	'rows of the table, of a partial index those in it, as VACUUM, ANALYZE or CREATE INDEX found; null if never';
+COMMENT ON COLUMN bq_stat_indexes.total_bytes IS
+	'size; null, as the next seven, while the index is locked, and for who may neither SELECT from the table nor read all statistics';
+COMMENT ON COLUMN bq_stat_indexes.format_version IS
+	'format of the pages; null if not valid or damaged; the next six are null if it is an old one: REINDEX';
+COMMENT ON COLUMN bq_stat_indexes.dim IS 'number of dimensions';
+COMMENT ON COLUMN bq_stat_indexes.transform IS 'transform of the codes, null until the first one';
+COMMENT ON COLUMN bq_stat_indexes.lists IS 'number of inverted lists';
+COMMENT ON COLUMN bq_stat_indexes.build_rows IS 'rows when it was last measured how far queries must go';
+COMMENT ON COLUMN bq_stat_indexes.changed_lists IS 'lists that were split since, or made thereby';
+COMMENT ON COLUMN bq_stat_indexes.last_split IS 'when VACUUM last split a list, null if never since the index was built';
+COMMENT ON COLUMN bq_stat_indexes.valid IS 'false while it is built CONCURRENTLY, and after that failed: REINDEX or DROP it';
+GRANT SELECT ON bq_stat_indexes TO PUBLIC;
 
 -- bq_columns: what is known about each managed column.  As pg_statistic and pg_stats: a table
 -- that its owner and roles with pg_read_all_data read, and a view for everybody.

@@ -125,6 +125,7 @@ answer_some(Batch *batch, int first, int n)
 				waiting[nwaiting++] = scans[i];
 			else
 			{
+				bq_count_scan(batch->scan->indexRelation, scans[i]);
 				bq_end_sorting(scans[i]);
 				scans[i] = NULL;
 			}

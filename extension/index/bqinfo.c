@@ -10,7 +10,7 @@
 #include "access/tableam.h"
 #include "common/pg_prng.h"
 #include "funcapi.h"
-#include "index/bqsource.h"
+#include "index/bqscan.h"
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
 #include "type/bqcaller.h"
@@ -350,6 +350,7 @@ bq_recall(PG_FUNCTION_ARGS)
 #else
 	scan = index_beginscan(heap, index, GetActiveSnapshot(), 0, 1);
 #endif
+	((BqScan *) scan->opaque)->uncounted = true;
 
 	/* the same rows each time, so that settings can be compared */
 	pg_prng_seed(&random, 0x6271);

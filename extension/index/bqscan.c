@@ -316,7 +316,8 @@ bqgettuple(IndexScanDesc scan, ScanDirection direction)
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg("non-MVCC snapshots are not supported with bq indexes")));
-		pgstat_count_index_scan(scan->indexRelation);
+		if (!so->uncounted)
+			pgstat_count_index_scan(scan->indexRelation);
 #if PG_VERSION_NUM >= 180000
 		if (scan->instrument)
 			scan->instrument->nsearches++;
@@ -343,6 +344,7 @@ bqendscan(IndexScanDesc scan)
 {
 	BqScan	   *so = (BqScan *) scan->opaque;
 
+	bq_count_scan(scan->indexRelation, so);
 	bq_end_sorting(so);
 	if (so->fetch != NULL)
 		bq_end_fetching(so->fetch);

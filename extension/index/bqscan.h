@@ -9,6 +9,7 @@
  *	bqbound.c		what sums say of distances
  *	bqcandidate.c	the candidates: the best ones in memory, or all of them sorted
  *	bqexact.c		the exact distance of a candidate
+ *	bqstat.c		what scans did, for monitoring
  */
 #ifndef BQSCAN_H
 #define BQSCAN_H
@@ -149,6 +150,7 @@ typedef struct BqScan
 	MemoryContext query_context;	/* emptied by each rescan */
 	BqLayout	layout;
 	bool		started;
+	bool		uncounted;		/* in statistics: it measures others */
 	BqIterativeScan mode;		/* settings as of the start of the query */
 	int			max_rows;
 	const float *q;				/* as in bqquery, or the decoded code */
@@ -278,5 +280,8 @@ extern bool bq_next_row(IndexScanDesc scan);
 extern void bq_make_exact(IndexScanDesc scan);
 extern void bq_prefetch_rows(IndexScanDesc scan);
 extern double bq_operator_distance(IndexScanDesc scan);
+
+/* bqstat.c */
+extern void bq_count_scan(Relation index, const BqScan *so);
 
 #endif							/* BQSCAN_H */

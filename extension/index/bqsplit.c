@@ -37,6 +37,7 @@
 #include "storage/lwlock.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/timestamp.h"
 
 /* A list is split if it has so many times the rows that a list should have. */
 #define SPLIT_FACTOR 2.5
@@ -178,6 +179,7 @@ switch_lists(BqSplit *split)
 	bq_log_set(page, &meta->nlists, uint32, meta->nlists + split->nparts - 1);
 	bq_log_set(page, &meta->generation, uint64, changed.changed);
 	bq_log_set(page, &meta->nchanged, uint32, meta->nchanged + split->nparts);
+	bq_log_set(page, &meta->split_at, int64, GetCurrentTimestamp());
 	bq_finish_log();
 	UnlockReleaseBuffer(meta_buffer);
 	UnlockReleaseBuffer(list_buffer);

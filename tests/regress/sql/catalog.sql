@@ -10,12 +10,12 @@ SELECT pg_describe_object(classid, objid, 0) AS without_comment FROM members
 WHERE obj_description(objid, classid::regclass::name) IS NULL AND NOT (
 	classid = 'pg_opfamily'::regclass OR
 	classid = 'pg_type'::regclass AND EXISTS (SELECT FROM pg_type AS t WHERE t.oid = objid AND
-		(t.typelem <> 0 OR t.typtype = 'c' AND t.typname IN ('bq_columns', 'bq_column_data', 'bq_loads'))) OR
+		(t.typelem <> 0 OR t.typtype = 'c' AND t.typname IN ('bq_columns', 'bq_column_data', 'bq_loads', 'bq_stat_indexes'))) OR
 	classid = 'pg_cast'::regclass AND EXISTS (SELECT FROM pg_cast AS c WHERE c.oid = objid AND
 		c.castsource = c.casttarget))
 ORDER BY 1;
 SELECT a.attrelid::regclass, a.attname AS without_comment FROM pg_attribute AS a
-WHERE a.attrelid IN ('bq_columns'::regclass, 'bq_loads'::regclass, 'bq_statistics'::regclass) AND a.attnum > 0 AND
+WHERE a.attrelid IN ('bq_columns'::regclass, 'bq_loads'::regclass, 'bq_statistics'::regclass, 'bq_stat_indexes'::regclass) AND a.attnum > 0 AND
 	NOT a.attisdropped AND col_description(a.attrelid, a.attnum) IS NULL;
 
 -- Functions: parallel safe; immutable but for those that read a setting or a table, and
