@@ -2,7 +2,12 @@
 
 from importlib.util import find_spec
 
-FRAMEWORKS = {"langchain": "langchain_core", "llama_index": "llama_index"}
+FRAMEWORKS = {
+    "django": "django",
+    "haystack": "haystack",
+    "langchain": "langchain_core",
+    "llama_index": "llama_index",
+}
 
 collect_ignore = [
     f"pybq/{module}.py" for module, package in FRAMEWORKS.items() if find_spec(package) is None

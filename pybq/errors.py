@@ -11,7 +11,9 @@ from typing import Any
 # What only some need -> the extra that brings it along.
 EXTRAS = {
     "dask": "dask",
+    "django": "django",
     "filelock": "embedded",
+    "haystack": "haystack",
     "langchain_core": "langchain",
     "libpq": "binary",
     "llama_index": "llama-index",
@@ -30,7 +32,7 @@ def needed_by(what: str) -> Iterator[None]:
         yield
     except ImportError as error:
         # as psycopg says it, which itself is there
-        missing = "libpq" if "no pq wrapper" in str(error) else error.name
+        missing = "libpq" if "no pq wrapper" in str(error) else (error.name or "").split(".")[0]
         if missing not in EXTRAS:
             raise
         hint = f'run pip install "pybq[{EXTRAS[missing]}]"'

@@ -1,4 +1,4 @@
-"""What monitoring sees: counters of scans, the state of indexes; docs/monitoring.md and its files."""
+"""What monitoring sees: counters of scans, state of indexes; docs/monitoring.md and its files."""
 
 from __future__ import annotations
 

@@ -150,6 +150,20 @@ def test_the_server_says_what_to_install(monkeypatch, tmp_path, missing):
             find()
 
 
+@pytest.mark.parametrize("name", ["django", "haystack"])
+def test_modules_for_frameworks_say_what_to_install(name):
+    script = f"""
+import sys
+sys.modules[{name!r}] = None  # as if it were not installed
+try:
+    import pybq.{name}
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    hint = f'pybq.{name} needs {name}; run pip install "pybq[{name}]"'
+    assert " ".join(run(script)) == hint
+
+
 @pytest.mark.parametrize(
     ("missing", "needs"),
     [
