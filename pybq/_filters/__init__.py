@@ -1,0 +1,1 @@
+"""Filters as other libraries write them -> conditions of SQL."""
