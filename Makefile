@@ -37,8 +37,8 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 	test-arm test-assert test-sanitize analyze fuzz fuzz-pages bench \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
 	bench-throughput bench-shards bench-citus bench-scale \
-	torture stress test-shards test-citus test-replicas test-spark test-frameworks test-upgrade \
-	test-harness sdist wheel dist deb release-check format clean
+	torture stress test-shards test-citus test-replicas test-spark test-frameworks test-monitoring \
+	test-upgrade test-harness sdist wheel dist deb release-check format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -174,6 +174,9 @@ test-spark: .venv/sparked .venv/built ## Spark and Dask, workers killed midway: 
 test-frameworks: build/frameworks/installed ## LangChain, LlamaIndex: upstream's suites and ours, in build/frameworks
 	build/frameworks/bin/pytest -p no:xdist -o asyncio_mode=auto \
 		-o asyncio_default_fixture_loop_scope=function tests/frameworks pybq/langchain.py pybq/llama_index.py
+
+test-monitoring: .venv/tested .venv/built ## Prometheus and postgres_exporter on docs/: needs both programs
+	$(BIN)/pytest -p no:xdist -rs tests/monitoring
 
 test-upgrade: .venv/tested .venv/built ## pg_upgrade of tables and indexes, from 16 to 18
 	$(BIN)/pytest tests/upgrade
