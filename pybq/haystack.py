@@ -63,8 +63,8 @@ class BQDocumentStore:
     store : {"vector", "halfvec"}
         pgvector's type to keep embeddings in, four or two bytes per dimension.
     index_fields : sequence of str
-        Metadata, of text, that the index keeps: documents that do not meet ``==`` on them are not
-        even compared.
+        Metadata, of text, that the index of a new table keeps: documents that do not meet ``==``
+        on them are not even compared.
     """
 
     def __init__(
