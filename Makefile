@@ -171,7 +171,7 @@ test-spark: .venv/sparked .venv/built ## Spark and Dask, workers killed midway: 
 	$(BIN)/pytest -p no:xdist tests/frames
 
 # asyncio_mode: upstream's suites have asynchronous tests without a mark of their own.
-test-frameworks: build/frameworks/installed ## LangChain, LlamaIndex: upstream's suites and ours, in build/frameworks
+test-frameworks: build/frameworks/installed ## Django, Haystack, LangChain, LlamaIndex: upstream's suites and ours, in build/frameworks
 	build/frameworks/bin/pytest -p no:xdist -o asyncio_mode=auto \
 		-o asyncio_default_fixture_loop_scope=function tests/frameworks pybq/langchain.py pybq/llama_index.py
 

@@ -154,11 +154,7 @@ typedef struct BqMetaPageData
 	uint32		sample_rows;	/* rows of the sample, 0: there are no statistics pages */
 	BqSearches	searches;		/* what was found in it */
 
-	/*
-	 * When vacuum last split a list, a TimestampTz; 0: never.  For monitoring only, and 0 in
-	 * indexes from before there was such a field: it needed no new version.
-	 */
-	int64		split_at;
+	int64		split_at;		/* when vacuum last split a list, a TimestampTz; 0: never */
 } BqMetaPageData;
 
 typedef BqMetaPageData *BqMetaPage;
