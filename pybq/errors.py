@@ -31,8 +31,11 @@ def needed_by(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        # as psycopg says it, which itself is there
-        missing = "libpq" if "no pq wrapper" in str(error) else (error.name or "").split(".")[0]
+        missing = error.name or ""
+        if "no pq wrapper" in str(error):  # as psycopg says it, which itself is there
+            missing = "libpq"
+        elif missing not in EXTRAS:
+            missing = missing.split(".")[0]
         if missing not in EXTRAS:
             raise
         hint = f'run pip install "pybq[{EXTRAS[missing]}]"'
