@@ -27,7 +27,11 @@ from pybq._documents.documents import (
 )
 from pybq._documents.filters import Compare, Every, Filter, Not, Some
 
-pytestmark = [pytest.mark.usefixtures("bq_pgvector"), pytest.mark.autocommit]
+pytestmark = [
+    pytest.mark.usefixtures("bq_pgvector"),
+    pytest.mark.autocommit,
+    pytest.mark.once,
+]
 
 DIM = 4
 HOSTILE = "x' OR true; --\"%s%(a)s{}"
