@@ -78,6 +78,16 @@ def value(conn: Conn, query: str) -> Any:
     return None if row is None else row[0]
 
 
+def show_only(conn: Conn, index: str | None, kept: bool = False) -> None:
+    """Hide all other indexes of `items` from the planner and, if `kept`, from writers."""
+    shown = f"relname = 'items_{index}'"
+    ready = f", indisready = {shown}" if kept else ""
+    conn.execute(
+        f"UPDATE pg_index SET indisvalid = {shown}{ready} FROM pg_class c"
+        " WHERE indrelid = 'items'::regclass AND c.oid = indexrelid".encode()
+    )
+
+
 class Statement:
     """A prepared statement with all parameters and results binary."""
 

@@ -65,6 +65,7 @@ from common import (
     copy_bytes,
     describe,
     paired_ratio,
+    show_only,
     value,
 )
 from sets import QUERIES, SEED, K, Stream
@@ -119,10 +120,6 @@ COLUMNS = f"id bigint, category int, embedding halfvec({Stream.DIM})"
 INDEX = "ON {0} USING bq (embedding halfvec_cosine_ops, category)"
 NEAREST = "SELECT id FROM items {} ORDER BY embedding <=> $1 LIMIT 10"
 KNOBS = {"hnsw": "hnsw.ef_search", "bq": "bq.recall"}
-SHOW_ONLY = """
-    UPDATE pg_index SET indisvalid = relname = 'items_{}' FROM pg_class c
-    WHERE indrelid = 'items'::regclass AND c.oid = indexrelid
-"""
 
 
 # -- results -------------------------------------------------------------------------------------
@@ -399,7 +396,7 @@ class Run:
             compared = {str(wanted): compare(systems, curve, wanted) for wanted in (0.95, 0.99)}
         finally:
             self.conn.execute("DROP INDEX items_hnsw")
-            self.conn.execute(SHOW_ONLY.format("near").encode())
+            show_only(self.conn, "near")
         ratios = {wanted: paired_ratio(c, "hnsw", "bq") for wanted, c in compared.items()}
         return {"seconds": seconds, "index bytes": size, "hnsw / bq": ratios, "curve": curve}
 
@@ -598,7 +595,7 @@ class Beside:
         self.floor = Statement(conn, "floor", "SELECT 1", [[]])
         self.statements = {}
         for name, index in (("hnsw", "hnsw"), ("bq", "near")):
-            conn.execute(SHOW_ONLY.format(index).encode())
+            show_only(conn, index)
             statement = Statement(conn, name, NEAREST.format(""), parameters)
             plan = value(conn, f"EXPLAIN (FORMAT JSON) EXECUTE {name} (NULL)")  # is kept
             if f"'items_{index}'" not in str(plan):

@@ -67,6 +67,7 @@ from common import (
     recall,
     report,
     save,
+    show_only,
     value,
 )
 from pgvector import HalfVector, Vector
@@ -302,15 +303,6 @@ class Table:
                 flush=True,
             )
 
-    def show_only(self, index: str | None, kept: bool = False) -> None:
-        """Hide all other indexes from the planner and, if `kept`, from writers."""
-        shown = f"relname = 'items_{index}'"
-        ready = f", indisready = {shown}" if kept else ""
-        self.conn.execute(
-            f"UPDATE pg_index SET indisvalid = {shown}{ready} FROM pg_class c"
-            " WHERE indrelid = 'items'::regclass AND c.oid = indexrelid".encode()
-        )
-
     def forget(self) -> Statement:
         """Deallocate all statements; a new one of SELECT 1."""
         self.conn.execute("DEALLOCATE ALL")
@@ -319,7 +311,7 @@ class Table:
 
     def prepare(self, index: str, text: str, parameters: list[list[bytes]]) -> Statement:
         """A statement whose plan uses the index, which is there already."""
-        self.show_only(index)
+        show_only(self.conn, index)
         name = f"{index} {len(self.planned)}"
         statement = Statement(self.conn, name, text, parameters)
         self.planned[name] = (index, len(parameters[0]))
@@ -729,7 +721,7 @@ def show_insertion(table: Table, _: VectorSet, __: int) -> dict[str, Any]:
     for first in range(0, len(new), BATCH):
         for index, times in seconds.items():
             # The other indexes miss the rows, so that each is inserted into one index once.
-            table.show_only(index, kept=True)
+            show_only(table.conn, index, kept=True)
             times.append(table.copy(new[first : first + BATCH], len(table.base) + first))
     # the shortest: a batch takes a few milliseconds, and what disturbs it makes it longer
     plain = min(seconds[None])

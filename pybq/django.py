@@ -8,13 +8,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from pybq._codes.arrays import as_numbers
-from pybq._codes.quantizer import Quantizer
+from pybq._codes.quantizer import Quantizer, name_type, share_quantizer
 from pybq._codes.vector import Code, Query
 from pybq.errors import needed_by
 
@@ -136,9 +135,7 @@ class BQVecField(Field):
         declare: bool = False,
         **options: Any,
     ) -> None:
-        _quantizer(1 if dim is None else dim, transform)  # checks both
-        if declare and dim is None:
-            raise ValueError("expected dim with declare=True, as in bqvec(384, 7)")
+        name_type(dim, transform, declare)  # checks them
         self.dim = dim
         self.transform = transform
         self.declare = declare
@@ -150,9 +147,7 @@ class BQVecField(Field):
         return name, path, arguments, {**options, **{k: v for k, v in given.items() if v}}
 
     def db_type(self, connection: Any) -> str:
-        if self.dim is None:
-            return "bqvec"
-        return f"bqvec({self.dim}, {self.transform})" if self.declare else f"bqvec({self.dim})"
+        return name_type(self.dim, self.transform, self.declare)
 
     def from_db_value(self, value: Any, expression: Any, connection: Any) -> Code | None:
         # `register_bq` may have been called on the connection
@@ -176,7 +171,7 @@ class BQVecField(Field):
         return None
 
     def _find_quantizer(self, dim: int) -> Quantizer:
-        return _quantizer(dim if self.dim is None else self.dim, self.transform)
+        return share_quantizer(dim if self.dim is None else self.dim, self.transform)
 
 
 class BQEncode(Func):
@@ -294,11 +289,6 @@ class HammingDistance(_Distance):
         if isinstance(query, Query):
             raise TypeError("expected a Code or a vector, got Query; see CosineDistance")
         return _Operand(field.to_python(query), "bqvec")
-
-
-@lru_cache(maxsize=64)
-def _quantizer(dim: int, transform: int) -> Quantizer:
-    return Quantizer(dim, transform)
 
 
 _SETTINGS = ("recall", "probes", "iterative_scan", "max_scan_tuples")

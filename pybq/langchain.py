@@ -120,9 +120,7 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
             Of the constructor.
         """
         dim = len(embedding.embed_query("dimensions")) if dim is None else dim
-        content = options.get("content_column", "content")
-        json = options.get("metadata_column", "metadata")
-        return cls(open_table(conn, name, dim, metric, content, json), embedding, **options)
+        return cls(open_table(conn, name, dim, metric, **options), embedding, **options)
 
     @classmethod
     def from_texts(

@@ -122,9 +122,7 @@ class BQVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
         **options: Any,
     ) -> BQVectorStore:
         """Open a table; create it if there is none, with keys of text and metadata in JSON."""
-        content = options.get("content_column", "content")
-        json = options.get("metadata_column", "metadata")
-        return cls(open_table(conn, name, dim, metric, content, json), **options)
+        return cls(open_table(conn, name, dim, metric, **options), **options)
 
     @classmethod
     def class_name(cls) -> str:

@@ -49,7 +49,6 @@ it into migrations, and `pybq.serve()` has done it.
 import math
 import operator
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
@@ -81,7 +80,7 @@ from sqlalchemy.sql import ColumnElement, FromClause
 from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
 
 from pybq._codes.metric import OPERATORS, Metric, check_metric
-from pybq._codes.quantizer import Quantizer
+from pybq._codes.quantizer import Quantizer, name_type, share_quantizer
 from pybq._codes.vector import Code, Query
 from pybq.psycopg import _BinaryDumper, _TextDumper
 
@@ -193,17 +192,13 @@ class BQVec(_ValueType[Code]):
 
     def __init__(self, dim: int | None = None, transform: int = 0, declare: bool = False) -> None:
         super().__init__()
-        _quantizer(1 if dim is None else dim, transform)  # checks both
-        if declare and dim is None:
-            raise ValueError("expected dim with declare=True, as in bqvec(384, 7)")
+        name_type(dim, transform, declare)  # checks them
         self.dim = dim
         self.transform = transform
         self.declare = declare
 
     def get_col_spec(self, **options: Any) -> str:
-        if self.dim is None:
-            return "BQVEC"
-        return f"BQVEC({self.dim}, {self.transform})" if self.declare else f"BQVEC({self.dim})"
+        return name_type(self.dim, self.transform, self.declare).upper()
 
     class Comparator(UserDefinedType.Comparator[Code]):
         """Distances of a column of codes."""
@@ -561,13 +556,8 @@ def _as_reals(vector: Any) -> ColumnElement[Any]:
     return bindparam(None, values.tolist(), type_=ARRAY(REAL), unique=True)
 
 
-@lru_cache(maxsize=64)
-def _quantizer(dim: int, transform: int) -> Quantizer:
-    return Quantizer(dim, transform)
-
-
 def _quantizer_for(kind: BQVec, vector: Any) -> Quantizer:
-    return _quantizer(np.size(vector) if kind.dim is None else kind.dim, kind.transform)
+    return share_quantizer(np.size(vector) if kind.dim is None else kind.dim, kind.transform)
 
 
 @event.listens_for(Pool, "checkout")

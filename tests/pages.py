@@ -13,12 +13,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
 import psycopg
+import pytest
 from psycopg.conninfo import conninfo_to_dict
 from shared import Conn
+
+import pybq
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -88,6 +92,9 @@ def read_blocks(page: Path) -> list[Block]:
     ]
 
 
+WITH_EXAMPLES = [page for page in PAGES if any(b.language in RUN for b in read_blocks(page))]
+
+
 def as_url(conn: Conn) -> str:
     """How to connect, in the form that asyncpg knows, too."""
     parts = conninfo_to_dict(conn.info.dsn)
@@ -96,8 +103,19 @@ def as_url(conn: Conn) -> str:
     return f"postgresql:///{parts['dbname']}?{query}"
 
 
-def run_page(page: Path, conn: Conn, folder: Path, languages: Sequence[str], more: bool) -> None:
+def run_page(
+    page: Path,
+    conn: Conn,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    languages: Sequence[str],
+    more: bool,
+) -> None:
     """Run the examples of a page in some languages; with `more`, those that need packages, too."""
+    # test_readme.py starts a server; here it is there
+    server = SimpleNamespace(dsn=conn.info.dsn, stop=lambda: None)
+    monkeypatch.setattr(pybq, "serve", lambda: server)
+    monkeypatch.chdir(folder)
     blocks = [
         block
         for block in read_blocks(page)

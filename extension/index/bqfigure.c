@@ -111,18 +111,23 @@ count_lists(const BqFigures *f, bool by_margin, float lists)
 }
 
 /*
- * The margin with which the list of a neighbour is read.  Some of the nearest are in any case:
- * where more rows than BQ_MARGIN_RANK are equal, a large margin is the only other way, which all
- * queries would have to go.
+ * Lower the margins of neighbours to those with which their lists are read.  Some of the nearest
+ * are in any case: where more rows than BQ_MARGIN_RANK are equal, a large margin is the only other
+ * way, which all queries would have to go.
  */
-static float
-needed_margin(const BqFigures *f, const BqFinding *finding)
+static void
+lower_margins(BqFigures *f)
 {
-	double		place = (finding->lists + 1) / BQ_LEAST_PROBES * f->nqueries;
+	for (size_t i = 0; i < f->n; i++)
+	{
+		BqFinding  *finding = &f->findings[i];
+		double		place = (finding->lists + 1) / BQ_LEAST_PROBES * f->nqueries;
 
-	if (finding->lists == 0)
-		return -FLT_MAX;
-	return place < f->nmargins ? Min(finding->margin, f->margins[(size_t) place]) : finding->margin;
+		if (finding->lists == 0)
+			finding->margin = -FLT_MAX;
+		else if (place < f->nmargins)
+			finding->margin = Min(finding->margin, f->margins[(size_t) place]);
+	}
 }
 
 /*
@@ -155,7 +160,7 @@ choose_figures(const BqFigures *f, bool by_margin, double recall, double ns_per_
 		reach = Max(reach, 0);
 		for (size_t i = 0; i < f->n; i++)
 			if (f->findings[i].slack <= reach)
-				scratch[n++] = by_margin ? needed_margin(f, &f->findings[i]) : f->findings[i].lists;
+				scratch[n++] = by_margin ? f->findings[i].margin : f->findings[i].lists;
 		if (n < wanted)
 			continue;
 		qsort(scratch, n, sizeof(float), compare_floats);
@@ -187,6 +192,7 @@ bq_fill_model(BqFigures *f, bool by_margin, bool exact, double rows_per_list, Bq
 	if (f->n == 0)
 		return false;
 	qsort(f->margins, f->nmargins, sizeof(float), compare_floats);
+	lower_margins(f);
 	qsort(f->slacks, f->nslacks, sizeof(float), compare_floats);
 	qsort(f->later_slacks, f->nlater, sizeof(float), compare_floats);
 	for (int i = 0; i < BQ_RECALLS; i++)

@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -267,3 +268,25 @@ def _available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@lru_cache(maxsize=64)
+def share_quantizer(dim: int, transform: int) -> Quantizer:
+    """A quantizer that was made before, if there was one."""
+    return Quantizer(dim, transform)
+
+
+def name_type(dim: int | None, transform: int, declare: bool) -> str:
+    """SQL type of a column of codes.
+
+    Raises
+    ------
+    ValueError
+        If dim or transform is out of range, or a transform is declared without dim.
+    """
+    share_quantizer(1 if dim is None else dim, transform)  # checks both
+    if declare and dim is None:
+        raise ValueError("expected dim with declare=True, as in bqvec(384, 7)")
+    if dim is None:
+        return "bqvec"
+    return f"bqvec({dim}, {transform})" if declare else f"bqvec({dim})"

@@ -230,13 +230,17 @@ def open_table(
     name: str,
     dim: int,
     metric: Metric | None = None,
-    content: str = "content",
-    json: str | None = "metadata",
+    content_column: str = "content",
+    metadata_column: str | None = "metadata",
+    **_: Any,
 ) -> Table:
-    """Open a table of documents; create it if there is none: text, and JSON for all metadata."""
+    """Open a table of documents; create it if there is none: text, and JSON for all metadata.
+
+    Takes all options of a store, of which those count that name both columns.
+    """
     if run(find_table(BlockingDatabase(conn), name, None)) is not None:
         return Table(conn, name, dim, metric)
-    columns = {content: "text"} | ({json: "jsonb"} if json else {})
+    columns = {content_column: "text"} | ({metadata_column: "jsonb"} if metadata_column else {})
     return Table(conn, name, dim, metric, id_type="text", columns=columns)
 
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from pages import PAGES, RUN, read_blocks, run_page
+from pages import PAGES, RUN, WITH_EXAMPLES, read_blocks, run_page
 from shared import Conn
-
-import pybq
-
-WITH_EXAMPLES = [page for page in PAGES if any(b.language in RUN for b in read_blocks(page))]
 
 
 @pytest.mark.autocommit
@@ -23,10 +18,7 @@ def test_examples_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server = SimpleNamespace(dsn=conn.info.dsn, stop=lambda: None)
-    monkeypatch.setattr(pybq, "serve", lambda: server)
-    monkeypatch.chdir(tmp_path)
-    run_page(page, conn, tmp_path, RUN, more=True)
+    run_page(page, conn, tmp_path, monkeypatch, RUN, more=True)
 
 
 def test_something_needs_other_packages() -> None:

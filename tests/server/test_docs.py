@@ -9,15 +9,10 @@ from __future__ import annotations
 import html
 import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from pages import DOCS, NOT_RUN, PAGES, RUN, read_blocks, run_page
+from pages import DOCS, NOT_RUN, PAGES, RUN, WITH_EXAMPLES, read_blocks, run_page
 from shared import Conn
-
-import pybq
-
-WITH_EXAMPLES = [page for page in PAGES if any(b.language in RUN for b in read_blocks(page))]
 
 
 @pytest.mark.once
@@ -38,11 +33,7 @@ def test_examples_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # test_readme.py starts one; here it is there
-    server = SimpleNamespace(dsn=conn.info.dsn, stop=lambda: None)
-    monkeypatch.setattr(pybq, "serve", lambda: server)
-    monkeypatch.chdir(tmp_path)
-    run_page(page, conn, tmp_path, ["python", "sql"], more=False)
+    run_page(page, conn, tmp_path, monkeypatch, ["python", "sql"], more=False)
 
 
 # What comments of functions say that are called by the system only.
