@@ -210,7 +210,7 @@ docs-shots: docs ## pictures of its pages in Chromium, wide and narrow, in build
 bench: .venv/benched .venv/built ## bq beside its peers: 15 minutes, or ARGS=--quick [DATA=rows.npy]
 	PYTHONPATH=benchmarks $(PY) -m compare $(if $(DATA),--data '$(DATA)') $(ARGS)
 
-bench-table: .venv/tested ## README's table and picture from the results of `make bench`
+bench-table: .venv/tested ## the table and picture of docs/comparison.md from the results of `make bench`
 	PYTHONPATH=benchmarks $(PY) -m compare --publish build/bench/results.json
 
 bench-kernels: .venv/tested .venv/built ## encoding and distances beside reading memory

@@ -31,6 +31,8 @@ PAGES = [
     DOCS / f"{name}.md"
     for name in (
         "api",
+        "cli",
+        "codes",
         "comparison",
         "filters",
         "frameworks",
@@ -42,6 +44,8 @@ PAGES = [
         "science",
         "settings",
         "sql",
+        "sqlalchemy",
+        "tables",
     )
 ]
 
@@ -113,7 +117,7 @@ def run_page(
 ) -> None:
     """Run the examples of a page in some languages; with `more`, those that need packages, too."""
     # test_readme.py starts a server; here it is there
-    server = SimpleNamespace(dsn=conn.info.dsn, stop=lambda: None)
+    server = SimpleNamespace(dsn=as_url(conn), stop=lambda: None)
     monkeypatch.setattr(pybq, "serve", lambda: server)
     monkeypatch.chdir(folder)
     blocks = [

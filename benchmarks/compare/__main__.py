@@ -104,7 +104,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--publish",
         type=Path,
         metavar="RESULTS",
-        help="keep a results.json as published.json, and make README's table and picture of it",
+        help="keep a results.json as published.json; make docs/comparison.md's table and picture",
     )
     options = parser.parse_args(arguments)
     for server in options.server:
@@ -223,11 +223,11 @@ def write_report(results: dict[str, Any], out: Path) -> None:
 
 
 def publish(results: dict[str, Any]) -> None:
-    """What README.md shows, and the figures it is made from."""
+    """What docs/comparison.md shows, and the figures it is made from."""
     report.PUBLISHED.write_text(json.dumps(results) + "\n")
     report.draw(results, report.PUBLISHED.with_suffix(".png"))
-    text = report.replace_between_marks(report.README.read_text(), report.table(results))
-    report.README.write_text(text)
+    text = report.replace_between_marks(report.PAGE.read_text(), report.table(results))
+    report.PAGE.write_text(text)
 
 
 if __name__ == "__main__":

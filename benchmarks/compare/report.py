@@ -1,4 +1,4 @@
-"""results.json -> a table for README.md, and curves.  Whatever is missing stays visible."""
+"""results.json -> the table of docs/comparison.md, and curves.  What is missing stays visible."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 BEGIN = "<!-- made by `make bench-table`, not by hand -->"
 END = "<!-- end of what `make bench-table` made -->"
 NONE = "–"
-README = Path(__file__).parents[2] / "README.md"
-PUBLISHED = Path(__file__).with_name("published.json")  # what README's table is made from
+PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
+PUBLISHED = Path(__file__).with_name("published.json")  # what the table is made from
 
 # colours that most people can tell apart (Okabe and Ito), markers for the others
 STYLES: dict[str, list[tuple[str, str, str]]] = {

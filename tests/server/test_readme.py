@@ -14,13 +14,8 @@ import pybq
 README = Path(__file__).parents[2] / "README.md"
 
 
-# What tests/frameworks runs, where frameworks are installed.
-FRAMEWORKS = "<!-- run by tests/frameworks -->\n\n"
-
-
 def examples(language: str) -> list[str]:
-    block = rf"(?<!{FRAMEWORKS})^```{language}\n(.*?)^```$"
-    found = re.findall(block, README.read_text(), re.S | re.M)
+    found = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.S | re.M)
     assert found, f"no {language} in README.md"
     return found
 
@@ -33,13 +28,10 @@ def test_sql_runs(conn: Conn) -> None:
             if statement.strip():
                 cursor = conn.execute(statement.encode())
                 results += [cursor.fetchall()] if cursor.description else []
-    by_vector, of_tenant, many, by_query, by_code, exact = results
+    by_vector, of_tenant, many = results
     assert [row[0] for row in by_vector] == [1, 3]
     assert [row[0] for row in of_tenant] == [1, 2]
     assert [row[:2] for row in many] == [(1, 1), (1, 3), (1, 2), (2, 2), (2, 1), (2, 3)]
-    assert [row[0] for row in by_query] == [1, 3]
-    assert [row[0] for row in by_code] == [1, 3]
-    assert [(row[0], round(row[1], 3)) for row in exact] == [(1, 0.0), (3, 0.064), (2, 0.733)]
 
 
 def test_python_runs(
@@ -60,6 +52,4 @@ def test_python_runs(
         names["server"].stop()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "42 note 42 0.0"
-    made = 'CREATE INDEX CONCURRENTLY ON "public"."articles" USING bq ("v" vector_cosine_ops)'
-    assert lines[-6:] == ["/7", made, "42", "42 0.0", "42", "note 42 1 1"]
     assert any(line.startswith("why: ") for line in lines)

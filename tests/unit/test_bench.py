@@ -148,12 +148,12 @@ def test_only_what_is_between_marks_is_replaced(compare: ModuleType) -> None:
             compare.report.replace_between_marks(without, "new")
 
 
-def test_readme_shows_what_is_published(compare: ModuleType) -> None:
+def test_the_comparison_shows_what_is_published(compare: ModuleType) -> None:
     """Its table is made by `make bench-table`, from figures that are kept beside it."""
     report = compare.report
     made = report.table(json.loads(report.PUBLISHED.read_text()))
-    readme = report.README.read_text()
-    assert report.replace_between_marks(readme, made) == readme
+    page = report.PAGE.read_text()
+    assert report.replace_between_marks(page, made) == page
     assert report.PUBLISHED.with_suffix(".png").exists()
 
 

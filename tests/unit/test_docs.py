@@ -85,6 +85,22 @@ def test_figures_of_a_million_rows_are_those_of_growing() -> None:
     assert "took bq 27 s and HNSW 1,189 s" in (DOCS / "from-pgvector.md").read_text()
 
 
+def test_figures_of_the_readme_are_those_of_the_other_pages() -> None:
+    small, large = cells("README.md", "rows")
+    pair, build, _ = cells("docs/comparison.md", "set")[0][1:]
+    assert f"{small[1]}, {small[2]}, {small[3]}".replace(" times", "") == (
+        f"{pair.removesuffix(' times')}, {build.removesuffix(' times')}"
+    )
+    assert (
+        "| 135.8 MB / 409.6 MB | 14.0 MB / 43.9 MB |" in (ROOT / "benchmarks/README.md").read_text()
+    )
+    assert small[4] == f"{135.8 / 14.0:.1f} times"
+    growing = (DOCS / "growing.md").read_text()
+    assert "HNSW took 1,189 s to build, and 1,170 MB, where bq took 27 s and 121 MB" in growing
+    ratios = (16, 12, round(1189 / 27), round(1170 / 121, 1))
+    assert large[1:] == [f"{ratio} times" for ratio in ratios]
+
+
 @pytest.mark.parametrize("recall", [0.98, 0.99])
 def test_what_recall_costs_is_within_what_was_measured(recall: float) -> None:
     """docs/settings.md: so many times as long as at .95, from one million rows on."""
