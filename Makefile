@@ -37,7 +37,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 	test-arm test-assert test-sanitize analyze fuzz fuzz-pages bench \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
 	bench-throughput bench-shards bench-citus bench-scale \
-	torture stress test-shards test-citus test-replicas test-spark test-frameworks test-monitoring \
+	torture stress test-shards test-citus test-bm25 test-replicas test-spark test-frameworks test-monitoring \
 	test-upgrade test-harness sdist wheel dist deb release-check format clean
 
 help: ## show this list
@@ -162,6 +162,12 @@ endef
 test-citus: .venv/tested .venv/built ## tables distributed by Citus; installs bq into PG_CONFIG's server, which has it
 	$(WITH_CITUS)
 	$(BIN)/pytest -p no:xdist --bin "$$('$(PG_CONFIG)' --bindir)" tests/server/test_citus.py
+
+test-bm25: .venv/tested .venv/built ## words ranked by pg_textsearch; installs bq into PG_CONFIG's server, which has it
+	@test -e "$$('$(PG_CONFIG)' --pkglibdir)/pg_textsearch.so" || { echo 'skipped: the server of $(PG_CONFIG)' \
+		'has no pg_textsearch; make $@ PG_CONFIG=... names one'; exit 77; }
+	@env -u MAKEFLAGS -u DATA $(MAKE) --silent -C extension PG_CONFIG='$(PG_CONFIG)' BUILD='$(CURDIR)/build/bm25' install
+	$(BIN)/pytest -p no:xdist --bin "$$('$(PG_CONFIG)' --bindir)" tests/server/test_bm25.py
 
 test-replicas: .venv/tested .venv/built ## standbys under load, logical replication between 16 and 18
 	$(BIN)/pytest -p no:xdist tests/replicas

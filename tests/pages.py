@@ -37,6 +37,7 @@ PAGES = [
         "filters",
         "frameworks",
         "from-pgvector",
+        "hybrid",
         "index",
         "operating",
         "pools",

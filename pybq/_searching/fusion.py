@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from pybq._catalog.fulltext import Document, check_text_column
+from pybq._catalog.fulltext import Bm25, Document, check_text_column
 from pybq._catalog.layout import Layout, check_text
 from pybq.errors import TableError
 
@@ -113,9 +113,6 @@ def write_fused(
     """
     document = fusion.document
     assert document is not None
-    text = document.text.replace("%", "%%")
-    language = document.language.replace("%", "%%")
-    words = f"websearch_to_tsquery({language}, %(_bq_text)s)"
     keys = [f"bq_key_{i}" for i in range(len(layout.key))]
     extra = [f"bq_column_{i}" for i in range(len(columns))]
     every = [*keys, "bq_distance", *extra]
@@ -124,16 +121,22 @@ def write_fused(
     )
     # by number, as a column may have any name: the rank, the distance, the key
     numbers = [f"{len(every) + 1} DESC", str(len(keys) + 1), *map(str, range(1, len(keys) + 1))]
-    order = ", ".join(numbers)
     also = f" AND (\n{condition}\n)" if condition else ""
+    if document.bm25 is None:
+        words, rank = _write_ts_rank(document)
+        order, worth = ", ".join(numbers), "true"
+    else:
+        # nothing else, as the index has no other order; without any word a row is worth nothing
+        order = _write_bm25(document, document.bm25)
+        words, rank, worth = "true", f"-({order})", "bq_rank > 0"
     by_text = (
-        f"SELECT {of_rows}, ts_rank({text}, {words}) FROM {table} WHERE {text} @@ {words}{also}"
+        f"SELECT {of_rows}, {rank} FROM {table} WHERE {words}{also}"
         f" ORDER BY {order} LIMIT {fusion.depth}"
     )
     names, key = ", ".join(every), ", ".join(keys)
     said = (
         f"said AS (SELECT *, row_number() OVER (ORDER BY bq_rank DESC, bq_distance, {key}) AS place"
-        f" FROM ({by_text}) AS found({names}, bq_rank))"
+        f" FROM ({by_text}) AS found({names}, bq_rank) WHERE {worth})"
     )
     constant, both = f"float8 '{fusion.rrf!r}'", [f"float8 '{w!r}'" for w in fusion.weights]
     score = f"{both[1]} / ({constant} + said.place)"
@@ -154,3 +157,17 @@ def write_fused(
         f" FROM near FULL JOIN said USING ({key})"
         f" ORDER BY {last} DESC, {len(keys) + 1}, {key} LIMIT {k}"
     )
+
+
+def _write_ts_rank(document: Document) -> tuple[str, str]:
+    """Whether a row has the words, and how it ranks."""
+    text = document.text.replace("%", "%%")
+    words = f"websearch_to_tsquery({document.language.replace('%', '%%')}, %(_bq_text)s)"
+    return f"{text} @@ {words}", f"ts_rank({text}, {words})"
+
+
+def _write_bm25(document: Document, bm25: Bm25) -> str:
+    """The score with a minus, so that an index can order by it."""
+    parts = (document.text, bm25.schema, bm25.index)
+    text, schema, index = (part.replace("%", "%%") for part in parts)
+    return f"({text}) OPERATOR({schema}.<@>) {schema}.to_bm25query(%(_bq_text)s, {index})"

@@ -106,7 +106,8 @@ async def search(
         built, unless its option or `bq.probes` says otherwise.
     text : str or sequence of str, optional
         Words to search for, one text for each query, as people type them: all are wanted, `or`,
-        a minus and "quotes" mean what they do on the web (`websearch_to_tsquery`).
+        a minus and "quotes" mean what they do on the web (`websearch_to_tsquery`). An index of
+        the extension pg_textsearch finds rows with any of the words, ranked by BM25.
     text_column : str or sequence of str, optional
         Column of text or tsvector that has the words, or several that are read one after the
         other; left out, what the index for full text is on (`create_text_index`), of which there

@@ -222,9 +222,13 @@ async def create_index(
 
 
 async def create_text_index(
-    table: BaseTable, text_column: str | Sequence[str], *, language: str | None = None
+    table: BaseTable,
+    text_column: str | Sequence[str],
+    *,
+    language: str | None = None,
+    method: fulltext.Method = "gin",
 ) -> None:
-    """Build an index on the words of a column, `USING gin`, for searches with `text`.
+    """Build an index on the words of a column, for searches with `text`.
 
     If there is one, none is built. Writers wait meanwhile; CREATE INDEX CONCURRENTLY with the same
     expression, `to_tsvector('english', body)`, is found by searches as well.
@@ -237,11 +241,16 @@ async def create_text_index(
     language : str, optional
         Configuration of full text search; "english" if left out. Of a column of tsvector it is what
         its values were made by.
+    method : {"gin", "bm25"}
+        How rows that have the words are found and ranked: by PostgreSQL's full text search and
+        `ts_rank`; or by BM25, of the extension pg_textsearch.
 
     Raises
     ------
     ValueError
         If there is no such column, or it has no words.
+    TableError
+        If the database does not have the extension that bm25 is of.
     psycopg.errors.UndefinedObject
         If there is no such configuration.
 
@@ -257,7 +266,7 @@ async def create_text_index(
     [1]
     """
     columns = check_text_column(text_column)
-    await fulltext.create_text_index(table._db, table._layout, columns, language)
+    await fulltext.create_text_index(table._db, table._layout, columns, language, method)
 
 
 async def delete(table: BaseTable, ids: Sequence[object] | NDArray[Any]) -> int:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlencode
 
 import numpy as np
 import psycopg
@@ -31,8 +27,6 @@ from pybq._searching.search import Writer, make_search
 from pybq.hybrid import hybrid
 
 pytestmark = [pytest.mark.usefixtures("bq_pgvector"), pytest.mark.autocommit]
-
-PAGE = Path(__file__).parents[2] / "docs" / "hybrid.md"
 
 N, DIM = 600, 16
 WORDS = "quick brown fox jumps over lazy dogs while seven wizards box quietly near rivers".split()
@@ -580,40 +574,3 @@ def test_sqlalchemy_checks_arguments(options: Any, message: str) -> None:
                  "words": "fox", **options}  # fmt: skip
     with pytest.raises(ValueError, match=message):
         hybrid(arguments.pop("entity"), **arguments)
-
-
-def test_examples_of_the_page_run(
-    conn: Conn,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """One after the other, on the tests' server."""
-    info = conn.info
-    place = {"host": info.host, "port": info.port, "password": info.password}
-    query = urlencode({name: value for name, value in place.items() if value})
-    here = SimpleNamespace(dsn=f"postgresql://{info.user}@/{info.dbname}?{query}")
-    monkeypatch.setattr(pybq, "serve", lambda: here)
-    names: dict[str, Any] = {"__name__": "__main__"}
-    results = []
-    blocks = re.findall(r"^```(python|sql)\n(.*?)^```$", PAGE.read_text(), re.S | re.M)
-    try:
-        for kind, block in blocks:
-            if kind == "python":
-                exec(compile(block, str(PAGE), "exec", dont_inherit=True), names)
-                continue
-            for statement in re.sub(r"--.*", "", block).split(";"):
-                if statement.strip():
-                    cursor = conn.execute(statement.encode())
-                    results += [cursor.fetchall()] if cursor.description else []
-    finally:
-        names["conn"].close()
-    assert [kind for kind, _ in blocks] == ["python", "sql", "python", "sql", "python"]
-    (fused,) = results
-    assert [(i, round(float(score), 4)) for i, score in fused] == [(1, 0.0325), (2, 0.0164)]
-    assert capsys.readouterr().out.splitlines() == [
-        "1 0.0325 2 1 red apples, error E4711",
-        "2 0.0164 1 None green pears",
-        "2",
-        "1 0.0325 2 1",
-        "2 0.0164 1 None",
-    ]
