@@ -46,6 +46,7 @@ def measure(table: pybq.Table, base: np.ndarray, queries: np.ndarray, **options:
 
 
 @needs_pgvector
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "index"),
     [("lsa", False), ("lsa", True), ("glosses", True), ("low fidelity", False)],

@@ -22,7 +22,7 @@ pytest.importorskip("rich")
 
 import pybq
 
-pytestmark = pytest.mark.usefixtures("vector")
+pytestmark = [pytest.mark.usefixtures("vector"), pytest.mark.once]
 
 DIM = 32
 ROWS = 400

@@ -310,6 +310,7 @@ def test_columns_left_out_get_their_default(conn: Conn, vectors: np.ndarray) -> 
 # -- mistakes -------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("value", "store", "message"),
     [

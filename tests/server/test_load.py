@@ -565,6 +565,7 @@ def test_a_cancelled_load_lets_others_go_on(conn: Conn, vectors: np.ndarray) -> 
     assert ids(conn) == list(range(200))
 
 
+@pytest.mark.once
 def test_eight_processes_one_of_them_killed(
     conn: Conn, rng: np.random.Generator, tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ $$;
 CREATE TABLE items (id int PRIMARY KEY, v vector(3), x real[], code bqvec(3));
 INSERT INTO items
 SELECT i, ARRAY[i, 1, i % 7]::vector, ARRAY[i, 1, i % 7], bq_encode(ARRAY[i, 1, i % 7]::real[])
-FROM generate_series(1, 120) AS i;
+FROM generate_series(1, 50) AS i;
 ALTER TABLE items OWNER TO {OWNER};
 ALTER FUNCTION spy() OWNER TO {OWNER};
 CREATE INDEX of_vectors ON items USING bq ((spied(v)::vector(3)) vector_l2_ops);

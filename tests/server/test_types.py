@@ -40,6 +40,7 @@ def available_in_sql(conn, names):
     return available
 
 
+@pytest.mark.once
 def test_bytes_are_the_same_for_every_kernel(conn, rng, restore_kernel):
     python_kernels = kernels()
     sql_kernels = available_in_sql(conn, ["portable", "avx2", "avx512", "neon"])
