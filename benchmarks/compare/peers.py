@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -230,6 +231,7 @@ class Sql(Peer):
             type=self.type,
             dim=self.data.base.shape[1],
             lists=max(10, len(self.data.base) // 1000),
+            many_lists=count_lists(self.data),
             filters=", ".join(FILTERS),
         )
 
@@ -454,15 +456,24 @@ class BqCodes(Sql):
 # -- extensions of other servers --------------------------------------------------------------
 
 
+def count_lists(data: Data) -> int:
+    return round(4 * math.sqrt(len(data.base)))
+
+
 class Vchordrq(Sql):
-    """VectorChord, with the options that its documentation has for cosine distance."""
+    """VectorChord, with the options that its documentation has for cosine distance.
+
+    Of the numbers of lists that it recommends, one for a thousand rows or 4 sqrt(n) to 16 sqrt(n),
+    4 sqrt(n) was the fastest of 116,033 rows at recall .95. `epsilon` says how many rows are
+    compared exactly, 1.0 to 1.9.
+    """
 
     kind = "other"
     extension = "vchord"
     on_other_servers = True
     index = (
         "vchordrq (embedding {type}_cosine_ops) WITH (options = $$\n"
-        "residual_quantization = false\n[build.internal]\nlists = [{lists}]\n"
+        "residual_quantization = false\n[build.internal]\nlists = [{many_lists}]\n"
         "spherical_centroids = true\n$$)"
     )
 
@@ -470,10 +481,14 @@ class Vchordrq(Sql):
         return f"VectorChord vchordrq, {self.type}"
 
     def knobs(self, column: str | None) -> list[Setting]:
-        lists = max(10, len(self.data.base) // 1000)
+        lists = count_lists(self.data)
         probes = sorted({max(1, round(lists * 2 ** (-i / 2))) for i in range(14)})
         scan = {"vchordrq.prefilter": "on"} if column else {}
-        return [{"vchordrq.probes": n, **scan} for n in probes]
+        return [
+            {"vchordrq.probes": n, "vchordrq.epsilon": epsilon, **scan}
+            for n in probes
+            for epsilon in (1.0, 1.4, 1.9)
+        ]
 
 
 class DiskAnn(Sql):
@@ -502,7 +517,7 @@ PEERS: dict[type[Sql], tuple[str, ...]] = {
     HnswBit: ("vector",),
     IvfFlat: ("vector",),
     Exact: ("vector", "halfvec"),
-    Vchordrq: ("vector",),
+    Vchordrq: ("vector", "halfvec"),
     DiskAnn: ("vector",),
 }
 
