@@ -47,6 +47,7 @@ PAGES = [
         "sql",
         "sqlalchemy",
         "tables",
+        "troubleshooting",
     )
 ]
 
