@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import DOCS, read_blocks
 from shared import Conn
 
 pytest.importorskip("alembic")
@@ -14,6 +15,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata, produce_migrations, render_python_code
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy import (
     Column,
     Computed,
@@ -337,3 +339,24 @@ def test_models_without_our_types_get_none_of_it(engine: Engine) -> None:
         script = produce_migrations(context, metadata)
         code = render_python_code(script.upgrade_ops, migration_context=context)
     assert "EXTENSION" not in code
+
+
+@pytest.mark.once
+def test_the_migration_of_from_pgvector_runs(engine: Engine) -> None:
+    """As the page has it: made concurrently, which PostgreSQL refuses within a transaction."""
+    (block,) = [b for b in read_blocks(DOCS / "from-pgvector.md") if "def upgrade" in b.text]
+    names: dict[str, Any] = {}
+    exec(block.text, names)
+    with engine.connect() as connection:
+        connection.execute(text("CREATE TABLE articles (embedding vector(4), lang text)"))
+        connection.commit()
+        context = MigrationContext.configure(connection)
+        with context.begin_transaction(), Operations.context(context):
+            names["upgrade"]()
+        where = "FROM pg_indexes WHERE indexname = 'articles_bq'"
+        made = connection.scalar(text(f"SELECT indexdef {where}"))
+        connection.commit()
+        assert made.endswith("USING bq (embedding vector_cosine_ops, lang)")
+        with context.begin_transaction(), Operations.context(context):
+            names["downgrade"]()
+        assert connection.scalar(text(f"SELECT count(*) {where}")) == 0
