@@ -117,7 +117,26 @@ def leave_words(app: Sphinx, doctree: nodes.document) -> None:
             link.replace_self(link.children)
 
 
+def split_names(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Give each of the attributes ``a, b : int`` an entry of its own.
+
+    numpydoc has them in one; Sphinx takes the first name for the type of the second.
+    """
+    text = "\n".join(lines)
+    before, heading, rest = text.partition("\nAttributes\n----------\n")
+    section, gap, after = rest.partition("\n\n")
+    entries = []
+    for entry in re.split(r"\n(?=\S)", section):
+        head, _, body = entry.partition("\n")
+        names, colon, kind = head.partition(" : ")
+        entries += ["\n".join([each + colon + kind, body]) for each in names.split(", ")]
+    lines[:] = (before + heading + "\n".join(entries) + gap + after).split("\n")
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", split_names, priority=400)  # before napoleon
     app.add_lexer("sql", PostgresLexer)  # of parameters, $1, too
     app.connect("doctree-read", leave_words)
 

@@ -168,7 +168,7 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
 
     @property
     def table(self) -> Table | AsyncTable:
-        """For what a table can besides: indexes, status, SQL."""
+        """The table, for its indexes, its status, and SQL."""
         return self._documents.table
 
     @property

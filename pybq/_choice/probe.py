@@ -147,7 +147,7 @@ def searched(statistics: Statistics, metric: Metric = "cosine") -> Probe | None:
     Examples
     --------
     >>> import numpy as np
-    >>> from pybq._choice.statistics import Statistics
+    >>> from pybq import Statistics
     >>> statistics = Statistics(64)
     >>> vectors = np.random.default_rng(7).standard_normal((1000, 64))
     >>> statistics.update(vectors * np.linspace(0.1, 3, 64))

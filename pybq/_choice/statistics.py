@@ -85,7 +85,7 @@ class Statistics:
     Examples
     --------
     >>> import numpy as np
-    >>> from pybq._choice.statistics import Statistics
+    >>> from pybq import Statistics
     >>> vectors = np.random.default_rng(7).standard_normal((1000, 64))
     >>> whole = Statistics(64)
     >>> whole.update(vectors)
@@ -304,7 +304,7 @@ class Statistics:
 
     @property
     def found_axes(self) -> NDArray[np.int64]:
-        """Neighbours found by codes on the axes: by distance, by inner product; shape (2,)."""
+        """Neighbours found by codes on the axes, by distance and by inner product, shape (2,)."""
         return self._sums(_FOUND_AXES)
 
     @property
@@ -321,7 +321,7 @@ class Statistics:
 
     @property
     def variance(self) -> NDArray[np.float64]:
-        """Var x_j, shape (dim,): over the count, not one less, so 0 for a single vector."""
+        """Var x_j, shape (dim,), over the count, not one less, so 0 for a single vector."""
         return self._average(core.M2)
 
     @property
@@ -336,7 +336,7 @@ class Statistics:
 
     @property
     def cv_sigma(self) -> float:
-        """CV(sigma): spread of the standard deviations sigma_j over their mean; 0 = all alike.
+        """Spread of the standard deviations sigma_j over their mean, CV(sigma); 0 = all alike.
 
         Also 0 if every coordinate is constant. Called coordinate heterogeneity in
         arXiv 2605.17524.
@@ -347,7 +347,7 @@ class Statistics:
 
     @property
     def sign_entropy(self) -> float:
-        """Mean entropy of the sign bits in bits: 1 = signs even, 0 = every sign constant."""
+        """Mean entropy of the sign bits in bits; 1 = signs even, 0 = every sign constant."""
         p = self._values[core.POSITIVE] / max(self._count, 1)
         inside = p[(p > 0) & (p < 1)]
         entropy = -(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside))

@@ -114,7 +114,7 @@ def choose(
     Examples
     --------
     >>> import numpy as np
-    >>> from pybq._choice.statistics import Statistics
+    >>> from pybq import Statistics
     >>> vectors = np.random.default_rng(7).standard_normal((2000, 128))
     >>> uneven = Statistics(128)
     >>> uneven.update(vectors * np.linspace(0.1, 3, 128))

@@ -80,7 +80,7 @@ class Code:
 
     @property
     def levels(self) -> NDArray[np.uint8]:
-        """Level 0 to 3 of each dimension: strong minus, weak minus, weak plus, strong plus."""
+        """Levels of the dimensions, 0 to 3, from strong minus to strong plus."""
         return core.levels(self._payload)
 
     @classmethod

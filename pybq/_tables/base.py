@@ -77,12 +77,12 @@ class BaseTable:
 
     @property
     def metric(self) -> Metric:
-        """Which rows are nearest: "cosine", "l2" or "inner_product"."""
+        """The metric, "cosine", "l2" or "inner_product"."""
         return self._layout.metric
 
     @property
     def store(self) -> str | None:
-        """Type of the stored vectors; None: codes only."""
+        """Type of the stored vectors, None if there are only codes."""
         return self._layout.store
 
     @property
@@ -97,17 +97,17 @@ class BaseTable:
 
     @property
     def code_column(self) -> str | None:
-        """Name of the column of codes; None: searches use an index on the vectors."""
+        """Name of the column of codes, None if searches use an index on the vectors."""
         return self._layout.searched.name if self._layout.has_codes else None
 
     @property
     def source_column(self) -> str | None:
-        """Name of the column of vectors; None: codes only."""
+        """Name of the column of vectors, None if there are only codes."""
         return None if self._layout.source is None else self._layout.source.name
 
     @property
     def columns(self) -> Mapping[str, str]:
-        """Further columns: name to SQL type, as in pg_type."""
+        """SQL types of further columns by name, as in pg_type."""
         return MappingProxyType({n: c.declared for n, c in self._layout.columns.items()})
 
     async def _find_quantizer(self) -> Quantizer | None:
