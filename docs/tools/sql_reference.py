@@ -92,6 +92,42 @@ SETTINGS = """
 """
 
 
+# Functions by what one wants of them: how their names begin.  All others are of codes.
+CODES = "Functions: codes and distances"
+GROUPS = {
+    "Functions: indexes": (
+        "bq_index_info",
+        "bq_index_check",
+        "bq_recall",
+        "bq_search",
+        "bq_index_",
+    ),
+    CODES: (),
+    "Functions: statistics": (
+        "bq_statistics",
+        "bq_merge",
+        "bq_coordinates",
+        "bq_column_statistics",
+        "bq_sample_statistics",
+    ),
+    "Functions: what drivers write": (
+        "bq_register_",
+        "bq_rename_",
+        "bq_forget_",
+        "bq_set_next_",
+        "bq_decide",
+        "bq_add_",
+        "bq_keep_",
+        "bq_record_",
+    ),
+}
+
+
+def group_of(name: str) -> str:
+    """The heading that a function stands below."""
+    return next((head for head, begins in GROUPS.items() if name.startswith(begins)), CODES)
+
+
 def cell(text: Any) -> str:
     """What is safe between two bars of a table."""
     escaped = str(text if text is not None else "").replace("|", "\\|")
@@ -112,6 +148,32 @@ def write(conn: psycopg.Connection[Any]) -> Iterator[str]:
     def rows(query: str) -> list[Any]:
         return conn.execute(query.encode()).fetchall()
 
+    functions = rows(FUNCTIONS)
+
+    def section(group: str) -> Iterator[str]:
+        yield from [f"## {group}", ""]
+        for name, arguments, result, kind, text in functions:
+            if group_of(name) == group:
+                signature = f"{name}({arguments})"
+                yield from [f"`{signature}` → `{result}`", f": {cell(text)} *({kind})*", ""]
+
+    yield from ["## Operator classes", ""]
+    classes = [
+        [f"`{name}`", f"`{method}`", f"`{kind}`", f"`{signs}`", cell(text)]
+        for name, method, kind, text, signs in rows(CLASSES)
+    ]
+    yield from table(["class", "method", "type", "operators", ""], classes)
+
+    yield from ["## Settings", ""]
+    settings = [
+        [f"`{name}`", f"`{default}`", cell(values), cell(text)]
+        for name, default, values, text in rows(SETTINGS)
+    ]
+    yield from table(["setting", "default", "values", ""], settings)
+
+    first, *others = GROUPS
+    yield from section(first)
+
     yield from ["## Types", ""]
     yield from table(["type", ""], [[f"`{n}`", cell(text)] for n, text in rows(TYPES)])
 
@@ -123,24 +185,8 @@ def write(conn: psycopg.Connection[Any]) -> Iterator[str]:
     casts = [[f"`{cast}`", when, cell(text)] for cast, when, text in rows(CASTS)]
     yield from table(["cast", "", ""], casts)
 
-    yield from ["## Functions", ""]
-    for name, arguments, result, kind, text in rows(FUNCTIONS):
-        signature = f"{name}({arguments})"
-        yield from [f"`{signature}` → `{result}`", f": {cell(text)} *({kind})*", ""]
-
-    yield from ["## Settings", ""]
-    settings = [
-        [f"`{name}`", f"`{default}`", cell(values), cell(text)]
-        for name, default, values, text in rows(SETTINGS)
-    ]
-    yield from table(["setting", "default", "values", ""], settings)
-
-    yield from ["## Operator classes", ""]
-    classes = [
-        [f"`{name}`", f"`{method}`", f"`{kind}`", f"`{signs}`", cell(text)]
-        for name, method, kind, text, signs in rows(CLASSES)
-    ]
-    yield from table(["class", "method", "type", "operators", ""], classes)
+    for group in others:
+        yield from section(group)
 
     before = None
     for relation, text, column, kind, about in rows(RELATIONS):
