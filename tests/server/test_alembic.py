@@ -342,9 +342,9 @@ def test_models_without_our_types_get_none_of_it(engine: Engine) -> None:
 
 
 @pytest.mark.once
-def test_the_migration_of_from_pgvector_runs(engine: Engine) -> None:
+def test_the_migration_of_the_page_runs(engine: Engine) -> None:
     """As the page has it: made concurrently, which PostgreSQL refuses within a transaction."""
-    (block,) = [b for b in read_blocks(DOCS / "from-pgvector.md") if "def upgrade" in b.text]
+    (block,) = [b for b in read_blocks(DOCS / "sqlalchemy.md") if "def upgrade" in b.text]
     names: dict[str, Any] = {}
     exec(block.text, names)
     with engine.connect() as connection:
