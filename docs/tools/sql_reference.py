@@ -72,7 +72,8 @@ CLASSES = f"""
             WHERE a.amopfamily = c.opcfamily AND a.amoplefttype = c.opcintype
                 AND (a.amoprighttype = c.opcintype OR a.amoppurpose = 'o'))
     FROM pg_opclass AS c JOIN pg_am AS am ON am.oid = c.opcmethod
-    WHERE c.oid IN {MEMBERS.format("pg_opclass")} ORDER BY am.amname <> 'bq', c.oid
+    WHERE c.oid IN {MEMBERS.format("pg_opclass")}
+    ORDER BY am.amname <> 'bq', obj_description(c.oid, 'pg_opclass') LIKE 'filters %', c.oid
 """
 
 RELATIONS = f"""
