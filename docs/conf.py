@@ -92,7 +92,6 @@ linkcheck_ignore = [r"http://localhost", r"https?://10\."]
 # -- looks ----------------------------------------------------------------------------------
 
 html_theme = "furo"
-smartquotes_action = "qe"  # no dashes: options such as --quick stand in prose, too
 pygments_dark_style = "github-dark"  # the theme's own underlines names of modules
 templates_path = ["_templates"]
 html_static_path = ["_static"]

@@ -146,7 +146,7 @@ def _notes(results: Result) -> list[str]:
         f"{_number(seconds, 1e3)} ms{' @ ' + server if server else ''}"
         for server, seconds in results.get("floor", {}).items()
     ]
-    rounds = f"{effort['rounds']} rounds" + (" (--quick)" if effort.get("quick") else "")
+    rounds = f"{effort['rounds']} rounds" + (" (`--quick`)" if effort.get("quick") else "")
     cold = "its files put out of the page cache"
     if any(not p["cold"]["dropped"] for p in peers if "cold" in p):
         cold = "the page cache as it was, which this system does not empty"
