@@ -198,7 +198,7 @@ async def create_index(
     ----------
     filters : sequence of str
         Columns that searches filter by, to be kept in the index: rows that do not meet a
-        condition on them are not even compared.
+        condition on them are not fetched.
     recall : float, optional
         Share of the nearest rows that searches find unless told; 0.98 if left out.
 
