@@ -9,6 +9,5 @@ FRAMEWORKS = {
     "llama_index": "llama_index",
 }
 
-collect_ignore = [
-    f"pybq/{module}.py" for module, package in FRAMEWORKS.items() if find_spec(package) is None
-]
+missing = [module for module, package in FRAMEWORKS.items() if find_spec(package) is None]
+collect_ignore = [f"pybq/{module}{end}" for module in missing for end in ("", ".py")]

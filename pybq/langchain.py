@@ -7,18 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from pybq._documents.columns import Found
 from pybq._documents.dicts import to_filter
-from pybq._documents.documents import (
-    Documents,
-    Found,
-    find,
-    find_with_vectors,
-    open_table,
-    put,
-    read,
-    remove,
-)
+from pybq._documents.documents import Documents, find, find_with_vectors, put, read, remove
 from pybq._documents.filters import Filter
+from pybq._documents.opening import open_table
 from pybq._tables.table import AsyncTable, Table
 from pybq.errors import needed_by
 
@@ -337,7 +330,7 @@ def _take_removed(ids: Sequence[str] | None, given: Any) -> tuple[Any, Filter | 
 
 
 def _to_document(found: Found) -> Document:
-    return Document(id=found.id, page_content=found.content, metadata=found.metadata)
+    return Document(id=found.id, page_content=found.content or "", metadata=found.metadata)
 
 
 def _to_scored(found: Sequence[Found]) -> Scored:

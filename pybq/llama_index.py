@@ -6,17 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pybq._documents.documents import (
-    Documents,
-    Found,
-    find,
-    find_with_vectors,
-    open_table,
-    put,
-    read,
-    remove,
-)
+from pybq._documents.columns import Found
+from pybq._documents.documents import Documents, find, find_with_vectors, put, read, remove
 from pybq._documents.filters import Compare, Every, Filter, Not, Operator, Some
+from pybq._documents.opening import open_table
 from pybq._tables.table import AsyncTable, Table
 from pybq.errors import needed_by
 
@@ -208,10 +201,11 @@ class BQVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
         return [node.node_id for node in nodes], contents, metadatas, vectors
 
     def _to_node(self, found: Found) -> BaseNode:
+        text = found.content or ""
         if "_node_content" in found.metadata:
-            return metadata_dict_to_node(found.metadata, text=found.content)
+            return metadata_dict_to_node(found.metadata, text=text)
         # of a row that another program has written
-        return TextNode(id_=found.id, text=found.content, metadata=found.metadata)
+        return TextNode(id_=found.id, text=text, metadata=found.metadata)
 
     # -- queries --------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ TOLD = {"embedded", "errors"}
 
 
 def main() -> None:
-    for path in sorted(PACKAGE.glob("[a-z]*.py")):
-        if path.stem not in TOLD:
-            print(f"## `pybq.{path.stem}`\n")
-            print(f"```{{eval-rst}}\n.. automodule:: pybq.{path.stem}\n   :members:\n```\n")
+    files = {path.stem for path in PACKAGE.glob("[a-z]*.py")}
+    folders = {path.parent.name for path in PACKAGE.glob("[a-z]*/__init__.py")}
+    for name in sorted((files | folders) - TOLD):
+        print(f"## `pybq.{name}`\n")
+        print(f"```{{eval-rst}}\n.. automodule:: pybq.{name}\n   :members:\n```\n")
 
 
 if __name__ == "__main__":

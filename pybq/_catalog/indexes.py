@@ -227,13 +227,14 @@ async def find_opclass(db: Database, type_name: str, metric: Metric) -> sql.Iden
     """
     found = await db.fetch_one(query, [name])
     if found is None:
-        await _create_extensions(db)
+        await create_extensions(db)
         found = await db.fetch_one(query, [name])
     assert found is not None
     return sql.Identifier(found[0], name)
 
 
-async def _create_extensions(db: Database) -> None:
+async def create_extensions(db: Database) -> None:
+    """Create bq and bq_pgvector, and what the latter needs, where they are missing."""
     available = await db.fetch(
         "SELECT name FROM pg_available_extensions WHERE name IN ('bq', 'bq_pgvector')"
     )
@@ -244,7 +245,7 @@ async def _create_extensions(db: Database) -> None:
     try:
         for name in ("bq", "bq_pgvector"):
             await db.execute(
-                sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(name))
+                sql.SQL("CREATE EXTENSION IF NOT EXISTS {} CASCADE").format(sql.Identifier(name))
             )
     except InsufficientPrivilege as error:
         raise ExtensionMissingError(
@@ -257,7 +258,7 @@ def write_index(
     table: sql.Identifier,
     column: str,
     opclass: sql.Composable | None = None,
-    filters: Sequence[str | None] = (),
+    filters: Sequence[str | sql.Composable | None] = (),
     options: Mapping[str, str | float] | None = None,
     name: str | None = None,
     tablespace: str | None = None,
@@ -266,12 +267,16 @@ def write_index(
 ) -> sql.Composed:
     """Return the statement that makes an index; without operator class, of the default one.
 
+    Filters are names of columns, or expressions in parentheses.
     `only`: of a partitioned table, to which those of its partitions are to be attached.
     """
     first: sql.Composable = sql.Identifier(column)
     if opclass is not None:
         first = sql.SQL("{} {}").format(first, opclass)
-    keys = [first, *(sql.Identifier(str(each)) for each in filters)]
+    keys = [
+        first,
+        *(e if isinstance(e, sql.Composable) else sql.Identifier(str(e)) for e in filters),
+    ]
     pairs = [
         sql.SQL("{} = {}").format(sql.SQL(option), sql.Literal(value))
         for option, value in (options or {}).items()

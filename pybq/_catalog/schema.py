@@ -71,11 +71,17 @@ def name_searched(options: TableOptions) -> list[str]:
 
 
 async def create_table(
-    db: Database, name: str, dim: int, metric: Metric, options: CreateOptions
+    db: Database,
+    name: str,
+    dim: int,
+    metric: Metric,
+    options: CreateOptions,
+    may_lack_vectors: bool = False,
 ) -> str | None:
     """Create the table, and its row in bq_columns; return the schema that it is to be opened by.
 
     Without a column of codes that row says what the index will be: its metric and transform.
+    `may_lack_vectors`: the column of vectors takes NULL.
     """
     check_options(options, CreateOptions)
     schema, transform = options.get("schema"), options.get("transform")
@@ -107,21 +113,15 @@ async def create_table(
         if codes:
             lines.append(sql.SQL("code bqvec({}) NOT NULL").format(dim))
         if store is not None:
-            lines.append(sql.SQL("embedding {}({}) NOT NULL").format(sql.SQL(store), dim))
+            needed = sql.SQL("" if may_lack_vectors else " NOT NULL")
+            lines.append(sql.SQL("embedding {}({}){}").format(sql.SQL(store), dim, needed))
         lines += [
             sql.SQL("{} {}").format(sql.Identifier(column), sql.SQL(type_name))
             for column, type_name in columns.items()
         ]
-        # Of several at once, one creates it, and the others learn that it exists: without
-        # the lock they would fail in the catalog, by a unique index of pg_type.
-        row = await db.fetch_one(
-            "SELECT s, pg_advisory_xact_lock(hashtext('pybq.create'), hashtext(s || '.' || %s))"
-            " FROM coalesce(%s, current_schema()) AS s",
-            [name, schema],
-        )
-        assert row is not None
+        found_schema = await lock_name(db, name, schema)
         # By its name alone, a temporary table of the same name would be found first.
-        identifier = name_table(name, row[0])
+        identifier = name_table(name, found_schema)
         # A type ends with its line, whatever comment it may hold.
         await db.execute(
             sql.SQL("CREATE TABLE {} (\n{}\n)").format(identifier, sql.SQL("\n,").join(lines))
@@ -139,7 +139,23 @@ async def create_table(
             metric,
             transform,
         )
-        return row[0] if schema is not None or await _is_hidden(db, name, identifier) else None
+        hidden = schema is not None or await _is_hidden(db, name, identifier)
+        return found_schema if hidden else None
+
+
+async def lock_name(db: Database, name: str, schema: str | None) -> str:
+    """Until the end of the transaction, let nobody else create this table; return its schema.
+
+    Of several at once, one creates it, and the others learn that it exists: without the lock they
+    would fail in the catalog, by a unique index of pg_type.
+    """
+    row = await db.fetch_one(
+        "SELECT s, pg_advisory_xact_lock(hashtext('pybq.create'), hashtext(s || '.' || %s))"
+        " FROM coalesce(%s, current_schema()) AS s",
+        [name, schema],
+    )
+    assert row is not None
+    return str(row[0])
 
 
 async def _is_hidden(db: Database, name: str, identifier: sql.Identifier) -> bool:

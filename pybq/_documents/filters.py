@@ -2,7 +2,8 @@
 
 Values, and keys of JSON, are parameters; names of columns are quoted, and only those of the table.
 A field that is missing is null, and not equal to anything but null: what `ne`, `nin` and `Not` say
-is true of it, everything else is not.
+is true of it, everything else is not. Values of different kinds are not equal, and have no order:
+a number is no text, wherever both are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, timezone
+from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
 from psycopg import sql
@@ -27,17 +30,36 @@ JSON = ("json", "jsonb")
 # What integers of these types can be: a larger one is compared as it is.
 RANGES = {"int2": 2**15, "int4": 2**31, "int8": 2**63}
 
+TEXTS = ("text", "varchar", "bpchar", "citext", "name")
+NUMBERS = (*INTEGERS, "float4", "float8", "numeric")
+DATES = ("date", "timestamp", "timestamptz")
+
+# Texts that are dates in ISO format, which the server can read, and those of them that say their
+# time zone. Each day is one of its month, as a cast fails at others.
+_DAY = (
+    r"(?!0000)([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    r"|02-(0[1-9]|1[0-9]|2[0-8]))"
+    r"|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
+)
+_TIME = r"[T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]+)?)?"
+_OFFSET = r"(Z|[+-](0[0-9]|1[0-4])(:?[0-5][0-9])?)"
+DATE, ZONE = rf"^{_DAY}({_TIME}{_OFFSET}?)?$", rf":.*{_OFFSET}$"
+
 
 @dataclass(frozen=True, slots=True)
 class Compare:
     """One field compared with a value.
 
-    `lt` and its like are of values of one kind: numbers with numbers, texts with texts. `in` and
-    `nin` take a list; `contains` says that an array has the value; `empty` that a field is null,
-    missing or an empty array, `exists` that it is there (or not, with a value of False).
+    A field is a column of metadata, or one of JSON; as a tuple of names it is within others. A
+    column of the table is meant as it is, whatever fields are called.
+
+    `lt` and its like are of values of one kind: numbers with numbers, texts with texts; a datetime
+    with columns of dates, and with texts in ISO format, which are of UTC if they do not say. `in`
+    and `nin` take a list; `contains` says that an array has the value; `empty` that a field is
+    null, missing or an empty array, `exists` that it is there (or not, with a value of False).
     """
 
-    field: str
+    field: str | tuple[str, ...] | Column
     operator: Operator
     value: Any = None
 
@@ -78,6 +100,7 @@ class Fields:
     key: Column
     columns: Mapping[str, Column]
     json: Column | None
+    indexed: frozenset[str] = frozenset()  # in JSON, of which an index keeps the text
 
 
 def write_condition(filter: Filter, fields: Fields) -> tuple[sql.Composed, dict[str, Any]]:
@@ -114,10 +137,26 @@ class _Writer:
             return self._write_in(filter)
         if filter.operator not in Operator.__args__:  # type: ignore[attr-defined]
             raise ValueError(f"expected an operator that is known, got {filter.operator!r}")
-        column = self._fields.columns.get(filter.field)
+        column, path = self._find(filter.field)
         if column is not None and column.type_name not in JSON:
             return self._write_column(column, filter.operator, filter.value)
-        return self._write_json(filter.field, filter.operator, filter.value)
+        return self._write_json(column, path, filter.operator, filter.value)
+
+    def _find(self, field: str | tuple[str, ...] | Column) -> tuple[Column | None, tuple[str, ...]]:
+        """The column that a field is or begins with, and names within; without, all are of JSON."""
+        if isinstance(field, Column):
+            return field, ()
+        path = (field,) if isinstance(field, str) else field
+        column = self._fields.columns.get(path[0])
+        if column is None and self._fields.json is None:
+            known = ", ".join(map(repr, self._fields.columns)) or "none"
+            raise ValueError(f"expected a field of {known}, got {path[0]!r}")
+        if column is not None and column.type_name not in JSON and path[1:]:
+            raise ValueError(
+                f"expected column {column.name!r} of type jsonb to have a field {path[1]!r}, got "
+                f"{column.declared}"
+            )
+        return column, path if column is None else path[1:]
 
     def _add(self, value: Any) -> sql.Placeholder:
         name = f"f{len(self.parameters)}"
@@ -136,9 +175,9 @@ class _Writer:
         parts: list[Filter | sql.Composable] = []
         if len(values) < len(filter.value):
             parts.append(self.write(Compare(filter.field, "eq", None)))
-        column = self._fields.columns.get(filter.field)
+        column, path = self._find(filter.field)
         if column is None or column.type_name in JSON:
-            field = self._find_json(filter.field)
+            field = self._write_field(column, path)
             given = self._add([json.dumps(value) for value in values])
             parts.append(sql.SQL("{} = ANY ({}::text[]::jsonb[])").format(field, given))
         elif all(_has_type(column, value) for value in values):
@@ -176,6 +215,12 @@ class _Writer:
         if sign != "=" and (value is None or isinstance(value, (list, tuple, dict))):
             raise ValueError(f"expected one value to compare {column.name!r} with, got {value!r}")
         value = _as_plain(value)
+        if isinstance(value, date):
+            if column.type_name in TEXTS:
+                return self._write_dates(name, sign, value)
+            value = _without_zone(value) if column.type_name in DATES[:2] else value
+        if not _has_kind(column, value):
+            return sql.SQL("false")
         operand: sql.Composable = self._add(value)
         if _has_type(column, value):
             type_ = sql.Identifier(column.type_schema, column.type_name)
@@ -196,21 +241,20 @@ class _Writer:
 
     # -- JSON -----------------------------------------------------------------------------
 
-    def _find_json(self, name: str) -> sql.Composed:
+    def _write_field(self, column: Column | None, path: Sequence[str]) -> sql.Composed:
         """The value of a field, null in SQL if there is none."""
-        column = self._fields.columns.get(name)
-        if column is not None:
-            return sql.SQL("{}::jsonb").format(column.identifier)
-        return sql.SQL("({} -> {}::text)").format(self._name_json(name), self._add(name))
+        column = column or self._fields.json
+        assert column is not None
+        field = sql.SQL("{}::jsonb").format(column.identifier)
+        for name in path:
+            field = sql.SQL("({} -> {}::text)").format(field, self._add(name))
+        return field
 
-    def _name_json(self, name: str) -> sql.Composed:
-        if self._fields.json is None:
-            known = ", ".join(map(repr, self._fields.columns)) or "none"
-            raise ValueError(f"expected a field of {known}, got {name!r}")
-        return sql.SQL("{}::jsonb").format(self._fields.json.identifier)
-
-    def _write_json(self, name: str, operator: str, value: Any) -> sql.Composable:
-        field = self._find_json(name)
+    def _write_json(
+        self, column: Column | None, path: Sequence[str], operator: str, value: Any
+    ) -> sql.Composable:
+        name = ".".join(path) or (column.name if column else "")
+        field = self._write_field(column, path)
         if operator == "exists":
             return sql.SQL("{} IS NOT NULL" if value else "{} IS NULL").format(field)
         if operator == "empty":
@@ -218,17 +262,29 @@ class _Writer:
         if operator == "eq" and value is None:
             return sql.SQL("coalesce({}, 'null') = 'null'").format(field)
         if operator == "eq":
-            if isinstance(value, (list, tuple, dict)) or name in self._fields.columns:
+            if isinstance(value, (list, tuple, dict)) or column is not None:
                 return sql.SQL("{} = {}").format(field, self._add_json(value))
             # of scalars the same, and what an index on the column answers
-            pair = self._add_json({name: _as_plain(value)})
-            return sql.SQL("{} @> {}").format(self._name_json(name), pair)
+            pair = _as_plain(value)
+            for each in reversed(path):
+                pair = {each: pair}
+            every = self._write_field(None, ())
+            same = sql.SQL("{} @> {}").format(every, self._add_json(pair))
+            if name not in self._fields.indexed or not isinstance(value, str) or len(path) > 1:
+                return same
+            # as in the index; all of it, as the text of a number may be the same
+            text = sql.SQL("{} ->> {} = {}").format(every, sql.Literal(name), self._add(value))
+            return sql.SQL("{} AND {}").format(text, same)
         if operator in ("like", "ilike", "has_text", "has_text_any_case"):
             text = sql.SQL("({} #>> '{{}}')").format(field)
             return self._write_text(text, operator, name, value)
         if operator == "contains":
             return sql.SQL("jsonb_typeof({0}) = 'array' AND {0} @> {1}").format(
                 field, self._add_json(value)
+            )
+        if isinstance(value, date):
+            return self._write_dates(
+                sql.SQL("({} #>> '{{}}')").format(field), ORDER[operator], value
             )
         # JSON has an order across types, which nobody means.
         kinds = {bool: "boolean", int: "number", float: "number", str: "string"}
@@ -238,6 +294,21 @@ class _Writer:
         return sql.SQL("jsonb_typeof({0}) = {1} AND {0} {2} {3}").format(
             field, sql.Literal(kind), sql.SQL(ORDER[operator]), self._add_json(value)
         )
+
+    def _write_dates(self, text: sql.Composable, sign: str, value: date) -> sql.Composed:
+        """Whether a text is a date, and compares so, whatever the session's time zone is."""
+        moment = self._add(_without_zone(value).replace(tzinfo=timezone.utc))
+        return sql.SQL(
+            "CASE WHEN ({0} ~ {1}) IS NOT TRUE THEN false WHEN {0} ~ {2}"
+            " THEN {0}::timestamptz {3} {4} ELSE ({0} || ' UTC')::timestamptz {3} {4} END"
+        ).format(text, sql.Literal(DATE), sql.Literal(ZONE), sql.SQL(sign), moment)
+
+
+def _without_zone(value: date) -> datetime:
+    """A date, or a time, as the time that it is in UTC; without a zone it is one of UTC."""
+    if not isinstance(value, datetime):
+        return datetime(value.year, value.month, value.day)
+    return value.astimezone(timezone.utc).replace(tzinfo=None) if value.tzinfo else value
 
 
 def _as_plain(value: Any) -> Any:
@@ -250,7 +321,20 @@ def _has_type(column: Column, value: Any) -> bool:
 
     So it is compared by the column's own operator, which indexes know.
     """
+    if isinstance(value, str):
+        return _has_kind(column, value)
     if isinstance(value, bool) or not isinstance(value, int):
-        return isinstance(value, str)
+        return False
     limit = RANGES.get(column.type_name, 0)
     return column.type_name in INTEGERS and -limit <= value < limit
+
+
+def _has_kind(column: Column, value: Any) -> bool:
+    """Whether a value can be one of a column: numbers, texts, booleans and dates are kinds."""
+    if column.type_name in NUMBERS:
+        return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+    if column.type_name in TEXTS:
+        return isinstance(value, str)
+    if column.type_name in DATES:
+        return isinstance(value, (date, str))  # which the server reads
+    return isinstance(value, bool) if column.type_name == "bool" else True

@@ -71,6 +71,8 @@ class ChunkEncoder:
         Where its adapters are looked up; nothing is sent.
     normalize : bool or None
         Scale vectors to norm 1 for their statistics; None: collect none.
+    missing : ndarray of bool, shape (n,), or None
+        Rows of the whole ingest whose vector is NULL, whatever is in its place.
     """
 
     def __init__(
@@ -79,10 +81,12 @@ class ChunkEncoder:
         store: str | None,
         connection: BaseConnection[Any],
         normalize: bool | None = None,
+        missing: NDArray[np.bool_] | None = None,
     ) -> None:
         self.quantizer = quantizer
         self.normalize = normalize
         self.store = store
+        self.missing = missing
         self._connection = connection
 
     def encode(
@@ -94,7 +98,9 @@ class ChunkEncoder:
         """
         stored, exact = stored_vectors(vectors, self.store, start, ids)
         statistics = None
-        made = [] if self.store is None else [(self.store, stored)]
+        made: list[tuple[Any, ...]] = [] if self.store is None else [(self.store, stored)]
+        if self.missing is not None:
+            made = [(*each, self.missing[start : start + len(vectors)]) for each in made]
         if self.quantizer is not None:
             try:
                 made.append(("bqvec", self.quantizer.encode(exact)))

@@ -40,9 +40,15 @@ async def ingest(
     columns: Mapping[str, Sequence[Any] | NDArray[Any]] | None = None,
     on_conflict: OnConflict = "error",
     progress: bool | None = None,
+    missing: NDArray[np.bool_] | None = None,
 ) -> int:
-    """Write vectors, with their codes if the table has them, as `Table.ingest` promises."""
+    """Write vectors, with their codes if the table has them, as `Table.ingest` promises.
+
+    Rows that are `missing`, shape (n,), have NULL in place of their vector: not in tables of codes.
+    """
     array = await db.compute(as_vectors, vectors, layout.dim)
+    if missing is not None and layout.has_codes:
+        raise ValueError(f"expected vectors for all rows of table {layout.name!r}, which has codes")
     n, columns = len(array), columns or {}
     check_columns(layout, n, ids, columns)
     check_keys(layout, ids is not None, on_conflict)
@@ -52,7 +58,7 @@ async def ingest(
         quantizer = await decide(db, layout, partial(take_sample, array))
         with show_progress(n, f"ingest {layout.name}", progress) as advance:
             written, statistics = await write_rows(
-                db, layout, quantizer, ids, array, columns, on_conflict, advance
+                db, layout, quantizer, ids, array, columns, on_conflict, advance, missing
             )
         await registry.add_statistics(db, layout, statistics)
     return written
@@ -67,6 +73,7 @@ async def write_rows(
     columns: Mapping[str, Sequence[Any] | NDArray[Any]],
     on_conflict: OnConflict = "error",
     advance: Callable[[int], None] = lambda rows: None,
+    missing: NDArray[np.bool_] | None = None,
 ) -> tuple[int, Statistics]:
     """Write checked rows by COPY, in the transaction that is open.
 
@@ -86,9 +93,8 @@ async def write_rows(
     statistics = no_statistics(layout)
     # What ends up in the table counts: of staged rows that is known afterwards.
     collect = layout.has_codes and on_conflict == "error"
-    encoder = ChunkEncoder(
-        quantizer, layout.store, db.connection, statistics.normalize if collect else None
-    )
+    normalize = statistics.normalize if collect else None
+    encoder = ChunkEncoder(quantizer, layout.store, db.connection, normalize, missing)
     with closing(encode_chunks(encoder, ids, vectors, fields)) as chunks:
         async with db.copy(copy) as stream:
             await stream.write(HEADER)

@@ -33,7 +33,15 @@ from haystack.testing.document_store_async import (  # noqa: E402
 )
 from haystack.utils import Secret  # noqa: E402
 
-from pybq.haystack import BQDocumentStore, BQEmbeddingRetriever  # noqa: E402
+import pybq  # noqa: E402
+from pybq._documents.comparisons import to_filter  # noqa: E402
+from pybq.errors import TableError  # noqa: E402
+from pybq.haystack import (  # noqa: E402
+    BQDocumentStore,
+    BQEmbeddingRetriever,
+    BQHybridRetriever,
+    BQKeywordRetriever,
+)
 
 DIM = 16
 
@@ -123,7 +131,7 @@ def test_the_page_runs(
 ) -> None:
     monkeypatch.setenv("PYBQ_DSN", conn.info.dsn)
     page = (Path(__file__).parents[2] / "docs" / "haystack.md").read_text()
-    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
+    examples = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
 
     def embed(text: str) -> list[float]:
         """Words alone, of which two texts share some."""
@@ -133,8 +141,16 @@ def test_the_page_runs(
         return list(vector / np.linalg.norm(vector))
 
     names: dict[str, Any] = {"embed": embed}
-    exec(compile(example, "docs/haystack.md", "exec", dont_inherit=True), names)
-    assert capsys.readouterr().out.splitlines() == ["green apples 0.71", "red pears 0.0"]
+    for example in examples:
+        exec(compile(example, "docs/haystack.md", "exec", dont_inherit=True), names)
+    assert capsys.readouterr().out.splitlines() == [
+        "green apples 0.71",
+        "red pears 0.0",
+        "['red pears']",
+        "red pears 0.05",
+        "green apples 0.02",
+        "en",
+    ]
     names["store"].close()
 
 
@@ -253,8 +269,10 @@ def test_the_answer_does_not_depend_on_the_session(
     """A date without a zone is UTC, wherever the server is."""
     monkeypatch.setenv("PGTZ", "America/Los_Angeles")
     document_store.write_documents([Document(content="x", meta={"d": "2024-05-01T12:00:00"})])
-    assert document_store._conn is not None
-    assert document_store._conn.execute("SHOW timezone").fetchone() == ("America/Los_Angeles",)
+    assert document_store.count_documents() == 1
+    assert document_store.table.connection.execute("SHOW timezone").fetchone() == (
+        "America/Los_Angeles",
+    )
     assert is_met(document_store, "meta.d", ">=", "2024-05-01T12:00:00+00:00")
     assert not is_met(document_store, "meta.d", ">", "2024-05-01T12:00:00+00:00")
 
@@ -323,9 +341,8 @@ def test_indexed_fields_are_answered_by_the_index(
     order = exact_distances("cosine", vectors[some], vectors[3]).argsort()
     assert [int(document.id) for document in found] == some[order[:5]].tolist()
 
-    from pybq._filters.haystack import make_condition
-
-    condition, parameters = make_condition(filters)
+    documents = filled._open()
+    condition, parameters = documents.columns.write_condition(to_filter(filters, documents.columns))
     where = condition.as_string(conn)
     statement = f"""
         EXPLAIN SELECT id FROM haystack_documents WHERE embedding IS NOT NULL AND {where}
@@ -357,37 +374,155 @@ def test_a_retriever_goes_through_pipelines(filled: BQDocumentStore, vectors: An
 
 
 @pytest.mark.asyncio
-async def test_a_retriever_goes_through_asynchronous_pipelines(
+async def test_retrievers_go_through_asynchronous_pipelines(
     filled: BQDocumentStore, vectors: Any
 ) -> None:
     # one class in Haystack 3
     pipeline = getattr(haystack, "AsyncPipeline", Pipeline)()
-    pipeline.add_component("retriever", BQEmbeddingRetriever(document_store=filled, top_k=3))
-    query = {"query_embedding": vectors[3].tolist()}
-    found = (await pipeline.run_async({"retriever": query}))["retriever"]["documents"]
-    assert len(found) == 3 and found[0].id == "3"
+    pipeline.add_component("near", BQEmbeddingRetriever(document_store=filled, top_k=3))
+    pipeline.add_component("said", BQKeywordRetriever(document_store=filled, top_k=3))
+    pipeline.add_component("both", BQHybridRetriever(document_store=filled, top_k=3))
+    near, said = {"query_embedding": vectors[3].tolist()}, {"query": "17"}
+    result = await pipeline.run_async({"near": near, "said": said, "both": {**near, **said}})
+    found = {name: [each.id for each in result[name]["documents"]] for name in result}
+    assert len(found["near"]) == 3 and found["near"][0] == "3"
+    assert found["said"] == ["17"]
+    assert set(found["both"][:2]) == {"3", "17"}
+
+
+# -- words ------------------------------------------------------------------------------------
+
+
+def test_words_are_found_with_and_without_an_index(filled: BQDocumentStore) -> None:
+    retriever = BQKeywordRetriever(document_store=filled, top_k=4)
+    expected = retriever.run("text 17")["documents"]
+    assert [(each.id, each.score) for each in expected] == [("17", pytest.approx(1 / 61))]
+    assert expected[0].embedding is not None and expected[0].meta == {"tenant": "c", "n": 17}
+    filled.table.create_text_index("content")
+    assert retriever.run("text 17")["documents"] == expected
+    # also what has no embedding
+    (none,) = retriever.run("embeddings")["documents"]
+    assert (none.id, none.embedding) == ("none", None)
+    tenant = {"field": "meta.tenant", "operator": "==", "value": "b"}
+    found = retriever.run("text", filters=tenant, top_k=3)["documents"]
+    assert len(found) == 3 and all(each.meta["tenant"] == "b" for each in found)
+    simple = BQKeywordRetriever(document_store=filled, language="simple")
+    assert simple.run("embeddings")["documents"] == []
+    with pytest.raises(ValueError, match="expected words in text, got an empty text"):
+        retriever.run(" ")
+
+
+def test_both_lists_are_fused_as_the_table_does(filled: BQDocumentStore, vectors: Any) -> None:
+    filled.table.create_text_index("content")
+    tenant = {"field": "meta.tenant", "operator": "==", "value": "c"}
+    options: dict[str, Any] = {"weights": (1, 2), "rrf": 10, "depth": 20, "recall": 0.99}
+    retriever = BQHybridRetriever(document_store=filled, filters=tenant, top_k=5, **options)
+    found = retriever.run(vectors[5].tolist(), "17 or 20")["documents"]
+    hits = filled.table.search(
+        vectors[5], 5, text="17 or 20", where="meta ->> 'tenant' = 'c'", **options
+    )
+    assert [(each.id, each.score) for each in found] == [(hit.id, hit.score) for hit in hits]
+    assert {found[0].id, found[1].id} == {"17", "20"} and "5" in [each.id for each in found]
+    assert all(each.meta["tenant"] == "c" for each in found)
+    alone = retriever.run(vectors[5].tolist(), "17", filters={}, top_k=1, recall=1)["documents"]
+    assert [each.id for each in alone] == ["17"]
+
+
+# -- tables of one's own ----------------------------------------------------------------------
+
+
+@pytest.mark.autocommit
+def test_a_table_of_ones_own(conn: Conn, vectors: Any) -> None:
+    """With columns for metadata, which the index filters by, keys that are numbers, and no JSON."""
+    conn.execute("CREATE SCHEMA shop")
+    conn.execute(
+        f"CREATE TABLE shop.notes (nr int PRIMARY KEY, body text, price numeric, lang text,"
+        f" day date, embedding halfvec({DIM}), other vector(3))".encode()
+    )
+    store = make_store(
+        conn, table="notes", schema="shop", dim=DIM, embedding_column="embedding",
+        content_column="body", metadata_columns=["lang", "day"],
+    )  # fmt: skip
+    documents = [
+        Document(id=str(i), content=f"text {i}", embedding=vector.tolist(),
+                 meta={"lang": ("en", "de")[i % 2], "day": f"2024-05-{i % 28 + 1:02}"})
+        for i, vector in enumerate(vectors)
+    ]  # fmt: skip
+    assert store.write_documents(documents) == len(documents)
+    store.table.create_index(filters=["lang"])
+    german = {"field": "meta.lang", "operator": "==", "value": "de"}
+    late = {"field": "meta.day", "operator": ">", "value": "2024-05-20T12:00:00"}
+    filters = {"operator": "AND", "conditions": [german, late]}
+    found = store.search(vectors[27].tolist(), filters=filters, top_k=100, recall=1)
+    expected = [i for i in range(len(vectors)) if i % 2 and i % 28 >= 20]
+    assert {int(each.id) for each in found} == set(expected) and found[0].id == "27"
+    assert found[0].meta["lang"] == "de" and str(found[0].meta["day"]) == "2024-05-28"
+    assert store.update_by_filter(filters, {"lang": "fr"}) == len(expected)
+    assert store.count_documents_by_filter({**german, "value": "fr"}) == len(expected)
+    again = Document(id="27", content="other", meta={"lang": "en"})
+    assert store.write_documents([again], DuplicatePolicy.SKIP) == 0
+    assert store.write_documents([again], DuplicatePolicy.OVERWRITE) == 1
+    assert store.filter_documents({"field": "id", "operator": "==", "value": "27"}) == [again]
+    with pytest.raises(FilterError, match="expected a field of 'nr', 'body', 'lang', 'day', got"):
+        store.filter_documents({"field": "meta.price", "operator": "==", "value": 1})
+    with pytest.raises(FilterError, match="expected ids of type int4"):
+        store.filter_documents({"field": "id", "operator": "==", "value": "x"})
+    with pytest.raises(ValueError, match="no column for metadata 'page'"):
+        store.write_documents([Document(id="1000", meta={"page": 1})])
+    with pytest.raises(ValueError, match="no column 'blob' in table 'notes'"):
+        store.write_documents([Document(id="1000", blob=ByteStream(b"x"))])
+    store.close()
+    other = make_store(conn, table="notes", schema="shop", embedding_column="embedding")
+    with pytest.raises(TableError, match="has dim 16, expected 768"):
+        other.count_documents()
+    none = make_store(conn, table="none", metadata_columns=["lang"])
+    with pytest.raises(TableError, match="no table 'none'; create it, with columns lang"):
+        none.count_documents()
+
+
+@pytest.mark.autocommit
+def test_metadata_are_added_in_columns_and_in_json(conn: Conn) -> None:
+    columns = {"text": "text", "lang": "text", "more": "jsonb"}
+    pybq.Table.create(conn, "notes", 2, id_type="text", columns=columns)
+    store = make_store(conn, table="notes", dim=2, content_column="text", metadata_column="more")
+    one = Document(id="one", content="x", embedding=[1, 2], meta={"lang": "en", "a": {"b": 1}})
+    assert store.write_documents([one]) == 1
+    nested = {"field": "meta.a.b", "operator": "==", "value": 1}
+    assert store.update_by_filter(nested, {"lang": "de", "c": None}) == 1
+    (found,) = store.filter_documents(nested)
+    assert found.meta == {"lang": "de", "a": {"b": 1}, "c": None}
+    row = conn.execute("SELECT lang, more FROM notes").fetchone()
+    assert row == ("de", {"a": {"b": 1}, "c": None})
+    store.close()
 
 
 def test_stores_and_retrievers_are_serialized(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYBQ_DSN", conn.info.dsn)
     store = BQDocumentStore(table="kept", dim=3, metric="l2", index_fields=["tenant"])
-    retriever = BQEmbeddingRetriever(
-        document_store=store, top_k=3, recall=0.9, filter_policy="merge",
-        filters={"field": "meta.n", "operator": "==", "value": 1},
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "document_store": store, "top_k": 3, "filter_policy": "merge",
+        "filters": {"field": "meta.n", "operator": "==", "value": 1},
+    }  # fmt: skip
+    fused: dict[str, Any] = {"weights": (1, 2), "rrf": 20, "depth": 30, "language": "simple"}
     pipeline = Pipeline()
-    pipeline.add_component("retriever", retriever)
+    pipeline.add_component("near", BQEmbeddingRetriever(**options, recall=0.9))
+    pipeline.add_component("said", BQKeywordRetriever(**options, language="german"))
+    pipeline.add_component("both", BQHybridRetriever(**options, **fused, recall=0.9))
     text = pipeline.dumps()
     assert conn.info.dsn not in text
     # what Haystack 3 asks for
     trust = {"allowed_modules": ["pybq.haystack"]} if haystack.version.__version__ >= "3" else {}
-    copy = Pipeline.loads(text, **trust).get_component("retriever")
-    assert copy.to_dict() == retriever.to_dict()
-    assert copy.document_store.count_documents() == 0
-    copy.document_store.close()
+    copies = Pipeline.loads(text, **trust)
+    for name in ("near", "said", "both"):
+        copy = copies.get_component(name)
+        assert copy.to_dict() == pipeline.get_component(name).to_dict()
+        assert copy.document_store.count_documents() == 0
+        copy.document_store.close()
     with pytest.raises(ValueError, match="token"):
         make_store(conn).to_dict()
     with pytest.raises(ValueError, match="BQDocumentStore"):
         BQEmbeddingRetriever(document_store=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="metric"):
         make_store(conn, metric="hamming")
+    with pytest.raises(ValueError, match="expected a metadata_column with index_fields"):
+        make_store(conn, index_fields=["lang"], metadata_column=None)

@@ -20,12 +20,12 @@ from pybq._documents.documents import (
     count,
     find,
     find_with_vectors,
-    open_table,
     put,
     read,
     remove,
 )
 from pybq._documents.filters import Compare, Every, Filter, Not, Some
+from pybq._documents.opening import open_table
 
 pytestmark = [
     pytest.mark.usefixtures("bq_pgvector"),

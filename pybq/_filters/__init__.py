@@ -1,1 +1,0 @@
-"""Filters as other libraries write them -> conditions of SQL."""
