@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
@@ -30,6 +29,7 @@ from sqlalchemy.dialects.postgresql import REGCONFIG, TSVECTOR
 from sqlalchemy.sql import FromClause
 
 from pybq._codes.metric import OPERATORS, Metric, check_metric
+from pybq._codes.ranks import check_words, make_ranks
 from pybq.sqlalchemy import _as_column, _limit
 
 __all__ = ["hybrid"]
@@ -49,8 +49,8 @@ def hybrid(
     language: str = "english",
     metric: Metric = "cosine",
     k: int = 10,
-    weights: Sequence[float] = (1, 1),
-    rrf: float = 60,
+    weights: Sequence[float] | None = None,
+    rrf: float | None = None,
     depth: int | None = None,
     where: ColumnElement[bool] | None = None,
 ) -> Select[_Entity, float, int | None, int | None]: ...
@@ -67,8 +67,8 @@ def hybrid(
     language: str = "english",
     metric: Metric = "cosine",
     k: int = 10,
-    weights: Sequence[float] = (1, 1),
-    rrf: float = 60,
+    weights: Sequence[float] | None = None,
+    rrf: float | None = None,
     depth: int | None = None,
     where: ColumnElement[bool] | None = None,
 ) -> Select[Any]: ...
@@ -84,8 +84,8 @@ def hybrid(
     language: str = "english",
     metric: Metric = "cosine",
     k: int = 10,
-    weights: Sequence[float] = (1, 1),
-    rrf: float = 60,
+    weights: Sequence[float] | None = None,
+    rrf: float | None = None,
     depth: int | None = None,
     where: ColumnElement[bool] | None = None,
 ) -> Any:
@@ -109,10 +109,10 @@ def hybrid(
         Which rows are nearest.
     k : int
         Number of rows wanted.
-    weights : (float, float)
-        What the list by vectors and the list by words count.
-    rrf : float
-        A row at place i of a list scores its weight / (rrf + i).
+    weights : (float, float), optional
+        What the list by vectors and the list by words count; (1, 1) if left out.
+    rrf : float, optional
+        A row at place i of a list scores its weight / (rrf + i); 60 if left out.
     depth : int, optional
         Rows of each list; the larger of 50 and 4 k if left out.
     where : SQL expression, optional
@@ -154,15 +154,9 @@ def hybrid(
     [(2, 1, 1), (1, 3, 2)]
     """
     check_metric(metric)
-    depth = max(50, 4 * k) if depth is None else depth
-    if k < 1 or depth < 1:
-        raise ValueError(f"expected k and depth of at least 1, got {k} and {depth}")
-    if len(weights) != 2 or not all(0 <= weight < math.inf for weight in weights):
-        raise ValueError(f"expected weights of vectors and words, not negative, got {weights}")
-    if not 0 <= rrf < math.inf:
-        raise ValueError(f"expected rrf as a finite number of at least 0, got {rrf}")
-    if isinstance(words, str) and not words.strip():
-        raise ValueError("expected words, got an empty text")
+    ranks = make_ranks(k, weights, rrf, depth)
+    if isinstance(words, str):
+        check_words(words)
     keys = _find_keys(entity)
     names = [f"key_{i}" for i in range(len(keys))]
     # Written out: with a parameter a generic plan knows no index on an expression of it.
@@ -179,9 +173,9 @@ def hybrid(
     rows = select(*(key.label(name) for key, name in zip(keys, names, strict=True)), distance)
     if where is not None:
         rows = rows.where(where)
-    near_rows = rows.order_by(distance).limit(_limit(depth)).subquery("near_rows")
+    near_rows = rows.order_by(distance).limit(_limit(ranks.depth)).subquery("near_rows")
     with_words = rows.add_columns(rank).where(text.op("@@")(asked))
-    with_words = with_words.order_by(rank.desc(), distance, *keys).limit(_limit(depth))
+    with_words = with_words.order_by(rank.desc(), distance, *keys).limit(_limit(ranks.depth))
     said_rows = with_words.subquery("said_rows")
     # An index whose order is relaxed is taken at its word, which the sum is not.
     near_order = [near_rows.c.distance + literal(0, literal_execute=True)]
@@ -190,7 +184,8 @@ def hybrid(
     said_order = [said_rows.c.rank.desc(), said_rows.c.distance]
     said = _number(said_rows, [*said_order, *(said_rows.c[n] for n in names)]).subquery("said")
     both = near.outerjoin(said, and_(*(near.c[n] == said.c[n] for n in names)), full=True)
-    score = _score(weights[0], rrf, near.c.place) + _score(weights[1], rrf, said.c.place)
+    of_near, of_said = ranks.weights
+    score = _score(of_near, ranks.rrf, near.c.place) + _score(of_said, ranks.rrf, said.c.place)
     fused = (
         select(
             *(func.coalesce(near.c[name], said.c[name]).label(name) for name in names),
@@ -210,7 +205,7 @@ def hybrid(
 
 def _score(weight: float, rrf: float, place: Any) -> ColumnElement[float]:
     """What a list adds to the score of a row, nothing where it has none."""
-    return func.coalesce(literal(float(weight), Double()) / (float(rrf) + place), 0.0)
+    return func.coalesce(literal(weight, Double()) / (rrf + place), 0.0)
 
 
 def _number(rows: Any, order: Sequence[Any]) -> Any:

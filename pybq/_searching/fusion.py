@@ -1,9 +1,7 @@
-"""Words beside a vector: two lists of rows, fused by reciprocal rank in one statement."""
+"""Words beside a vector: what `text` of a search is, and the list of rows that have it."""
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,15 +9,8 @@ from psycopg import sql
 
 from pybq._catalog.fulltext import Bm25, Document, check_text_column
 from pybq._catalog.layout import Layout, check_text
+from pybq._codes.ranks import Ranks, check_words, fuse_lists, make_ranks
 from pybq.errors import TableError
-
-# The constant of Cormack, Clarke and Buettcher, "Reciprocal rank fusion outperforms Condorcet and
-# individual rank learning methods", SIGIR 2009.
-RRF = 60
-
-# Rows of each list, of which k are wanted: the larger of this and that multiple of k.
-DEPTH = 50
-DEPTH_PER_ROW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +19,7 @@ class Fusion:
 
     columns: tuple[str, ...]  # as they were named; empty: those of the index on text
     language: str | None
-    weights: tuple[float, float]  # of vectors, of words
-    rrf: float
-    depth: int
+    ranks: Ranks
     by_vector: bool  # whether there is a vector to search by
     document: Document | None = None  # when the table was asked
 
@@ -51,19 +40,8 @@ def make_fusion(
             f"table {layout.name!r} has rows on other servers, where words are not searched: ask "
             "for both lists, and fuse them as docs/hybrid.md does"
         )
-    pair = (1.0, 1.0) if weights is None else tuple(float(weight) for weight in weights)
-    if len(pair) != 2 or not all(0 <= weight < math.inf for weight in pair) or not any(pair):
-        raise ValueError(
-            f"expected weights as those of vectors and words, not negative, got {weights}"
-        )
-    constant = RRF if rrf is None else float(rrf)
-    if not 0 <= constant < math.inf:
-        raise ValueError(f"expected rrf as a finite number of at least 0, got {rrf}")
-    wanted = max(DEPTH, DEPTH_PER_ROW * k) if depth is None else operator.index(depth)
-    if wanted < 1:
-        raise ValueError(f"expected depth of at least 1, got {depth}")
     columns = check_text_column(text_column)
-    return Fusion(columns, language, (pair[0], pair[1]), constant, wanted, by_vector)
+    return Fusion(columns, language, make_ranks(k, weights, rrf, depth), by_vector)
 
 
 def take_texts(text: str | Sequence[str], n: int | None) -> list[str]:
@@ -78,8 +56,7 @@ def take_texts(text: str | Sequence[str], n: int | None) -> list[str]:
     for each in texts:
         if not isinstance(each, str):
             raise TypeError(f"expected text of words, got {type(each).__name__}")
-        if not each.strip():
-            raise ValueError("expected words in text, got an empty text")
+        check_words(each)
         check_text("text", each)
     return texts
 
@@ -105,58 +82,29 @@ def write_fused(
         That of a row which only the words find.
     table, condition : str
         What is searched, as `by_vector` has it.
-
-    Notes
-    -----
-    Rows whose words are worth the same are in the order of their distance. Names of the table's
-    columns end inside the lists, so that none of them is taken for one of ours.
     """
     document = fusion.document
     assert document is not None
-    keys = [f"bq_key_{i}" for i in range(len(layout.key))]
-    extra = [f"bq_column_{i}" for i in range(len(columns))]
-    every = [*keys, "bq_distance", *extra]
+    keys, extra = len(layout.key), len(columns)
     of_rows = ", ".join(
         [quote(layout.keys), distance, *(quote(sql.Identifier(n)) for n in columns)]
     )
-    # by number, as a column may have any name: the rank, the distance, the key
-    numbers = [f"{len(every) + 1} DESC", str(len(keys) + 1), *map(str, range(1, len(keys) + 1))]
     also = f" AND (\n{condition}\n)" if condition else ""
     if document.bm25 is None:
         words, rank = _write_ts_rank(document)
-        order, worth = ", ".join(numbers), "true"
+        # by number, as a column may have any name: the rank, the distance, the key
+        order = ", ".join([f"{keys + extra + 2} DESC", *map(str, [keys + 1, *range(1, keys + 1)])])
     else:
-        # nothing else, as the index has no other order; without any word a row is worth nothing
+        # nothing else, as the index has no other order
         order = _write_bm25(document, document.bm25)
-        words, rank, worth = "true", f"-({order})", "bq_rank > 0"
+        words, rank = "true", f"-({order})"
     by_text = (
         f"SELECT {of_rows}, {rank} FROM {table} WHERE {words}{also}"
-        f" ORDER BY {order} LIMIT {fusion.depth}"
+        f" ORDER BY {order} LIMIT {fusion.ranks.depth}"
     )
-    names, key = ", ".join(every), ", ".join(keys)
-    said = (
-        f"said AS (SELECT *, row_number() OVER (ORDER BY bq_rank DESC, bq_distance, {key}) AS place"
-        f" FROM ({by_text}) AS found({names}, bq_rank) WHERE {worth})"
-    )
-    constant, both = f"float8 '{fusion.rrf!r}'", [f"float8 '{w!r}'" for w in fusion.weights]
-    score = f"{both[1]} / ({constant} + said.place)"
-    if not fusion.by_vector:
-        return (
-            f"WITH {said} SELECT {names}, {score}, NULL, place FROM said ORDER BY place LIMIT {k}"
-        )
-    # An index whose order is relaxed is taken at its word, which the sum is not.
-    near = (
-        f"near AS (SELECT *, row_number() OVER (ORDER BY bq_distance + 0, {key}) AS place"
-        f" FROM ({by_vector}) AS found({names}) WHERE bq_distance <> 'NaN')"
-    )
-    either = ", ".join(f"coalesce(near.{name}, said.{name})" for name in every[len(keys) :])
-    score = f"coalesce({both[0]} / ({constant} + near.place), 0) + coalesce({score}, 0)"
-    last = len(every) + 1
-    return (
-        f"WITH {near}, {said} SELECT {key}, {either}, {score}, near.place, said.place"
-        f" FROM near FULL JOIN said USING ({key})"
-        f" ORDER BY {last} DESC, {len(keys) + 1}, {key} LIMIT {k}"
-    )
+    near = by_vector if fusion.by_vector else None
+    every = document.bm25 is not None
+    return fuse_lists(near, by_text, keys, extra, fusion.ranks, k, may_lack_words=every)
 
 
 def _write_ts_rank(document: Document) -> tuple[str, str]:

@@ -162,7 +162,7 @@ def make_search(
     condition = make_condition(where, parameters, layout, connection)
     candidates = None
     if rerank is not None and layout.source is not None and layout.has_codes:
-        candidates = math.ceil((fusion.depth if fusion else k) * rerank)
+        candidates = math.ceil((fusion.ranks.depth if fusion else k) * rerank)
     names = tuple(columns)
     return Search(
         queries,
@@ -188,7 +188,7 @@ def _take_queries(layout: Layout, query: ArrayLike) -> NDArray[np.float32]:
 def with_effort(search: Search, effort: Effort) -> Search:
     """The same search with what was calibrated for its recall."""
     fusion = search.shape.fusion
-    candidates = math.ceil((fusion.depth if fusion else search.shape.k) * effort.rerank)
+    candidates = math.ceil((fusion.ranks.depth if fusion else search.shape.k) * effort.rerank)
     return replace(search, shape=replace(search.shape, candidates=candidates), probes=effort.probes)
 
 
@@ -333,7 +333,7 @@ def _write_text(layout: Layout, connection: BaseConnection[Any], shape: Shape) -
     if shape.together:
         return write_text(layout, connection, shape.k, shape.columns)
     fusion = shape.fusion
-    k = fusion.depth if fusion is not None else shape.k
+    k = fusion.ranks.depth if fusion is not None else shape.k
     keys, searched = quote(layout.keys), quote(layout.searched.identifier)
     extra = "".join(f", {quote(sql.Identifier(name))}" for name in shape.columns)
     tables = [quote(layout.identifier)]

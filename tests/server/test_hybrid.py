@@ -560,10 +560,11 @@ def test_sqlalchemy_uses_both_indexes(conn: Conn, table: pybq.Table, query: np.n
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"words": " "}, "expected words, got an empty text"),
-        ({"k": 0}, "expected k and depth of at least 1, got 0"),
-        ({"depth": 0}, "expected k and depth of at least 1"),
-        ({"weights": (1, -1)}, "expected weights of vectors and words, not negative"),
+        ({"words": " "}, "expected words in text, got an empty text"),
+        ({"k": 0}, "expected k of at least 1, got 0"),
+        ({"depth": 0}, "expected depth of at least 1, got 0"),
+        ({"weights": (1, -1)}, "expected weights as those of vectors and words, not negative"),
+        ({"weights": (0, 0)}, "expected weights as those of vectors and words"),
         ({"rrf": math.inf}, "expected rrf as a finite number"),
         ({"metric": "hamming"}, "hamming"),
         ({"entity": sa.Table("keyless", sa.MetaData(), sa.Column("a", sa.Integer))}, "primary key"),
