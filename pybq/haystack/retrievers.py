@@ -10,7 +10,7 @@ from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.document_stores.types import FilterPolicy
 from haystack.document_stores.types.filter_policy import apply_filter_policy
 
-from pybq.haystack.store import BQDocumentStore, Filters
+from pybq.haystack.store import PUBLIC, BQDocumentStore, Filters
 
 
 class _Retriever:
@@ -89,6 +89,8 @@ class BQEmbeddingRetriever(_Retriever):
         "replace" or "merge".
     """
 
+    __module__ = PUBLIC
+
     def __init__(
         self,
         *,
@@ -138,6 +140,8 @@ class BQKeywordRetriever(_Retriever):
     language : str, optional
         Configuration of full text search, as "english" or "simple"; left out, that of the index.
     """
+
+    __module__ = PUBLIC
 
     def __init__(
         self,
@@ -190,6 +194,8 @@ class BQHybridRetriever(_Retriever):
     depth : int, optional
         Documents of each list that are fused; the larger of 50 and 4 top_k if left out.
     """
+
+    __module__ = PUBLIC
 
     def __init__(
         self,

@@ -27,6 +27,9 @@ _T = TypeVar("_T")
 
 Filters = dict[str, Any]
 
+# Pipelines write where a class is from: files may change, the public name does not.
+PUBLIC = "pybq.haystack"
+
 # What a document has beside content, metadata and embedding, where a table has columns for it.
 OTHERS = {"blob": "bytea", "rest": "jsonb"}
 
@@ -73,6 +76,8 @@ class BQDocumentStore:
     A store has one connection, opened when it is first used, which threads share; asynchronous
     methods wait for it in a thread.
     """
+
+    __module__ = PUBLIC
 
     def __init__(
         self,

@@ -36,8 +36,10 @@ USE_TZ = True
 """
 
 MODELS = """
+from django.contrib.postgres.indexes import GinIndex
+from django.contrib.postgres.search import SearchVector
 from django.db import models
-from pgvector.django import HalfVectorField
+from pgvector.django import HalfVectorField, VectorField
 
 from pybq.django import BQIndex, BQVecField
 
@@ -65,6 +67,19 @@ class Sample(models.Model):
 
     class Meta:
         indexes = [BQIndex(fields=["code"], name="sample_code")]
+
+
+class Note(models.Model):
+    number = models.IntegerField(primary_key=True, db_column="nr")
+    document = models.ForeignKey(Document, on_delete=models.CASCADE)
+    body = models.TextField()
+    embedding = VectorField(dimensions=16, null=True)
+
+    class Meta:
+        indexes = [
+            BQIndex(fields=["embedding"], opclasses=["vector_cosine_ops"], name="note_embedding"),
+            GinIndex(SearchVector("body", config="english"), name="note_words"),
+        ]
 """
 
 GENERATED = """
@@ -222,6 +237,14 @@ def test_migrations_make_what_the_models_say(project: Project) -> None:
             " WHERE attrelid = 'shop_sample'::regclass AND attnum > 1 ORDER BY attnum"
         ).fetchall()
     assert rows == [("code", "bqvec(16)"), ("typed", "bqvec(16,7)"), ("loose", "bqvec")]
+
+
+def test_migrations_have_public_names(project: Project) -> None:
+    """They are kept for years: a name in one must not be that of a file."""
+    (migration,) = (project.folder / "shop" / "migrations").glob("0002*.py")
+    names = set(re.findall(r"pybq[\w.]+", migration.read_text()))
+    known = {"pybq.django", "pybq.django.BQIndex", "pybq.django.BQVecField"}
+    assert known <= names <= known | {"pybq.django.BQEncode"}
 
 
 def test_nothing_is_left_to_migrate(project: Project) -> None:
@@ -450,9 +473,10 @@ def test_codes_are_dumped_and_loaded(shop: Any) -> None:
 def test_the_page_runs(scratch: Project, vectors: Any) -> None:
     """A project made of the page's blocks, and a program of those that ask."""
     page = (Path(__file__).parents[2] / "docs" / "django.md").read_text()
-    models, first, ask, codes, ask_codes = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
+    models, first, ask, words, ask_words, codes, ask_codes = blocks
     new = django.VERSION >= (5, 0)
-    scratch.write_models(models + codes if new else models)
+    scratch.write_models(models + words + (codes if new else ""))
     (scratch.folder / "shop" / "migrations" / "0001_bq.py").write_text(first)
     np.save(scratch.folder / "vectors.npy", vectors)
     rows = """
@@ -465,20 +489,128 @@ query = vectors[6]
 Document.objects.bulk_create(
     Document(id=i, tenant=i % 2 + 6, embedding=v) for i, v in enumerate(vectors))
 """
+    of_words = """
+Note.objects.bulk_create(
+    Note(id=i, body="error E4711" if i == 9 else f"number {i}", embedding=v)
+    for i, v in enumerate(vectors))
+"""
     more = """
 Page.objects.bulk_create(Page(id=i, embedding=v) for i, v in enumerate(vectors))
 """
-    program = rows + ask + "print(len(careful))\n" + (more + ask_codes if new else "")
+    program = rows + ask + "print(len(careful))\n" + of_words + ask_words
+    program += more + ask_codes if new else ""
     (scratch.folder / "program.py").write_text(program)
     scratch.manage("makemigrations", "shop")
     scratch.manage("migrate", "--verbosity=0")
-    nearest, careful, *of_codes = scratch.run("program.py").splitlines()
+    nearest, careful, *others = scratch.run("program.py").splitlines()
     halves = vectors.astype(np.float16)
     odd = exact_distances("cosine", halves[1::2], vectors[6]).argsort()[:10]
     assert nearest == str((1 + 2 * odd).tolist()) and careful == "10"
+    assert others[:2] == ["6 0.0164 1 None", "9 0.0164 None 1"]
     if new:
-        exact, like = of_codes
+        exact, like = others[3:]
         assert exact.startswith("[6, ") and like == "7"
+
+
+# -- words beside a vector --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def notes(shop: Any, vectors: Any) -> Any:
+    words = ["quick foxes", "a lazy dog", "the dog and the fox", "rivers run", "foxy 100% dog"]
+    shop.Note.objects.bulk_create(
+        shop.Note(number=i, document_id=i % 20, body=words[i % 5], embedding=v)
+        for i, v in enumerate(vectors)
+    )
+    # one that only words find
+    shop.Note.objects.create(number=1000, document_id=0, body="one dog without a vector")
+    return shop.Note.objects
+
+
+@pytest.mark.parametrize("using", ["default", "bound"])
+def test_two_lists_are_fused_as_the_table_does(
+    project: Project, notes: Any, vectors: Any, using: str
+) -> None:
+    from pgvector.django import CosineDistance
+
+    from pybq.django import hybrid
+
+    near = CosineDistance("embedding", vectors[7])
+    with project.connect() as conn:
+        table = pybq.Table(conn, "shop_note")
+        for words, options in (
+            ("fox", {}),
+            ("dog -lazy", {"weights": (0.5, 2), "rrf": 10}),
+            ('"lazy dog" or river', {"depth": 7, "k": 9}),
+            ("without", {"k": 3}),
+            ("the", {}),  # a stop word
+            ("100%s", {}),
+        ):
+            for where, rows in (
+                ("true", notes.order_by("body")),
+                ("document_id < 5", notes.filter(document__id__lt=5).select_related("document")),
+            ):
+                found = hybrid(
+                    rows.using(using), distance=near, text="body", words=words, **options
+                )
+                hits = table.search(vectors[7], text=words, where=where, recall=1, **options)
+                assert [(n.number, n.score, n.vector_rank, n.text_rank) for n in found] == [
+                    (hit.id, hit.score, hit.vector_rank, hit.text_rank) for hit in hits
+                ]
+                assert len(hits) == options.get("k", 10)
+    assert hybrid(notes.all(), distance=near, text="body", words="without")[0].body != ""
+    assert list(hybrid(notes.none(), distance=near, text="body", words="fox")) == []
+
+
+def test_both_indexes_answer(notes: Any, vectors: Any) -> None:
+    from django.contrib.postgres.search import SearchVector
+    from django.db import connection, transaction
+    from pgvector.django import CosineDistance
+
+    from pybq.django import hybrid
+
+    near = CosineDistance("embedding", vectors[7])
+    for text in ("body", SearchVector("body", config="english")):
+        found = hybrid(
+            notes.prefetch_related("document"), distance=near, text=text, words="fox", k=3
+        )
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
+            cursor.execute(f"EXPLAIN {found.raw_query}", found.params)
+            plan = str(cursor.fetchall())
+        assert "note_embedding" in plan and "note_words" in plan
+    from django.test.utils import CaptureQueriesContext
+
+    with CaptureQueriesContext(connection) as queries:
+        assert [note.document.tenant for note in found]
+    assert len(queries) == 2  # the search, and the documents of all
+
+
+def test_what_cannot_be_fused_is_refused(shop: Any, notes: Any, vectors: Any) -> None:
+    from django.db import models
+    from pgvector.django import CosineDistance
+
+    from pybq.django import hybrid
+
+    options = {"distance": CosineDistance("embedding", vectors[7]), "text": "body", "words": "fox"}
+    for wrong, message in (
+        ({"words": " "}, "expected words in text"),
+        ({"k": 0}, "expected k of at least 1, got 0"),
+        ({"weights": (0, 0)}, "expected weights"),
+        ({"queryset": notes.all()[:3]}, "neither sliced nor combined"),
+        ({"queryset": notes.all().union(notes.all())}, "neither sliced nor combined"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hybrid(**{"queryset": notes.all(), **options, **wrong})
+
+    class Rated(models.Model):
+        score = models.FloatField()
+
+        class Meta:
+            app_label = "shop"
+
+    with pytest.raises(ValueError, match="expected a model without a field 'score'"):
+        hybrid(Rated.objects.all(), **options)
 
 
 # -- settings ---------------------------------------------------------------------------------

@@ -510,6 +510,10 @@ def test_stores_and_retrievers_are_serialized(conn: Conn, monkeypatch: pytest.Mo
     pipeline.add_component("both", BQHybridRetriever(**options, **fused, recall=0.9))
     text = pipeline.dumps()
     assert conn.info.dsn not in text
+    assert set(re.findall(r"pybq[.].*", text)) == {
+        f"pybq.haystack.BQ{name}"
+        for name in ("DocumentStore", "EmbeddingRetriever", "HybridRetriever", "KeywordRetriever")
+    }
     # what Haystack 3 asks for
     trust = {"allowed_modules": ["pybq.haystack"]} if haystack.version.__version__ >= "3" else {}
     copies = Pipeline.loads(text, **trust)
