@@ -17,9 +17,6 @@ from pybq._catalog.layout import INTEGERS
 from pybq._documents.filters import JSON, Every, Fields, Filter, Keys, write_condition
 from pybq._tables.base import BaseTable
 
-# What the column of JSON is called by default; a table that has none of this name has none.
-DEFAULTS = ("metadata", "meta")
-
 # Columns of these types are for searching, not for reading.
 NO_METADATA = ("tsvector", "bqvec", "bqquery", "vector", "halfvec", "sparsevec")
 
@@ -56,7 +53,7 @@ class Columns:
     content : str
         Column of the text.
     json : str or None
-        Column of type jsonb for metadata that have no column of their own; a default one is not
+        Column of type jsonb for metadata that have no column of their own; the default one is not
         asked to be there.
     fields : sequence of str, optional
         Columns of metadata, which are all written; left out, all further ones of the table, of
@@ -65,6 +62,8 @@ class Columns:
         Columns of what else a document of the framework has, of those that are there.
     indexed : sequence of str
         Metadata in JSON that an index keeps as text, ``(metadata ->> 'lang')``.
+    default_json : str
+        What the framework calls that column.
     """
 
     def __init__(
@@ -75,12 +74,13 @@ class Columns:
         fields: Sequence[str] | None = None,
         others: Sequence[str] = (),
         indexed: Sequence[str] = (),
+        default_json: str = "metadata",
     ) -> None:
         layout = table._layout
         self.key = layout.id
         self.table = layout.name
         there = layout.columns
-        if json in DEFAULTS and json not in there:
+        if json == default_json and json not in there:
             json = None
         for name in (content, *(fields or ()), *([json] if json else ())):
             if name not in there:

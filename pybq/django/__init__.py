@@ -10,9 +10,9 @@ with needed_by("pybq.django"):
 
 from pybq.django.distances import CosineDistance, HammingDistance, L2Distance, MaxInnerProduct
 from pybq.django.fields import BQEncode, BQQuery, BQVecField
-from pybq.django.hybrid import hybrid
 from pybq.django.indexes import BQExtension, BQIndex, BQPgvectorExtension
 from pybq.django.settings import bq_settings
+from pybq.django.words import hybrid
 
 __all__ = [
     "BQEncode",

@@ -296,8 +296,15 @@ class BQDocumentStore:
                     given["embedding_column"],
                     fields,
                 )
-                which = (content, json, fields)
-                self._documents = Documents(table, None, *which, others=OTHERS, indexed=indexed)
+                self._documents = Documents(
+                    table,
+                    content=content,
+                    json=json,
+                    fields=fields,
+                    others=tuple(OTHERS),
+                    indexed=indexed,
+                    default_json="meta",
+                )
             except BaseException:
                 conn.close()
                 raise
