@@ -68,7 +68,7 @@ def hybrid(
     ------
     ValueError
         If k, weights, rrf or depth is out of range, there are no words, the queryset is sliced,
-        or the model has a field that is called as what is added.
+        or the model has a field that is called as what is added, or a key of several fields.
     """
     ranks = make_ranks(k, weights, rrf, depth)
     check_words(words)
@@ -80,43 +80,43 @@ def hybrid(
     for name in ADDED:
         if name in taken:
             raise ValueError(f"expected a model without a field {name!r}, which is added to it")
-    keys = list(getattr(meta, "pk_fields", [meta.pk]))  # new in Django 5.2
-    key_names = [key.attname for key in keys]
+    if len(getattr(meta, "pk_fields", [meta.pk])) != 1:  # which raw querysets cannot have
+        raise ValueError("expected a model with a primary key of one field")
+    key = meta.pk.attname
     document = _to_document(queryset, text, language)
     asked = SearchQuery(words, config=language, search_type="websearch")
     rows = queryset.order_by().annotate(bq_distance=distance)
-    near = rows.order_by("bq_distance").values_list(*key_names, "bq_distance")
+    near = rows.order_by("bq_distance").values_list(key, "bq_distance")
     said = rows.alias(bq_words=document).filter(bq_words=asked)
     said = said.annotate(bq_rank=SearchRank(document, asked))
-    said = said.order_by("-bq_rank", "bq_distance", *key_names)
-    said = said.values_list(*key_names, "bq_distance", "bq_rank")
+    said = said.order_by("-bq_rank", "bq_distance", key)
+    said = said.values_list(key, "bq_distance", "bq_rank")
 
-    using = queryset.db
-    quote = connections[using].ops.quote_name
+    by_vector, parameters = _compile(near[: ranks.depth], ["float8 '0'"])
+    by_text, more = _compile(said[: ranks.depth], ["float8 '0'", "float8 '0'"])
+    quote = connections[queryset.db].ops.quote_name
     table = quote(meta.db_table)
-    columns = [f"{table}.{quote(key.column)}" for key in keys]
-    texts, parameters = [], []
-    for each, added in ((near, 1), (said, 2)):
-        try:
-            compiled, values = each[: ranks.depth].query.get_compiler(using=using).as_sql()
-        except EmptyResultSet:  # as of `none()`
-            nothing = ", ".join([*columns, *["float8 '0'"] * added])
-            compiled, values = f"SELECT {nothing} FROM {table} WHERE false", ()
-        texts.append(compiled)
-        parameters += values
-    fused = fuse_lists(texts[0], texts[1], len(keys), 0, ranks, k)
-    found = [f"bq_key_{i}" for i in range(len(keys))]
-    same = " AND ".join(
-        f"{one} = bq_fused.{other}" for one, other in zip(columns, found, strict=True)
-    )
+    column = f"{table}.{quote(meta.pk.column)}"
     wanted = [f"{table}.{quote(field.column)}" for field in fields]
     statement = (
         f"SELECT {', '.join(wanted)}, {', '.join(f'bq_fused.{name}' for name in ADDED)}"
-        f" FROM ({fused}) AS bq_fused({', '.join([*found, 'bq_distance', *ADDED])})"
-        f" JOIN {table} ON {same}"
-        f" ORDER BY bq_fused.score DESC, bq_fused.bq_distance, {', '.join(columns)}"
+        f" FROM ({fuse_lists(by_vector, by_text, 1, 0, ranks, k)})"
+        f" AS bq_fused(bq_key, bq_distance, {', '.join(ADDED)})"
+        f" JOIN {table} ON {column} = bq_fused.bq_key"
+        f" ORDER BY bq_fused.score DESC, bq_fused.bq_distance, {column}"
     )
-    return queryset.raw(statement, parameters, using=using)
+    return queryset.raw(statement, [*parameters, *more])
+
+
+def _compile(rows: QuerySet[Any], others: Sequence[str]) -> tuple[str, Sequence[Any]]:
+    """The statement of a queryset of keys and `others`, and its parameters."""
+    try:
+        return rows.query.get_compiler(using=rows.db).as_sql()
+    except EmptyResultSet:  # as of `none()`, for which Django has no statement
+        meta = rows.model._meta
+        quote = connections[rows.db].ops.quote_name
+        names = ", ".join([quote(meta.pk.column), *others])
+        return f"SELECT {names} FROM {quote(meta.db_table)} WHERE false", ()
 
 
 def _to_document(queryset: QuerySet[Any], text: Any, language: str) -> Any:

@@ -611,6 +611,19 @@ def test_what_cannot_be_fused_is_refused(shop: Any, notes: Any, vectors: Any) ->
 
     with pytest.raises(ValueError, match="expected a model without a field 'score'"):
         hybrid(Rated.objects.all(), **options)
+    if django.VERSION < (5, 2):
+        return
+
+    class Two(models.Model):
+        pk = models.CompositePrimaryKey("one", "other")
+        one = models.IntegerField()
+        other = models.IntegerField()
+
+        class Meta:
+            app_label = "shop"
+
+    with pytest.raises(ValueError, match="expected a model with a primary key of one field"):
+        hybrid(Two.objects.all(), **options)
 
 
 # -- settings ---------------------------------------------------------------------------------
