@@ -16,12 +16,12 @@ from haystack.utils import Secret, deserialize_secrets_inplace
 
 from pybq._catalog.layout import Store, name_table
 from pybq._codes.metric import Metric, check_metric
-from pybq._documents.columns import Found
 from pybq._documents.comparisons import to_filter
 from pybq._documents.documents import Documents, change, count, find, read, remove, write
 from pybq._documents.opening import name_columns, open_indexed
 from pybq._loading.ingest import OnConflict
 from pybq._tables.table import Table
+from pybq.haystack.rows import OTHERS, to_document, to_rows
 
 _T = TypeVar("_T")
 
@@ -29,9 +29,6 @@ Filters = dict[str, Any]
 
 # Pipelines write where a class is from: files may change, the public name does not.
 PUBLIC = "pybq.haystack"
-
-# What a document has beside content, metadata and embedding, where a table has columns for it.
-OTHERS = {"blob": "bytea", "rest": "jsonb"}
 
 ON_CONFLICT: dict[DuplicatePolicy, OnConflict] = {
     DuplicatePolicy.SKIP: "skip",
@@ -152,7 +149,7 @@ class BQDocumentStore:
 
     def filter_documents(self, filters: Filters | None = None) -> list[Document]:
         """Documents that meet the filters, in the order of their ids."""
-        return [_to_document(each) for each in self._do(read, filters=filters, vectors=True)]
+        return [to_document(each) for each in self._do(read, filters=filters, vectors=True)]
 
     def write_documents(
         self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE
@@ -173,17 +170,8 @@ class BQDocumentStore:
         """
         if not isinstance(documents, list) or not all(isinstance(d, Document) for d in documents):
             raise ValueError("expected a list of haystack.Document")
-        blobs, rests = zip(*map(_take_others, documents), strict=True) if documents else ((), ())
         try:
-            return self._do(
-                write,
-                [document.id for document in documents],
-                [document.content for document in documents],
-                [document.meta for document in documents],
-                [document.embedding for document in documents],
-                {"blob": blobs, "rest": rests},
-                ON_CONFLICT.get(policy, "error"),
-            )
+            return self._do(write, *to_rows(documents), ON_CONFLICT.get(policy, "error"))
         except psycopg.errors.UniqueViolation as error:
             raise DuplicateDocumentError(str(error)) from error
 
@@ -231,7 +219,7 @@ class BQDocumentStore:
         metric = self._parameters["metric"]
         offset = 1.0 if metric == "cosine" else 0.0
         return [
-            _to_document(each, offset - each.distance if each.score is None else each.score)
+            to_document(each, offset - each.distance if each.score is None else each.score)
             for each in found
         ]
 
@@ -310,24 +298,3 @@ class BQDocumentStore:
                 raise
             self._conn = conn
         return self._documents
-
-
-def _take_others(document: Document) -> tuple[bytes | None, dict[str, Any] | None]:
-    """Binary data, and what else a document has that is neither metadata nor embedding."""
-    rest = document.to_dict(flatten=False)
-    for name in ("id", "content", "meta", "embedding", "score"):
-        del rest[name]
-    rest = {name: value for name, value in rest.items() if value is not None}
-    if document.blob is None:
-        return None, rest or None
-    del rest["blob"]["data"]
-    return document.blob.data, rest
-
-
-def _to_document(found: Found, score: float | None = None) -> Document:
-    rest = found.others.get("rest") or {}
-    if found.others.get("blob") is not None:
-        rest = {**rest, "blob": {**rest.get("blob", {}), "data": found.others["blob"]}}
-    embedding = None if found.vector is None else found.vector.tolist()
-    known = {"id": found.id, "content": found.content, "meta": found.metadata}
-    return Document.from_dict({**known, **rest, "embedding": embedding, "score": score})
