@@ -129,9 +129,9 @@ class BQEmbeddingRetriever(_Retriever):
 class BQKeywordRetriever(_Retriever):
     """The documents whose content has the words of a query, by PostgreSQL's full text search.
 
-    The score of a document is 1 / (60 + its place): documents come in the order of `ts_rank`,
-    whose values say nothing across queries. An index makes it fast, without one all documents are
-    read: ``store.table.create_text_index("content")``.
+    The score of a document is 1 / (60 + its place): documents come in the order of `ts_rank`, or of
+    BM25 if the table has such an index, whose values say nothing across queries. An index makes it
+    fast, without one all documents are read: ``store.table.create_text_index("content")``.
 
     Parameters
     ----------
