@@ -143,7 +143,7 @@ async def create_table(
         return found_schema if hidden else None
 
 
-async def lock_name(db: Database, name: str, schema: str | None) -> str:
+async def lock_name(db: Database, name: str, schema: str | None) -> str | None:
     """Until the end of the transaction, let nobody else create this table; return its schema.
 
     Of several at once, one creates it, and the others learn that it exists: without the lock they
@@ -155,7 +155,8 @@ async def lock_name(db: Database, name: str, schema: str | None) -> str:
         [name, schema],
     )
     assert row is not None
-    return str(row[0])
+    found: str | None = row[0]
+    return found
 
 
 async def _is_hidden(db: Database, name: str, identifier: sql.Identifier) -> bool:

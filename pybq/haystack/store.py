@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from haystack import Document, default_from_dict, default_to_dict
@@ -23,6 +24,13 @@ from pybq._loading.ingest import OnConflict
 from pybq._tables.table import Table
 from pybq.haystack.rows import OTHERS, to_document, to_rows
 
+if TYPE_CHECKING:
+    from typing import Concatenate
+
+    from typing_extensions import ParamSpec
+
+    _P = ParamSpec("_P")
+
 _T = TypeVar("_T")
 
 Filters = dict[str, Any]
@@ -35,6 +43,19 @@ ON_CONFLICT: dict[DuplicatePolicy, OnConflict] = {
     DuplicatePolicy.OVERWRITE: "update",
 }
 _ENVIRONMENT = Secret.from_env_var("PYBQ_DSN")
+
+
+def _in_thread(
+    method: Callable[Concatenate[BQDocumentStore, _P], _T],
+) -> Callable[Concatenate[BQDocumentStore, _P], Coroutine[Any, Any, _T]]:
+    """Make the asynchronous method of one that waits."""
+
+    @wraps(method)
+    async def waiting(store: BQDocumentStore, /, *given: _P.args, **options: _P.kwargs) -> _T:
+        return await asyncio.to_thread(method, store, *given, **options)
+
+    waiting.__name__ = f"{method.__name__}_async"
+    return waiting
 
 
 class BQDocumentStore:
@@ -225,23 +246,14 @@ class BQDocumentStore:
 
     # -- the same without blocking an event loop ------------------------------------------
 
-    async def count_documents_async(self) -> int:
-        """As `count_documents`."""
-        return await asyncio.to_thread(self.count_documents)
-
-    async def filter_documents_async(self, filters: Filters | None = None) -> list[Document]:
-        """As `filter_documents`."""
-        return await asyncio.to_thread(self.filter_documents, filters)
-
-    async def write_documents_async(
-        self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE
-    ) -> int:
-        """As `write_documents`."""
-        return await asyncio.to_thread(self.write_documents, documents, policy)
-
-    async def delete_documents_async(self, document_ids: list[str]) -> None:
-        """As `delete_documents`."""
-        await asyncio.to_thread(self.delete_documents, document_ids)
+    count_documents_async = _in_thread(count_documents)
+    count_documents_by_filter_async = _in_thread(count_documents_by_filter)
+    filter_documents_async = _in_thread(filter_documents)
+    write_documents_async = _in_thread(write_documents)
+    delete_documents_async = _in_thread(delete_documents)
+    delete_all_documents_async = _in_thread(delete_all_documents)
+    delete_by_filter_async = _in_thread(delete_by_filter)
+    update_by_filter_async = _in_thread(update_by_filter)
 
     # -- the connection -------------------------------------------------------------------
 

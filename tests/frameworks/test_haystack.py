@@ -27,8 +27,12 @@ from haystack.testing.document_store import (  # noqa: E402
 )
 from haystack.testing.document_store_async import (  # noqa: E402
     CountDocumentsAsyncTest,
+    CountDocumentsByFilterAsyncTest,
+    DeleteAllAsyncTest,
+    DeleteByFilterAsyncTest,
     DeleteDocumentsAsyncTest,
     FilterDocumentsAsyncTest,
+    UpdateByFilterAsyncTest,
     WriteDocumentsAsyncTest,
 )
 from haystack.utils import Secret  # noqa: E402
@@ -111,8 +115,12 @@ class TestStore(Equal, DocumentStoreBaseExtendedTests, CountDocumentsByFilterTes
 class TestAsyncStore(
     Equal,
     CountDocumentsAsyncTest,
+    CountDocumentsByFilterAsyncTest,
+    DeleteAllAsyncTest,
+    DeleteByFilterAsyncTest,
     DeleteDocumentsAsyncTest,
     FilterDocumentsAsyncTest,
+    UpdateByFilterAsyncTest,
     WriteDocumentsAsyncTest,
 ):
     @pytest.fixture
