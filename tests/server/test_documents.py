@@ -23,6 +23,7 @@ from pybq._documents.documents import (
     put,
     read,
     remove,
+    write,
 )
 from pybq._documents.filters import Compare, Every, Filter, Not, Some
 from pybq._documents.opening import open_table
@@ -341,6 +342,30 @@ def test_words_and_vectors(documents: Documents) -> None:
     assert found == [] and vectors.shape == (0, DIM)
     with pytest.raises(ValueError, match="expected a filter or where, got both"):
         documents.do(find, [1] * DIM, 3, filter=Some([]), where="true")
+
+
+def test_documents_may_lack_a_vector(
+    conn: Conn, own: Documents, documents: Documents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever chunks they are written in, over vectors, too."""
+    monkeypatch.setattr("pybq._loading.encode.CHUNK_NBYTES", 3 * DIM * 4)
+    n = 20
+    vectors = [None if i % 3 else [i] * DIM for i in range(n)]
+    ids, nothing = [str(i) for i in range(n)], [{}] * n
+    for given in (np.ones((n, DIM)), vectors):
+        assert own.do(write, ids, ids, nothing, given, on_conflict="update") == n
+    found = {each.id: each.vector for each in own.do(read, ids, vectors=True)}
+    for i, vector in zip(ids, vectors, strict=True):
+        there = found[i]
+        assert (None if there is None else there.tolist()) == vector
+    near = own.do(find, [0] * DIM, n)
+    assert [each.id for each in near] == [i for i in ids if int(i) % 3 == 0]
+    with pytest.raises(psycopg.errors.NotNullViolation):  # of a column that wants one
+        documents.do(write, ["x"], ["x"], [{}], [None])
+    columns = {"content": "text"}
+    codes = Documents(pybq.Table.create(conn, "codes", DIM, codes=True, columns=columns))
+    with pytest.raises(ValueError, match="expected vectors for all rows of table 'codes'"):
+        codes.do(write, [1], ["x"], [{}], [None])
 
 
 def test_what_is_wrong_with_documents(conn: Conn, own: Documents, documents: Documents) -> None:
