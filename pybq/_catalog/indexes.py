@@ -234,7 +234,15 @@ async def find_opclass(db: Database, type_name: str, metric: Metric) -> sql.Iden
 
 
 async def create_extensions(db: Database) -> None:
-    """Create bq and bq_pgvector, and what the latter needs, where they are missing."""
+    """Create bq and bq_pgvector, and what the latter needs, where they are missing.
+
+    Of several that do so at once in transactions, one does, and the others find it done: CREATE
+    EXTENSION IF NOT EXISTS would fail by a unique index of pg_extension.
+    """
+    there = "SELECT count(*) = 2 FROM pg_extension WHERE extname IN ('bq', 'bq_pgvector')"
+    if await db.fetch_one(there) == (True,):
+        return
+    await db.fetch("SELECT pg_advisory_xact_lock(hashtext('pybq.create'), 0)")
     available = await db.fetch(
         "SELECT name FROM pg_available_extensions WHERE name IN ('bq', 'bq_pgvector')"
     )

@@ -188,6 +188,13 @@ def test_documents_come_back_as_they_were(document_store: BQDocumentStore) -> No
 def test_stores_may_begin_at_once(conn: Conn) -> None:
     from indexlib import run_threads
 
+    # in a database without any extension, on several tables
+    conn.execute("DROP EXTENSION bq CASCADE; DROP EXTENSION vector")
+    conn.commit()
+    tables = [make_store(conn, dim=4, table=name) for name in ("one", "one", "two", "three")]
+    run_threads(*(store.count_documents for store in tables))
+    for store in tables:
+        store.close()
     stores = [make_store(conn, dim=4) for _ in range(4)]
     run_threads(*(store.count_documents for store in stores))
     stores[0].write_documents([Document(content="x")])
