@@ -20,6 +20,9 @@
 /* The axes are chosen only if they find so much more. */
 #define CLEAR_GAIN 0.01
 
+/* Of fewer rows all codes are read anyway, and the gain is mostly chance. */
+#define DRIFT_ROWS 1000
+
 /* The order that rows are searched in; of norm 1, by cosine, both are the same. */
 static BqSearchOrder
 search_order(Relation index)
@@ -163,7 +166,7 @@ bq_tell_drift(Relation heap, Relation index, const BqMetaPageData *meta)
 	/* see what a query sees: a build would warn of rows that are on their way */
 	info->ii_Concurrent = true;
 	now = bq_sample_rows(heap, index, info, (int) meta->dim);
-	if (now->searches.count == 0)
+	if (now->searches.count == 0 || now->count < DRIFT_ROWS)
 		return NULL;
 	gain = rotation_gain(&now->searches, search_order(index), &error);
 	if (meta->transform != 0)

@@ -15,6 +15,8 @@ from pybq._catalog.database import Database, Row
 from pybq._codes.metric import Metric, find_metric, name_opclass
 from pybq.errors import ExtensionMissingError
 
+MAX_INDEXED_DIM = 8000  # BQ_INDEX_MAX_DIM of extension/index/bqformat.h
+
 
 @dataclass(frozen=True, slots=True)
 class VectorIndex:

@@ -10,7 +10,13 @@ from psycopg import sql
 
 from pybq._catalog import registry
 from pybq._catalog.database import Database
-from pybq._catalog.indexes import VectorIndex, find_indexes, tell_index, write_index
+from pybq._catalog.indexes import (
+    MAX_INDEXED_DIM,
+    VectorIndex,
+    find_indexes,
+    tell_index,
+    write_index,
+)
 from pybq._catalog.layout import Layout
 from pybq._catalog.registry import Calibration
 from pybq._catalog.sample import sample_statistics
@@ -42,8 +48,8 @@ class Status:
     indexes : list of VectorIndex
         On that column, oldest first.
     advice : str or None
-        If there is no index of bq (of a table with partitions on other servers it is not known):
-        the statement that makes one, and searches fast; where the
+        If there is no index of bq, and there can be one (of a table with partitions on other
+        servers it is not known): the statement that makes one, and searches fast; where the
         column does not declare its dimensions, the one that does so first.
     row_count : int or None
         Rows of the table that the current role may see; None if it may not read any.
@@ -132,7 +138,8 @@ async def read_status(db: Database, layout: Layout) -> Status:
     indexes = [await tell_index(db, index, layout.distributed) for index in found]
     advice = None
     # indexes of partitions on other servers are not seen from here
-    if not layout.sharded and not any(
+    can_have = layout.dim <= MAX_INDEXED_DIM and not layout.sharded
+    if can_have and not any(
         index.method == "bq" and index.answers(layout.metric) for index in indexes
     ):
         row = await db.fetch_one("SELECT relkind = 'p' FROM pg_class WHERE oid = %s", [layout.oid])

@@ -14,6 +14,7 @@ from psycopg.rows import tuple_row
 
 import pybq
 from pybq._catalog.database import BlockingDatabase, run
+from pybq._catalog.indexes import MAX_INDEXED_DIM
 from pybq._catalog.registry import Known, find_all
 from pybq._codes.metric import name_opclass
 from pybq._codes.quantizer import Quantizer
@@ -233,7 +234,7 @@ def _examine_vectors(conn: Connection[Any], known: list[Known]) -> Iterator[Find
         conn,
         """
         SELECT c.oid, c.oid::regclass::text, c.relname, n.nspname, a.attname,
-               quote_ident(a.attname), t.typname, greatest(a.atttypmod, d.typtypmod) > 0,
+               quote_ident(a.attname), t.typname, greatest(a.atttypmod, d.typtypmod),
                pg_table_is_visible(c.oid),
                array(SELECT o.opcname::text FROM pg_index i
                      JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
@@ -258,12 +259,14 @@ def _examine_vectors(conn: Connection[Any], known: list[Known]) -> Iterator[Find
     metrics = {(each.oid, each.column): each.metric for each in known}
     with_codes = {(each.oid, each.source) for each in known if each.is_codes}
     for oid, table, relname, schema, column, quoted, type_name, *rest in found:
-        declared, visible, others = rest
+        dim, visible, others = rest
         if (oid, column) in with_codes:
             continue
         name = f"table {table}"
         text = f"vectors in {column}, no index of bq"
-        if not declared:
+        if dim > MAX_INDEXED_DIM:
+            hint = f"none can be made: an index has up to {MAX_INDEXED_DIM:,} dimensions"
+        elif dim < 1:
             hint = f"none can be made: declare the dimensions of {quoted}, {type_name}(n)"
         elif others:
             text += f", one for {', '.join(others)}"

@@ -174,6 +174,15 @@ def test_drift_is_hinted(
     assert info(conn, "items_embedding")["hint"] is None
 
 
+def test_few_rows_are_no_drift(conn: Conn) -> None:
+    """Rows of no kind, of which the axes find more by chance, in an index made before them."""
+    create(conn, np.empty((0, 64), np.float32), nulls=0, column=COSINE)
+    create_index(conn, COSINE)
+    few = np.random.default_rng(1).standard_normal((300, 64)).round(3).astype(np.float32)
+    insert(conn, few, column=COSINE)
+    assert info(conn, "items_embedding")["hint"] is None
+
+
 def test_drift_is_looked_for_in_what_a_query_sees(conn: Conn, rng: np.random.Generator) -> None:
     """Not in rows that another transaction is writing; and nobody is warned of them."""
     create(conn, corners(rng, 1000, 64), column=COSINE)

@@ -15,6 +15,7 @@ from shared import Conn, exact_distances
 
 import pybq
 from pybq import RowError, TableError
+from pybq._catalog.indexes import MAX_INDEXED_DIM
 from pybq._cli.doctor import examine
 from pybq._tables.bench import bench_table
 from pybq._tables.recall import measure_recall
@@ -430,6 +431,18 @@ def test_rows_of_partitions_are_not_known_by_their_place(conn: Conn, vectors: np
     with pytest.raises(TableError, match="no primary key: .*; add a primary key"):
         pybq.Table(conn, "items")
     assert pybq.Table(conn, "items_1").key == ("ctid",)  # one by itself
+
+
+def test_more_dimensions_than_an_index_takes(conn: Conn) -> None:
+    conn.execute(f"CREATE TABLE items (id int PRIMARY KEY, v halfvec({MAX_INDEXED_DIM + 1}))")
+    table = pybq.Table(conn, "items")
+    assert table.status().advice is None
+    (hint,) = [one.hint for one in examine(conn) if one.name == "table items"]
+    assert hint == "none can be made: an index has up to 8,000 dimensions"
+    with pytest.raises(psycopg.DatabaseError, match="8000 dimensions"):
+        table.create_index()
+    conn.execute(f"ALTER TABLE items ALTER v TYPE halfvec({MAX_INDEXED_DIM})")
+    pybq.Table(conn, "items").create_index()
 
 
 def test_dimensions_that_are_not_declared(conn: Conn, vectors: np.ndarray) -> None:
