@@ -282,7 +282,7 @@ dist: ## the archive for PGXN, of what is committed, in dist
 	mkdir -p dist
 	git archive --format=zip --prefix='bq-$(VERSION)/' --output='dist/bq-$(VERSION).zip' HEAD $(PGXN)
 
-deb: dist ## Debian packages for each PostgreSQL of this Debian, in dist (debhelper, postgresql-server-dev-all)
+deb: dist ## Debian packages for each PostgreSQL of this Debian, in dist (debhelper, postgresql-all, postgresql-server-dev-all)
 	release/deb
 
 release-check: .venv/released sdist wheel dist ## what can be known of a release before it is one [TAG=v0.1.0]
