@@ -16,6 +16,7 @@ from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
     nullcontext,
+    suppress,
 )
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
@@ -224,8 +225,28 @@ class AsyncDatabase(Database):
     def transaction(self, force_rollback: bool = False) -> AbstractAsyncContextManager[Any]:
         return self._connection.transaction(force_rollback=force_rollback)
 
-    def copy(self, statement: Statement) -> AbstractAsyncContextManager[CopyStream]:
-        return AsyncCursor(self._connection, row_factory=tuple_row).copy(statement)
+    @asynccontextmanager
+    async def copy(self, statement: Statement) -> AsyncIterator[CopyStream]:
+        copy = AsyncCursor(self._connection, row_factory=tuple_row).copy(statement)
+        # To be cancelled while it begins would leave the connection in COPY for good: psycopg
+        # cancels the statement, which may have begun by then, and ends only what it has returned.
+        begin = asyncio.ensure_future(copy.__aenter__())
+        try:
+            stream = await asyncio.shield(begin)
+        except asyncio.CancelledError as error:
+            while not begin.done():  # it may wait for a lock
+                with suppress(asyncio.CancelledError):
+                    await self._connection.cancel_safe()
+                    await asyncio.wait([begin], timeout=1)
+            if begin.exception() is None:
+                await copy.__aexit__(type(error), error, error.__traceback__)
+            raise
+        try:
+            yield stream
+        except BaseException as error:
+            await copy.__aexit__(type(error), error, error.__traceback__)
+            raise
+        await copy.__aexit__(None, None, None)
 
     async def wait_for(self, future: Future[T]) -> T:
         return await asyncio.wrap_future(future)

@@ -222,6 +222,43 @@ def test_a_cancelled_ingest_writes_nothing_and_leaves_the_table_usable(
     run(work)
 
 
+@pytest.mark.once
+def test_cancelled_while_copy_begins(
+    conn: Conn, run: Run, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection was left in COPY, and of no more use."""
+    vectors = rng.standard_normal((10, 64), dtype=np.float32)
+    copy = psycopg.AsyncCursor.copy
+
+    async def work(mine: AsyncConn) -> None:
+        begun = asyncio.Event()
+
+        def copy_and_tell(*arguments: Any) -> Any:
+            begun.set()
+            return copy(*arguments)
+
+        monkeypatch.setattr(psycopg.AsyncCursor, "copy", copy_and_tell)
+        table = await pybq.AsyncTable.create(mine, "items", 64, store=None, transform=0)
+        for locked in [False] * 5 + [True]:
+            begun.clear()
+            if locked:  # by whom COPY is kept waiting
+                conn.execute("LOCK TABLE items IN SHARE MODE")
+            ingesting = asyncio.create_task(table.ingest(range(10), vectors))
+            if locked:
+                await asyncio.sleep(0.01)
+            else:
+                await begun.wait()
+            ingesting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await ingesting
+            assert mine.info.transaction_status == TransactionStatus.IDLE
+        conn.rollback()
+        assert await table.ingest(range(10), vectors) == 10
+        assert len(await table.search(vectors[0])) == 10
+
+    run(work)
+
+
 def test_an_open_transaction_is_joined(run: Run, lsa: tuple[np.ndarray, np.ndarray]) -> None:
     base, queries = lsa
 
