@@ -222,8 +222,18 @@ class AsyncDatabase(Database):
             cursors = [await self._execute(statement, each) for each in parameters]
             return [await cursor.fetchall() for cursor in cursors]
 
-    def transaction(self, force_rollback: bool = False) -> AbstractAsyncContextManager[Any]:
-        return self._connection.transaction(force_rollback=force_rollback)
+    @asynccontextmanager
+    async def transaction(self, force_rollback: bool = False) -> AsyncIterator[Any]:
+        outermost = not self.in_transaction
+        try:
+            async with self._connection.transaction(force_rollback=force_rollback) as began:
+                yield began
+        except asyncio.CancelledError:
+            # If COMMIT itself was cancelled, psycopg leaves the transaction, which has failed.
+            status = self._connection.pgconn.transaction_status
+            if outermost and status == TransactionStatus.INERROR:
+                await self._connection.rollback()
+            raise
 
     @asynccontextmanager
     async def copy(self, statement: Statement) -> AsyncIterator[CopyStream]:

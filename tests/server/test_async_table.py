@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -257,6 +258,31 @@ def test_cancelled_while_copy_begins(
         assert len(await table.search(vectors[0])) == 10
 
     run(work)
+
+
+@pytest.mark.once
+def test_cancelled_while_it_commits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection was left in a transaction that had failed."""
+
+    @asynccontextmanager
+    async def begin(mine: AsyncConn) -> AsyncIterator[None]:
+        await mine.execute("BEGIN")
+        yield
+        # what a COMMIT leaves that the server cancels before it has begun
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await mine.execute("SELECT 1 / 0")
+        raise asyncio.CancelledError
+
+    async def work(mine: AsyncConn) -> None:
+        table = await pybq.AsyncTable.create(mine, "items", 64, store=None, transform=0)
+        with monkeypatch.context() as patch:
+            patch.setattr(mine, "transaction", lambda **_: begin(mine))
+            with pytest.raises(asyncio.CancelledError):
+                await table.search([1] * 64, probes=3)
+        assert mine.info.transaction_status == TransactionStatus.IDLE
+        assert await table.search([1] * 64, probes=3) == []
+
+    run(work, autocommit=True)
 
 
 def test_an_open_transaction_is_joined(run: Run, lsa: tuple[np.ndarray, np.ndarray]) -> None:
