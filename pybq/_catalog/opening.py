@@ -164,6 +164,11 @@ async def _read_layout(
             f"table {name!r} is {what} and has no primary key: rows of several {parts} are at the "
             f"same place; {remedy if sharded or distributed else 'add a primary key'}"
         )
+    if keys == (PLACE,) and await _has_heirs(db, oid):
+        raise TableError(
+            f"other tables inherit from table {name!r}, which has no primary key: rows of several "
+            "are at the same place; add a primary key"
+        )
     searched = columns.pop(column)
     vectors: Column | None = searched
     if has_codes:
@@ -190,6 +195,14 @@ async def _read_layout(
         distributed=distributed,
         named_schema=named_schema,
     )
+
+
+async def _has_heirs(db: Database, table: int) -> bool:
+    row = await db.fetch_one(
+        "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = %s)", [table]
+    )
+    assert row is not None
+    return bool(row[0])
 
 
 async def _has_foreign_partitions(db: Database, table: int) -> bool:

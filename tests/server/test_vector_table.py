@@ -431,6 +431,10 @@ def test_rows_of_partitions_are_not_known_by_their_place(conn: Conn, vectors: np
     with pytest.raises(TableError, match="no primary key: .*; add a primary key"):
         pybq.Table(conn, "items")
     assert pybq.Table(conn, "items_1").key == ("ctid",)  # one by itself
+    conn.execute(f"CREATE TABLE old (v vector({DIM})); CREATE TABLE new () INHERITS (old)")
+    with pytest.raises(TableError, match="other tables inherit .* no primary key: .*; add a prim"):
+        pybq.Table(conn, "old")
+    assert pybq.Table(conn, "new").key == ("ctid",)
 
 
 def test_more_dimensions_than_an_index_takes(conn: Conn) -> None:
