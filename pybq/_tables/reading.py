@@ -18,6 +18,7 @@ from pybq._catalog.schema import check_options
 from pybq._catalog.size import count_rows
 from pybq._catalog.status import Status
 from pybq._choice.statistics import Statistics
+from pybq._loading.source import unlike
 from pybq._searching.calibrate import SAMPLE, keep_effort
 from pybq._searching.calibrate import calibrate as measure_effort
 from pybq._searching.condition import Where
@@ -328,9 +329,10 @@ async def get(
         condition, more = layout.with_keys(keys[0] if len(keys) == 1 else zip(*keys, strict=True))
     rows = await table._db.fetch(
         sql.SQL(
-            "SELECT given.bq_place, {read} FROM {given} WITH ORDINALITY AS given({keys}, bq_place)"
+            "SELECT given.{place}, {read} FROM {given} WITH ORDINALITY AS given({keys}, {place})"
             " JOIN {table} AS t USING ({keys}) WHERE {condition}"
         ).format(
+            place=sql.Identifier(unlike("bq_place", [key.name for key in layout.key])),
             read=sql.SQL(", ").join([layout.keys, *read]),
             given=given,
             keys=layout.keys,

@@ -135,6 +135,9 @@ def test_a_column_may_have_the_name_of_the_places(conn: Conn, vectors: np.ndarra
     pybq.Table.create(conn, "items", DIM, store=None).ingest(range(2), vectors[:2])
     conn.execute("ALTER TABLE items ADD bq_place int DEFAULT 7")
     assert pybq.Table(conn, "items").get([1]) == [Row(1, {"bq_place": 7})]
+    conn.execute("ALTER TABLE items DROP bq_place")
+    conn.execute("ALTER TABLE items RENAME id TO bq_place")
+    assert pybq.Table(conn, "items").get([1]) == [Row(1)]
 
 
 def test_a_text_is_not_the_keys_of_its_letters(conn: Conn, vectors: np.ndarray) -> None:
