@@ -33,6 +33,7 @@ class Column:
     type_schema: str
     type_oid: int
     is_enum: bool
+    generated: bool = False  # of other columns: it cannot be written
 
     @property
     def identifier(self) -> sql.Identifier:

@@ -238,7 +238,8 @@ async def read_columns(db: Database, table: int) -> list[tuple[Column, int | Non
     rows = await db.fetch(
         """
         SELECT a.attname, t.typname, s.nspname, b.typname, bs.nspname, b.oid,
-               b.typtype = 'e', nullif(coalesce(nullif(a.atttypmod, -1), b.typmod), -1),
+               b.typtype = 'e', a.attgenerated <> '',
+               nullif(coalesce(nullif(a.atttypmod, -1), b.typmod), -1),
                coalesce(k.place, 0)
         FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
         JOIN pg_namespace s ON s.oid = t.typnamespace
@@ -261,8 +262,8 @@ async def read_columns(db: Database, table: int) -> list[tuple[Column, int | Non
         """,
         [table],
     )
-    rows.sort(key=itemgetter(8))  # columns of the key in its order, not that of the table
-    return [(Column(*row[:7]), row[7], row[8] > 0) for row in rows]
+    rows.sort(key=itemgetter(9))  # columns of the key in its order, not that of the table
+    return [(Column(*row[:8]), row[8], row[9] > 0) for row in rows]
 
 
 async def _find_metric(

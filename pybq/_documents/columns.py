@@ -119,7 +119,12 @@ class Columns:
                 f"expected ids of type {self.key.declared}, that of column {self.key.name!r}, got "
                 f"{given!r}"
             ) from None
-        return str(given)
+        return self.to_id(given)
+
+    def to_id(self, key: Any) -> str:
+        """The id of a key."""
+        # its blanks are no part of a value of char(n)
+        return str(key).rstrip(" ") if self.key.type_name == "bpchar" else str(key)
 
     def to_values(
         self,
@@ -128,8 +133,11 @@ class Columns:
         others: Mapping[str, Sequence[Any]],
     ) -> dict[str, list[Any]]:
         """Values of columns from content, metadata and what else there is."""
+        # a document that was read may be written again: what is generated comes by itself
         fields = [
-            name for name in self.fields if self.declared or any(name in each for each in metadatas)
+            name
+            for name, column in self.fields.items()
+            if not column.generated and (self.declared or any(name in each for each in metadatas))
         ]
         values: dict[str, list[Any]] = {self.content.name: list(contents)}
         for name in fields:
@@ -149,7 +157,7 @@ class Columns:
         changes = {
             name: self._parse(name, value)
             for name, value in metadata.items()
-            if name in self.fields
+            if name in self.fields and not self.fields[name].generated
         }
         rest = self._take_rest(metadata)
         return {**changes, self.json: rest} if self.json is not None and rest else changes
@@ -173,7 +181,7 @@ class Columns:
         metadata = dict(values[self.json] or {}) if self.json is not None else {}
         metadata |= {name: values[name] for name in self.fields if values[name] is not None}
         others = {name: values[name] for name in self.others}
-        return Found(str(key), key, values[self.content.name], metadata, others=others, **more)
+        return Found(self.to_id(key), key, values[self.content.name], metadata, others=others, **more)
 
     def write_condition(
         self, filter: Filter | None, ids: Sequence[str] | None = None

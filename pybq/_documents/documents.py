@@ -116,7 +116,7 @@ async def put(
         keys = [next(made) if key is None else key for key in keys]
     conflict: OnConflict = "error" if missing == n else "update"
     await write(table, columns, keys, contents, metadatas, vectors, on_conflict=conflict)
-    return [str(columns.to_key(key)) for key in keys]
+    return [columns.to_id(columns.to_key(key)) for key in keys]
 
 
 async def write(
@@ -244,7 +244,10 @@ async def read(
         for key, vector, *row in rows
     ]
     if ids is not None:
-        places = {str(columns.to_key(each)): place for place, each in reversed([*enumerate(ids)])}
+        places = {
+            columns.to_id(columns.to_key(each)): place
+            for place, each in reversed([*enumerate(ids)])
+        }
         found.sort(key=lambda each: places[each.id])
     return found
 

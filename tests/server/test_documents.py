@@ -329,6 +329,20 @@ def test_columns_that_are_named_are_all_written(conn: Conn) -> None:
     assert found.do(read, [key, key.upper()]) == found.do(read, [key])
 
 
+def test_documents_that_were_read_can_be_written(conn: Conn) -> None:
+    """What is generated was refused; ids of char(n) were not found again."""
+    conn.execute(
+        f"CREATE TABLE own (id char(5) PRIMARY KEY, content text, v vector({DIM}), length int"
+        " GENERATED ALWAYS AS (length(content)) STORED, lang text)".encode()
+    )
+    documents = Documents(pybq.Table(conn, "own"))
+    documents.do(put, ["b", "a"], ["x", "yy"], [{"lang": "en"}, {}], np.ones((2, DIM)))
+    b, a = documents.do(read, ["b", "a"])
+    assert (b.id, b.metadata, a.metadata) == ("b", {"length": 1, "lang": "en"}, {"length": 2})
+    documents.do(put, [b.id], ["xyz"], [b.metadata], np.ones((1, DIM)))
+    assert documents.do(read, ["b"])[0].metadata == {"length": 3, "lang": "en"}
+
+
 def test_words_and_vectors(documents: Documents) -> None:
     hits = documents.do(find, [1] * DIM, 3, text="3", weights=(0, 1))
     assert hits[0].id == "3" and hits[0].score == pytest.approx(1 / 61)
