@@ -324,7 +324,7 @@ class BQVectorStore(VectorStore):  # type: ignore[misc]
 
 
 def _take_removed(ids: Sequence[str] | None, given: Any) -> tuple[Any, Filter | None]:
-    if ids is None and given is None:
+    if ids is None and not given:  # an empty filter is true of all documents
         raise ValueError("expected ids or a filter to delete by; store.table has all rows")
     return ids, to_filter(given)
 

@@ -36,6 +36,8 @@ def _to_part(name: Any, value: Any) -> Filter:
         raise ValueError(f"expected a field, $and, $or or $not in a filter, got {name!r}")
     if not isinstance(value, Mapping):
         return Compare(name, "eq", value)
+    if not value:  # which would be true of all documents
+        raise ValueError(f"expected a value or operators for field {name!r}, got {value!r}")
     tests: list[Filter] = []
     for operator, operand in value.items():
         if operator == "$between":

@@ -15,6 +15,7 @@ from datetime import date, datetime, timezone
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from psycopg import sql
 
 from pybq._catalog.layout import INTEGERS, Column
@@ -164,7 +165,7 @@ class _Writer:
         return sql.Placeholder(name)
 
     def _add_json(self, value: Any) -> sql.Composed:
-        return sql.SQL("{}::jsonb").format(self._add(json.dumps(_as_plain(value))))
+        return sql.SQL("{}::jsonb").format(self._add(_to_json(value)))
 
     def _write_in(self, filter: Compare) -> sql.Composable:
         if isinstance(filter.value, str) or not isinstance(filter.value, Sequence):
@@ -178,9 +179,9 @@ class _Writer:
         column, path = self._find(filter.field)
         if column is None or column.type_name in JSON:
             field = self._write_field(column, path)
-            given = self._add([json.dumps(value) for value in values])
+            given = self._add([_to_json(value) for value in values])
             parts.append(sql.SQL("{} = ANY ({}::text[]::jsonb[])").format(field, given))
-        elif all(_has_type(column, value) for value in values):
+        elif len({*map(type, values)}) < 2 and all(_has_type(column, each) for each in values):
             # one array, so that an index can answer it
             parts.append(self._write_any(column, values))
         else:
@@ -219,10 +220,12 @@ class _Writer:
             if column.type_name in TEXTS:
                 return self._write_dates(name, sign, value)
             value = _without_zone(value) if column.type_name in DATES[:2] else value
+        if is_array and isinstance(value, tuple):  # which would be sent as a row
+            value = list(value)
         if not _has_kind(column, value):
             return sql.SQL("false")
         operand: sql.Composable = self._add(value)
-        if _has_type(column, value):
+        if _has_type(column, value) or (is_array and isinstance(value, list)):
             type_ = sql.Identifier(column.type_schema, column.type_name)
             operand = sql.SQL("{}::{}").format(operand, type_)
         return sql.SQL("{} {} {}").format(name, sql.SQL(sign), operand)
@@ -312,8 +315,15 @@ def _without_zone(value: date) -> datetime:
 
 
 def _as_plain(value: Any) -> Any:
-    """What NumPy's scalars stand for."""
-    return value.item() if hasattr(value, "dtype") and hasattr(value, "item") else value
+    """What NumPy's scalars, and arrays, stand for."""
+    return value.tolist() if hasattr(value, "dtype") and hasattr(value, "tolist") else value
+
+
+def _to_json(value: Any) -> str:
+    try:
+        return json.dumps(_as_plain(value), allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected a value that JSON has, got {value!r}") from None
 
 
 def _has_type(column: Column, value: Any) -> bool:
@@ -323,6 +333,11 @@ def _has_type(column: Column, value: Any) -> bool:
     """
     if isinstance(value, str):
         return _has_kind(column, value)
+    if column.type_name == "float4" and isinstance(value, (float, Decimal)):
+        # 0.1 was rounded when it was written; as float8, which numbers come as, it is no 0.1
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = np.float32(value)
+        return bool(np.isfinite(rounded) and (rounded != 0 or value == 0))
     if isinstance(value, bool) or not isinstance(value, int):
         return False
     limit = RANGES.get(column.type_name, 0)

@@ -278,8 +278,9 @@ def test_what_is_wrong_with_stores(conn: Conn, store: BQVectorStore) -> None:
     embedding = WordEmbeddings()
     with pytest.raises(TypeError, match="expected a table, or a connection to open it on"):
         BQVectorStore.from_texts(["a"], embedding)
-    with pytest.raises(ValueError, match="expected ids or a filter to delete by"):
-        store.delete()
+    for none in (None, {}):
+        with pytest.raises(ValueError, match="expected ids or a filter to delete by"):
+            store.delete(filter=none)
     with pytest.raises(ValueError, match="expected 1 metadatas"):
         store.add_texts(["a"], [{}, {}])
     with pytest.raises(TypeError, match="expected options of .*'no_such'"):

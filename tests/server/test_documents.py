@@ -15,6 +15,7 @@ import pytest
 from shared import Conn
 
 import pybq
+from pybq._documents.dicts import to_filter
 from pybq._documents.documents import (
     Documents,
     count,
@@ -169,14 +170,15 @@ def test_filters_on_json_mean_what_python_says(documents: Documents) -> None:
 
 
 # The same values in columns of their own, where they can be.
-COLUMNS = {"n": "numeric", "s": "text", "b": "boolean", "i": "smallint", "f": "real", "l": "text[]",
-           "day": "date", "who": "uuid", HOSTILE: "varchar(99)", "o": "jsonb"}  # fmt: skip
+COLUMNS = {"n": "numeric", "s": "text", "b": "boolean", "i": "smallint", "f": "real",
+           "l": "text[]", "m": "int[]", "day": "date", "who": "uuid", HOSTILE: "varchar(99)",
+           "o": "jsonb"}  # fmt: skip
 DAY, WHO = datetime.date(2026, 11, 22), uuid.UUID(int=5)
 ROWS: list[dict[str, Any]] = [
     {"n": 1, "s": "apple", "b": True, "i": 7, "f": 0.5, "l": ["a", "b"], "day": DAY, "who": WHO},
     {"n": 2.5, "s": "Pear", "b": False, "i": -7, "l": [], "day": datetime.date(2025, 1, 1)},
     {"s": "50% off_", "i": 0, "f": -1.0, HOSTILE: HOSTILE, "o": {"deep": [1]}},
-    {},
+    {"f": 0.1, "m": [1, 2]},
 ]
 
 
@@ -202,17 +204,18 @@ OF_COLUMNS: list[Filter] = [
         Compare(f, o, v)
         for f in ("n", "i", "f")
         for o in ("eq", "ne", *ORDER)
-        for v in (1, 0.5, 2**40)
+        for v in (1, 0.5, 0.1, 1e300, 2**40)
     ),  # type: ignore[arg-type]
     *(Compare("s", o, v) for o in ("eq", "ne", *ORDER) for v in ("apple", "50% off_")),  # type: ignore[arg-type]
     *(Compare("b", o, v) for o in ("eq", "ne") for v in (True, None)),  # type: ignore[arg-type]
     *(Compare("s", o, v) for o in ("in", "nin") for v in ([], ["apple", None], ["Pear", "x"])),  # type: ignore[arg-type]
+    *(Compare("f", o, v) for o in ("in", "nin") for v in ([0.1], [0.1, 0.5, -1], [1e-300])),  # type: ignore[arg-type]
     *(Compare("i", o, v) for o in ("in", "nin") for v in ([7, 2**40], [0, -7], [0.0, None])),  # type: ignore[arg-type]
     *(Compare("s", o, v) for o in ("like", "ilike") for v in ("P%", "50% %")),  # type: ignore[arg-type]
     *(Compare("s", o, "P") for o in ("has_text", "has_text_any_case")),  # type: ignore[arg-type]
     *(Compare("day", o, DAY) for o in ("eq", *ORDER)),  # type: ignore[arg-type]
     *(Compare("l", "contains", v) for v in ("a", "c")),
-    Compare("l", "eq", ["a", "b"]),
+    *(Compare(f, "eq", v) for f, v in (("l", ["a", "b"]), ("l", []), ("m", [1, 2]))),
     Compare("o", "eq", {"deep": [1]}),
     Compare("who", "eq", WHO),
     Compare(HOSTILE, "eq", HOSTILE),
@@ -283,6 +286,8 @@ def test_hostile_names_are_refused(own: Documents, documents: Documents) -> None
         (Compare("n", "lt", None), "expected .* to compare 'n' with, got None"),
         (Compare("n", "lt", [1]), r"expected .* to compare 'n' with, got \[1\]"),
         (Compare("n", "near", 1), "expected an operator that is known, got 'near'"),  # type: ignore[arg-type]
+        (Compare("o", "eq", math.nan), "expected a value that JSON has, got .*nan"),
+        (Compare("o", "eq", DAY), "expected a value that JSON has, got .*datetime.date"),
     ],
 )
 def test_what_is_wrong_with_filters(
@@ -293,6 +298,8 @@ def test_what_is_wrong_with_filters(
             each.do(read, filter=filter)
     with pytest.raises(ValueError, match="expected column 's' to be an array"):
         own.do(read, filter=Compare("s", "contains", "a"))
+    with pytest.raises(ValueError, match="expected a value or operators for field 'n', got {}"):
+        to_filter({"$and": [{"n": {}}]})
 
 
 # -- documents ----------------------------------------------------------------------------
