@@ -161,7 +161,7 @@ def _storage(index: Index) -> tuple[str, dict[str, str]]:
     """Access method and options of an index, as the catalog has them."""
     options = index.dialect_options["postgresql"]
     given = options["with"] or {}
-    return options["using"] or "btree", {name: str(value) for name, value in given.items()}
+    return options["using"] or "btree", {name.lower(): str(each) for name, each in given.items()}
 
 
 def _is_on_vectors(index: Index) -> bool:

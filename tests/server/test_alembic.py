@@ -130,7 +130,7 @@ def catalog(engine: Engine) -> list[tuple[str, ...]]:
 def test_autogenerate_finds_nothing_after_its_own_migration(
     run: Callable[..., str], engine: Engine
 ) -> None:
-    models = make_models(options={"lists": 4})
+    models = make_models(options={"LISTS": 4})  # names are folded, as all in SQL
     script = revise(run, models)
     assert "import pybq.sqlalchemy\n" in script
     assert "import pgvector.sqlalchemy" in script
