@@ -121,6 +121,12 @@ class Columns:
             ) from None
         return self.to_id(given)
 
+    def to_keys(self, ids: Sequence[str | None]) -> list[Any]:
+        """Keys of ids; None where one is to be made."""
+        if isinstance(ids, (str, bytes)):  # not the ids that its letters are
+            raise TypeError(f"expected a list of ids, got {ids!r}")
+        return [None if each is None else self.to_key(each) for each in ids]
+
     def to_id(self, key: Any) -> str:
         """The id of a key."""
         # its blanks are no part of a value of char(n)
@@ -181,7 +187,9 @@ class Columns:
         metadata = dict(values[self.json] or {}) if self.json is not None else {}
         metadata |= {name: values[name] for name in self.fields if values[name] is not None}
         others = {name: values[name] for name in self.others}
-        return Found(self.to_id(key), key, values[self.content.name], metadata, others=others, **more)
+        return Found(
+            self.to_id(key), key, values[self.content.name], metadata, others=others, **more
+        )
 
     def write_condition(
         self, filter: Filter | None, ids: Sequence[str] | None = None
@@ -189,5 +197,5 @@ class Columns:
         """A condition and its parameters; without filter and ids it is true."""
         parts = [] if filter is None else [filter]
         if ids is not None:
-            parts.append(Keys([self.to_key(each) for each in ids]))
+            parts.append(Keys(self.to_keys(ids)))
         return write_condition(Every(parts), self._fields)

@@ -109,7 +109,7 @@ async def put(
             raise ValueError(f"expected {n} {what}, one for each text, got {len(given)}")
     if n == 0:
         return []
-    keys: list[Any] = list(ids or [None] * n)
+    keys = columns.to_keys(ids or [None] * n)
     missing = sum(key is None for key in keys)
     if missing:
         made = iter(await _make_keys(table, columns, missing))

@@ -399,6 +399,13 @@ def test_what_is_wrong_with_documents(conn: Conn, own: Documents, documents: Doc
         own.do(put, None, ["x"], [{}, {}], ones)
     with pytest.raises(ValueError, match="expected 1 ids, one for each text, got 0"):
         own.do(put, [], ["x"], [{}], ones)
+    for ask in (
+        lambda: documents.do(remove, "12"),
+        lambda: documents.do(read, "12"),
+        lambda: documents.do(put, "12", ["x", "y"], [{}, {}], np.ones((2, DIM))),
+    ):
+        with pytest.raises(TypeError, match="expected a list of ids, got '12'"):
+            ask()
     table = documents.table
     assert isinstance(table, pybq.Table)
     with pytest.raises(ValueError, match="no column 'no' in table 'docs' for documents"):
