@@ -1,0 +1,166 @@
+"""From `pip install` to the first hit, page by page (make newcomer).
+
+    python -m newcomer ../dist/pybq-*.whl               (in tests/)
+    python -m newcomer ../dist/pybq-*.whl quickstart django
+
+For each page an environment with nothing in it, and then what the page says, in order: what it
+installs, its servers, its Python, SQL and commands (reader.py). The only thing that differs from
+what a newcomer types is the wheel in place of `pybq`, which no index of packages has yet. Once with
+caches that are empty, of pip and of compiled extensions, and once more, in another environment,
+with what the first time has left in them. Exits with 1 if a page fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pages import ROOT
+from rich.console import Console
+from rich.table import Table as Grid
+
+READER = Path(__file__).with_name("reader.py")
+
+# Name -> page, and a heading's anchor if it is about one section.
+PAGES: dict[str, tuple[str, ...]] = {
+    "quickstart": ("docs/quickstart.md",),
+    "readme-sql": ("README.md", "on-columns-of-pgvector"),
+    "readme-codes": ("README.md", "codes-as-a-column"),
+    "readme-python": ("README.md", "in-python"),
+    "readme-sqlalchemy": ("README.md", "with-sqlalchemy-2"),
+    "readme-words": ("README.md", "words-and-vectors"),
+    "readme-langchain": ("README.md", "in-langchain"),
+    "readme-llama-index": ("README.md", "in-llamaindex"),
+    "readme-cli": ("README.md", "on-the-command-line"),
+    "from-pgvector": ("docs/from-pgvector.md",),
+    "settings": ("docs/settings.md",),
+    "filters": ("docs/filters.md",),
+    "pools": ("docs/pools.md",),
+    "operating": ("docs/operating.md",),
+    "hybrid": ("docs/hybrid.md",),
+    "django": ("docs/django.md",),
+    "haystack": ("docs/haystack.md",),
+    "search.ipynb": ("docs/notebooks/search.ipynb",),
+    "axes.ipynb": ("docs/notebooks/axes.ipynb",),
+    "encoding": ("docs/encoding.md",),
+}
+DEMO = "demo"
+# What pip and the server of a newcomer would find of ours.
+OURS = ("PYTHON", "PYBQ_", "PG", "VIRTUAL_ENV", "MAKE", "MFLAGS", "DJANGO_")
+
+
+def environment(folder: Path, caches: Path) -> dict[str, str]:
+    """Of who has this machine's programs and certificates, and no files."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    return found | {
+        "HOME": str(folder),
+        "PATH": os.pathsep.join([str(folder / "venv" / "bin"), os.environ["PATH"]]),
+        "PIP_CACHE_DIR": str(caches / "pip"),
+        "PIP_LOG": str(folder / "pip.log"),
+        "PYBQ_CACHE_DIR": str(caches / "bq"),
+        "PYBQ_DATA_DIR": str(folder / "data"),
+    }
+
+
+def read(name: str, wheel: Path, folder: Path, caches: Path) -> dict[str, Any]:
+    """What one page took, in one new environment."""
+    # not of an environment: what that has is not to be seen
+    python = Path(sys.base_prefix) / "bin" / "python3"
+    subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
+    page, *section = PAGES[name]
+    work = folder / "work"
+    work.mkdir()
+    if page.endswith(".ipynb"):  # who reads a notebook has cloned the tree that it lies in
+        clone(folder / "bq")
+        work = (folder / "bq" / page).parent
+    done = subprocess.run(
+        [folder / "venv" / "bin" / "python", READER, wheel, page, *section],
+        cwd=work, env=environment(folder, caches), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def clone(target: Path) -> None:
+    subprocess.run(["git", "clone", "--quiet", ROOT, target], check=True)
+
+
+def demo(folder: Path, caches: Path) -> dict[str, Any]:
+    """What `make demo` took in a clone, until its first answer."""
+    clone(folder / "bq")
+    env = {**environment(folder, caches), "PYTHONUNBUFFERED": "1"}
+    start = time.monotonic()
+    made = subprocess.run(
+        ["make", "build"], cwd=folder / "bq", env=env, capture_output=True, text=True
+    )
+    pip = time.monotonic() - start
+    with subprocess.Popen(
+        ["make", "demo"], cwd=folder / "bq", env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        said, hit = made.stdout + made.stderr, None
+        assert process.stdout is not None
+        for line in process.stdout:
+            said += line
+            if hit is None and "0." in line and "s," not in line:
+                hit = time.monotonic() - start - pip
+    first = None if hit is None else {"pip": pip, "hit": hit, "downloads": 0.0}
+    return {"first": first, "failed": said if process.returncode else None, "pip": ["make demo"]}
+
+
+def go(name: str, wheel: Path) -> Iterator[dict[str, Any]]:
+    """With empty caches, and with filled ones."""
+    with tempfile.TemporaryDirectory(prefix="newcomer-", dir="/tmp") as kept:
+        os.chmod(kept, 0o755)  # PostgreSQL does not run as root
+        caches = Path(kept) / "caches"
+        for time_of in ("cold", "warm"):
+            folder = Path(kept) / time_of
+            folder.mkdir()
+            yield demo(folder, caches) if name == DEMO else read(name, wheel, folder, caches)
+            shutil.rmtree(folder)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("pages", nargs="*", help=f"of {', '.join([*PAGES, DEMO])}; all by default")
+    options = parser.parse_args()
+    unknown = set(options.pages) - {*PAGES, DEMO}
+    if unknown:
+        parser.error(f"no such page: {', '.join(sorted(unknown))}")
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(f"pybq is {options.wheel.name}, as it is on no index of packages yet.")
+    grid = Grid("page", "installs", box=None)
+    for heading in ("MB", "pip, s", "to the first hit, s", "both", "pip, warm", "to", "both"):
+        grid.add_column(heading, justify="right")
+    failures = 0
+    for name in options.pages or [*PAGES, DEMO]:
+        cells = []
+        for taken in go(name, options.wheel.resolve()):
+            first = taken["first"]
+            if taken["failed"] is not None:
+                failures += 1
+                console.print(f"{name}: {taken['failed']}", style="red", markup=False)
+            if first is None:
+                cells = ["-"] * 7
+                break
+            megabytes = [] if cells else [f"{first['downloads']:.0f}"]
+            seconds = (first["pip"], first["hit"], first["pip"] + first["hit"])
+            cells += megabytes + [f"{each:.1f}" for each in seconds]
+        installs = ", ".join(line.removeprefix("pip install ") for line in taken["pip"])
+        grid.add_row(name, installs.replace("[", r"\["), *cells)
+        console.print(f"{name} {' '.join(cells)}")
+    console.print(grid)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""A newcomer at one page, in an environment where nothing is installed yet.
+
+    python reader.py WHEEL PAGE [SECTION]
+
+Runs in the environment and the folder that the newcomer begins with (__main__.py makes both), by
+the runner of the pages' tests, of whose own names a page gets none. Prints what it took, as JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[0] = str(TESTS)
+from pages import ROOT, RUN, Block, Reader, read_blocks  # noqa: E402
+
+sys.path[0] = ""  # as of who types
+
+# What a page, or a section, says above its first block of where it begins.
+GOES_ON = re.compile(r"[Gg]oes on from \[[^\]]+\]\((?P<page>[^)#]*)(?:#(?P<section>[^)]+))?\)")
+
+# The words of the command that stays, in a terminal of its own
+SERVE = re.compile(r"pybq serve\b")
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def steps(page: Path, section: str | None) -> Iterator[tuple[Path, Block]]:
+    """Blocks of what a page goes on from, and then its own."""
+    text = page.read_text()
+    if page.suffix == ".md":
+        if section is not None:
+            (text,) = (
+                part
+                for part in re.split(r"^## ", text, flags=re.M)[1:]
+                if anchor(part.partition("\n")[0]) == section
+            )
+        before = GOES_ON.search(text.partition("```")[0])
+        if before is not None:
+            other = (page.parent / before["page"]).resolve() if before["page"] else page
+            yield from steps(other, before["section"])
+    for block in read_blocks(page):
+        if block.language in RUN and (section is None or anchor(block.section) == section):
+            yield page, block
+
+
+class Newcomer(Reader):
+    """Installs what a page says, starts the server that it says, and looks at the clock."""
+
+    def __init__(self, wheel: str, folder: Path) -> None:
+        super().__init__(Path(), folder)
+        self._wheel = wheel
+        self._server: subprocess.Popen[str] | None = None
+        self._dsn: str | None = None
+        self._start = time.monotonic()
+        self.pip = 0.0  # seconds
+        self.first: dict[str, float] | None = None
+
+    def __exit__(self, *details: object) -> None:
+        if "psycopg" in sys.modules:
+            super().__exit__(*details)
+        if self._conn is not None:
+            self._conn.close()
+        if self._server is not None:
+            self._server.terminate()
+            self._server.communicate()
+
+    def take(self, page: Path, block: Block) -> None:
+        self._page = page
+        self.run(block)
+        # commands say much on the way; what is to be looked at, the page shows
+        found = self.printed.strip() and (block.language != "sh" or block.output is not None)
+        if self.first is None and found:
+            self.first = {"pip": self.pip, "hit": time.monotonic() - self._start - self.pip}
+            self.first["downloads"] = sum(downloads())
+
+    def _run_sh(self, block: Block) -> str:
+        """Line by line, as some take long and one stays."""
+        printed = ""
+        for line in block.text.replace("\\\n", " ").splitlines():
+            if line.startswith("pip install"):
+                self._install(line)
+            elif SERVE.match(line):
+                self._serve(line)
+            elif line:
+                printed += super()._run_sh(Block("sh", line, None, "", block.line, ""))
+        return printed
+
+    def _install(self, line: str) -> None:
+        arguments = [
+            self._wheel + word.removeprefix("pybq") if re.match(r"pybq\b", word) else word
+            for word in shlex.split(line, comments=True)[1:]
+        ]
+        start = time.monotonic()
+        command = [sys.executable, "-m", "pip", *arguments]
+        done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True)
+        self.pip += time.monotonic() - start
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        importlib.invalidate_caches()
+
+    def _serve(self, line: str) -> None:
+        import psycopg
+
+        self._server = subprocess.Popen(
+            shlex.split(line, comments=True), cwd=self._folder,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        said = ""
+        assert self._server.stdout is not None
+        for text in self._server.stdout:
+            said += text
+            if "Ctrl-C" in text:
+                break
+        found = re.search(r"psql '(.+)'", said)
+        assert found is not None, f"{line}: {said}"
+        # psql's place, where SQL is typed; the page's own Python has to say how it connects
+        self._conn = psycopg.connect(found[1], autocommit=True)
+
+    def _named(self) -> dict[str, str]:
+        return {}  # the command finds the server by itself, or is told by the page
+
+    def _connection(self) -> Any:
+        """Where the page was last: in psql, or in its own Python."""
+        return self._conn or super()._connection()
+
+
+def downloads() -> Iterator[float]:
+    """Megabytes of each file that pip has fetched, by its log."""
+    units = {"bytes": 1e-6, "kB": 1e-3, "MB": 1.0, "GB": 1e3}
+    log = Path(os.environ["PIP_LOG"])
+    for line in log.read_text().splitlines() if log.exists() else []:
+        if found := re.search(r"Downloading \S+ \(([\d.]+) (bytes|kB|MB|GB)\)", line):
+            yield float(found[1]) * units[found[2]]
+
+
+def main(wheel: str, page: str, section: str | None = None) -> None:
+    failed = None
+    lines = []
+    with Newcomer(wheel, Path.cwd()) as newcomer:
+        try:
+            for source, block in steps(ROOT / page, section):
+                lines += [line for line in block.text.splitlines() if line.startswith("pip ")]
+                where = f"{source.relative_to(ROOT)}, line {block.line}"
+                newcomer.take(source, block)
+        except BaseException:
+            failed = f"{where}: {traceback.format_exc()}"
+    if newcomer.first is None:
+        failed = failed or "nothing was printed"
+    print(json.dumps({"first": newcomer.first, "failed": failed, "pip": lines}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
