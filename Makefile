@@ -38,7 +38,7 @@ embedded = $(shell $(PY) -c 'import importlib.util as u; \
 	bench-table bench-kernels bench-ingest bench-recall bench-index bench-vectors bench-writers \
 	bench-throughput bench-shards bench-citus bench-scale \
 	torture stress test-shards test-citus test-bm25 test-replicas test-spark test-frameworks test-monitoring \
-	test-upgrade test-harness sdist wheel dist deb release-check format clean
+	test-upgrade test-harness newcomer sdist wheel dist deb release-check format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -189,6 +189,9 @@ test-upgrade: .venv/tested .venv/built ## pg_upgrade of tables and indexes, from
 
 test-harness: build/harness/made .venv/tested .venv/built ## modules for ann-benchmarks and VectorDBBench, run by these; downloads 500 MB
 	$(BIN)/pytest -p no:xdist -s tests/harness
+
+newcomer: wheel ## pages as a newcomer types them, in empty environments, timed [PAGES='quickstart django']
+	@cd tests && '$(CURDIR)/$(PY)' -m newcomer '$(CURDIR)'/dist/pybq-*.whl $(PAGES)
 
 .PHONY: test-docs docs docs-links docs-shots
 
