@@ -59,12 +59,12 @@ NOT_RUN = re.compile(r"<!-- not run: (?P<why>.+?) -->")
 NEEDS = re.compile(r"<!-- needs: (?P<packages>.+?) -->")
 
 FENCE = re.compile(
-    r"(?:^(?P<comment><!-- .+? -->)\n)?"
+    r"(?:^(?P<comment><!-- [^\n]+ -->)\n)?"
     r"^```(?P<language>[^\s`]*)\n(?P<text>.*?)^```$"
     r"(?:\s*^```text\n(?P<output>.*?)^```$)?",
     re.S | re.M,
 )
-HEADING = re.compile(r"^## (.+)$", re.M)
+HEADING = re.compile(r"^##+ (.+)$", re.M)
 
 # First line of a block that is to be written to a file, or added to the one that is there.
 FILE = re.compile(r"# (\S+\.py)\b")

@@ -39,13 +39,13 @@ def anchor(heading: str) -> str:
 
 
 def steps(page: Path, section: str | None) -> Iterator[tuple[Path, Block]]:
-    """Blocks of what a page goes on from, and then its own."""
+    """Blocks of what a page, or a section, goes on from, and then its own."""
     text = page.read_text()
     if page.suffix == ".md":
         if section is not None:
             (text,) = (
                 part
-                for part in re.split(r"^## ", text, flags=re.M)[1:]
+                for part in re.split(r"^##+ ", text, flags=re.M)[1:]
                 if anchor(part.partition("\n")[0]) == section
             )
         before = GOES_ON.search(text.partition("```")[0])
@@ -78,12 +78,13 @@ class Newcomer(Reader):
             self._server.terminate()
             self._server.communicate()
 
-    def take(self, page: Path, block: Block) -> None:
+    def take(self, page: Path, block: Block, wanted: bool) -> None:
+        """Run a block; `wanted`: the first hit may be in what it prints."""
         self._page = page
         self.run(block)
         # commands say much on the way; what is to be looked at, the page shows
         found = self.printed.strip() and (block.language != "sh" or block.output is not None)
-        if self.first is None and found:
+        if self.first is None and wanted and found:
             self.first = {"pip": self.pip, "hit": time.monotonic() - self._start - self.pip}
             self.first["downloads"] = sum(downloads())
 
@@ -152,9 +153,10 @@ def main(wheel: str, page: str, section: str | None = None) -> None:
     with Newcomer(wheel, Path.cwd()) as newcomer:
         try:
             for source, block in steps(ROOT / page, section):
+                own = source == ROOT / page and section in (None, anchor(block.section))
                 lines += [line for line in block.text.splitlines() if line.startswith("pip ")]
                 where = f"{source.relative_to(ROOT)}, line {block.line}"
-                newcomer.take(source, block)
+                newcomer.take(source, block, own)
         except BaseException:
             failed = f"{where}: {traceback.format_exc()}"
     if newcomer.first is None:
