@@ -51,6 +51,8 @@ class Server:
         Where the database is; None before the start of a temporary one.
     log_path : Path or None
         The server's log.
+    bin_dir : Path or None
+        PostgreSQL's programs, psql among them; None before the start.
     """
 
     def __init__(
@@ -82,6 +84,10 @@ class Server:
         if self._running is None:
             raise ServerError("the server is not running; call start()")
         return self._running.dsn
+
+    @property
+    def bin_dir(self) -> Path | None:
+        return self._bin
 
     @property
     def log_path(self) -> Path | None:

@@ -159,6 +159,7 @@ def run_page(
     # test_readme.py starts a server; here it is there
     server = SimpleNamespace(dsn=as_url(conn), stop=lambda: None)
     monkeypatch.setattr(pybq, "serve", lambda: server)
+    monkeypatch.setenv("PYBQ_DSN", as_url(conn))
     monkeypatch.chdir(folder)
     blocks = [
         block
@@ -182,8 +183,6 @@ class Reader(contextlib.AbstractContextManager["Reader"]):
         self._conn = conn
         self.printed = ""  # by the last block
         self._names: dict[str, Any] = {"__name__": "__main__"}
-        if conn is not None:
-            self._names |= {"conn": conn, "dsn": as_url(conn)}
 
     def __exit__(self, *_: object) -> None:
         """Close what the page has left open, as the end of a program would."""
@@ -251,7 +250,8 @@ class Reader(contextlib.AbstractContextManager["Reader"]):
         command = commands / "pybq"
         command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pybq "$@"\n')
         command.chmod(0o755)
-        path = os.pathsep.join([str(commands), os.environ["PATH"]])
+        python = os.path.dirname(sys.executable)
+        path = os.pathsep.join([str(commands), python, os.environ["PATH"]])
         done = subprocess.run(
             ["sh", "-e", "-c", block.text],
             cwd=self._folder,

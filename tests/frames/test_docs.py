@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pages import DOCS, NOT_RUN, read_blocks
 from shared import Conn
 
 import pybq
 
 from .conftest import ROWS
 
-PAGE = Path(__file__).parents[2] / "docs" / "encoding.md"
+PAGE = DOCS / "encoding.md"
 
 
 @pytest.mark.autocommit
@@ -45,13 +45,13 @@ def test_examples_run(
         lambda writer, path: write(writer, str(tmp_path / path)),
     )
     names: dict[str, Any] = {"__name__": "__main__", "spark": spark, "dsn": conn.info.dsn}
-    blocks = re.findall(r"^```(python|sql)\n(.*?)^```$", PAGE.read_text(), re.S | re.M)
-    assert {kind for kind, _ in blocks} == {"python", "sql"}
-    for kind, block in blocks:
-        if kind == "python":
-            exec(compile(block, str(PAGE), "exec", dont_inherit=True), names)
+    blocks = [block for block in read_blocks(PAGE) if not NOT_RUN.match(block.comment)]
+    assert {block.language for block in blocks} == {"python", "sql"}
+    for block in blocks:
+        if block.language == "python":
+            exec(compile(block.text, str(PAGE), "exec", dont_inherit=True), names)
             continue
-        for statement in block.split(";"):
+        for statement in block.text.split(";"):
             if statement.strip():
                 conn.execute(statement.encode())
     transform = names["decision"].transform

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
+from pages import DOCS, read_blocks
 from shared import SEED, Conn, exact_distances
 
 pytest.importorskip("haystack", reason="needs Haystack: make test-frameworks")
@@ -138,19 +137,10 @@ def test_the_page_runs(
     conn: Conn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYBQ_DSN", conn.info.dsn)
-    page = (Path(__file__).parents[2] / "docs" / "haystack.md").read_text()
-    examples = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
-
-    def embed(text: str) -> list[float]:
-        """Words alone, of which two texts share some."""
-        vector = np.zeros(64)
-        for word in text.split():
-            vector[zlib.crc32(word.encode()) % 64] += 1
-        return list(vector / np.linalg.norm(vector))
-
-    names: dict[str, Any] = {"embed": embed}
-    for example in examples:
-        exec(compile(example, "docs/haystack.md", "exec", dont_inherit=True), names)
+    names: dict[str, Any] = {}
+    for block in read_blocks(DOCS / "haystack.md"):
+        if block.language == "python":
+            exec(compile(block.text, "docs/haystack.md", "exec", dont_inherit=True), names)
     assert capsys.readouterr().out.splitlines() == [
         "green apples 0.71",
         "red pears 0.0",

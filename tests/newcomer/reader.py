@@ -28,7 +28,9 @@ from pages import ROOT, RUN, Block, Reader, read_blocks  # noqa: E402
 sys.path[0] = ""  # as of who types
 
 # What a page, or a section, says above its first block of where it begins.
-GOES_ON = re.compile(r"[Gg]oes on from \[[^\]]+\]\((?P<page>[^)#]*)(?:#(?P<section>[^)]+))?\)")
+GOES_ON = re.compile(
+    r"\b[Gg]o(?:es)? on from \[[^\]]+\]\((?P<page>[^)#]*)(?:#(?P<section>[^)]+))?\)"
+)
 
 # The words of the command that stays, in a terminal of its own
 SERVE = re.compile(r"pybq serve\b")
@@ -64,7 +66,6 @@ class Newcomer(Reader):
         super().__init__(Path(), folder)
         self._wheel = wheel
         self._server: subprocess.Popen[str] | None = None
-        self._dsn: str | None = None
         self._start = time.monotonic()
         self.pip = 0.0  # seconds
         self.first: dict[str, float] | None = None
@@ -125,10 +126,11 @@ class Newcomer(Reader):
             said += text
             if "Ctrl-C" in text:
                 break
-        found = re.search(r"psql '(.+)'", said)
+        found = re.search(r"export PYBQ_DSN='(.+)'", said)
         assert found is not None, f"{line}: {said}"
-        # psql's place, where SQL is typed; the page's own Python has to say how it connects
+        # of what it prints a newcomer takes the line for psql, and this one
         self._conn = psycopg.connect(found[1], autocommit=True)
+        os.environ["PYBQ_DSN"] = found[1]
 
     def _named(self) -> dict[str, str]:
         return {}  # the command finds the server by itself, or is told by the page

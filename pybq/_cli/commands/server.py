@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -20,6 +22,12 @@ from pybq._cli.connect import CommandError, connect
 from pybq._cli.output import out, print_json
 from pybq._server.folders import default_data_dir
 from pybq._server.running import find_dsn
+
+
+def ways_in(server: pybq.Server) -> list[str]:
+    """Commands for another terminal: psql, the server's own where the system has none; PYBQ_DSN."""
+    psql = "psql" if shutil.which("psql") else shlex.quote(f"{server.bin_dir}/psql")
+    return [f"{psql} '{server.dsn}'", f"export PYBQ_DSN='{server.dsn}'"]
 
 
 def serve(
@@ -48,7 +56,8 @@ def serve(
 ) -> None:
     """Run a private PostgreSQL with bq and pgvector until interrupted (Ctrl-C).
 
-    Other commands find it by themselves if no folder is named here, and no --dsn there.
+    Other commands find it by themselves if no folder is named here, and no --dsn there. For
+    programs it prints a connection string.
     """
     folder = default_data_dir() if data_dir is None else data_dir
     pairs = [split_pair(setting, "NAME=VALUE", "--set") for setting in settings or []]
@@ -63,9 +72,8 @@ def serve(
             print_json({"dsn": server.dsn, "data_dir": folder, "log": server.log_path})
         else:
             out.print(f"PostgreSQL {postgres} with bq is running on {folder}")
-            out.print(f"  psql '{server.dsn}'", soft_wrap=True, highlight=False)
-            if data_dir is not None:
-                out.print(f"  export PYBQ_DSN='{server.dsn}'", soft_wrap=True, highlight=False)
+            for line in ways_in(server):
+                out.print(f"  {line}", soft_wrap=True, highlight=False)
             out.print("Ctrl-C stops it; the data stay.")
         sys.stdout.flush()
         stopped.wait()
