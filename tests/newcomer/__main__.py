@@ -7,7 +7,8 @@ For each page an environment with nothing in it, and then what the page says, in
 installs, its servers, its Python, SQL and commands (reader.py). The only thing that differs from
 what a newcomer types is the wheel in place of `pybq`, which no index of packages has yet. Once with
 caches that are empty, of pip and of compiled extensions, and once more, in another environment,
-with what the first time has left in them. Exits with 1 if a page fails.
+with what the first time has left in them; if the index forbids pip to keep files, they are fetched
+once more, and found in a folder. Exits with 1 if a page fails.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from typing import Any
 from pages import ROOT
 from rich.console import Console
 from rich.table import Table as Grid
+
+from newcomer.reader import wanted
 
 READER = Path(__file__).with_name("reader.py")
 
@@ -65,7 +68,7 @@ def environment(folder: Path, caches: Path) -> dict[str, str]:
         "HOME": str(folder),
         "PATH": os.pathsep.join([str(folder / "venv" / "bin"), os.environ["PATH"]]),
         "PIP_CACHE_DIR": str(caches / "pip"),
-        "PIP_LOG": str(folder / "pip.log"),
+        "PIP_FIND_LINKS": str(caches / "wheels"),
         "PYBQ_CACHE_DIR": str(caches / "bq"),
         "PYBQ_DATA_DIR": str(folder / "data"),
     }
@@ -87,6 +90,14 @@ def read(name: str, wheel: Path, folder: Path, caches: Path) -> dict[str, Any]:
         cwd=work, env=environment(folder, caches), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def keep(lines: list[str], wheel: Path, folder: Path, caches: Path) -> None:
+    """Fetch what pip could not keep in its cache."""
+    pip = [folder / "venv" / "bin" / "python", "-m", "pip", "download", "--quiet", "--dest"]
+    for line in lines:
+        command = [*pip, caches / "wheels", *wanted(line, str(wheel))]
+        subprocess.run(command, cwd=folder, env=environment(folder, caches), check=True)
 
 
 def clone(target: Path) -> None:
@@ -124,7 +135,10 @@ def go(name: str, wheel: Path) -> Iterator[dict[str, Any]]:
         for time_of in ("cold", "warm"):
             folder = Path(kept) / time_of
             folder.mkdir()
-            yield demo(folder, caches) if name == DEMO else read(name, wheel, folder, caches)
+            taken = demo(folder, caches) if name == DEMO else read(name, wheel, folder, caches)
+            yield taken
+            if time_of == "cold" and name != DEMO and not (caches / "pip").exists():
+                keep(taken["pip"], wheel, folder, caches)
             shutil.rmtree(folder)
 
 

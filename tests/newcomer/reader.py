@@ -21,11 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[0] = str(TESTS)
+if __name__ == "__main__":  # here, and not for what pages import
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 from pages import ROOT, RUN, Block, Reader, read_blocks  # noqa: E402
-
-sys.path[0] = ""  # as of who types
 
 # What a page, or a section, says above its first block of where it begins.
 GOES_ON = re.compile(
@@ -68,6 +66,7 @@ class Newcomer(Reader):
         self._server: subprocess.Popen[str] | None = None
         self._start = time.monotonic()
         self.pip = 0.0  # seconds
+        self.downloads = 0.0  # MB
         self.first: dict[str, float] | None = None
 
     def __exit__(self, *details: object) -> None:
@@ -86,8 +85,8 @@ class Newcomer(Reader):
         # commands say much on the way; what is to be looked at, the page shows
         found = self.printed.strip() and (block.language != "sh" or block.output is not None)
         if self.first is None and wanted and found:
-            self.first = {"pip": self.pip, "hit": time.monotonic() - self._start - self.pip}
-            self.first["downloads"] = sum(downloads())
+            hit = time.monotonic() - self._start - self.pip
+            self.first = {"pip": self.pip, "hit": hit, "downloads": self.downloads}
 
     def _run_sh(self, block: Block) -> str:
         """Line by line, as some take long and one stays."""
@@ -102,15 +101,12 @@ class Newcomer(Reader):
         return printed
 
     def _install(self, line: str) -> None:
-        arguments = [
-            self._wheel + word.removeprefix("pybq") if re.match(r"pybq\b", word) else word
-            for word in shlex.split(line, comments=True)[1:]
-        ]
+        command = [sys.executable, "-m", "pip", "install", *wanted(line, self._wheel)]
         start = time.monotonic()
-        command = [sys.executable, "-m", "pip", *arguments]
         done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True)
         self.pip += time.monotonic() - start
         assert done.returncode == 0, f"{line}: {done.stderr}"
+        self.downloads += sum(downloads(done.stdout))
         importlib.invalidate_caches()
 
     def _serve(self, line: str) -> None:
@@ -140,16 +136,23 @@ class Newcomer(Reader):
         return self._conn or super()._connection()
 
 
-def downloads() -> Iterator[float]:
-    """Megabytes of each file that pip has fetched, by its log."""
+def wanted(line: str, wheel: str) -> list[str]:
+    """What a line for pip installs, with a wheel for `pybq`."""
+    words = shlex.split(line, comments=True)[2:]
+    return [
+        wheel + word.removeprefix("pybq") if re.match(r"pybq\b", word) else word for word in words
+    ]
+
+
+def downloads(said: str) -> Iterator[float]:
+    """Megabytes of each file that pip says to have fetched."""
     units = {"bytes": 1e-6, "kB": 1e-3, "MB": 1.0, "GB": 1e3}
-    log = Path(os.environ["PIP_LOG"])
-    for line in log.read_text().splitlines() if log.exists() else []:
-        if found := re.search(r"Downloading \S+ \(([\d.]+) (bytes|kB|MB|GB)\)", line):
-            yield float(found[1]) * units[found[2]]
+    for size, unit in re.findall(r"Downloading \S+ \(([\d.]+) (\w+)\)", said):
+        yield float(size) * units[unit]
 
 
 def main(wheel: str, page: str, section: str | None = None) -> None:
+    sys.path[0] = ""  # as of who types
     failed = None
     lines = []
     with Newcomer(wheel, Path.cwd()) as newcomer:
