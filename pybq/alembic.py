@@ -39,10 +39,13 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from alembic.autogenerate import comparators
-from alembic.autogenerate.api import AutogenContext
-from alembic.operations import ops
-from sqlalchemy import Connection, Index, Table, text
+from pybq.errors import needed_by
+
+with needed_by("pybq.alembic"):
+    from alembic.autogenerate import comparators
+    from alembic.autogenerate.api import AutogenContext
+    from alembic.operations import ops
+    from sqlalchemy import Connection, Index, Table, text
 
 import pybq.sqlalchemy  # noqa: F401  for reflection
 

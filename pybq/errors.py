@@ -10,6 +10,7 @@ from typing import Any
 
 # What only some need -> the extra that brings it along.
 EXTRAS = {
+    "alembic": "sqlalchemy",
     "dask": "dask",
     "django": "django",
     "filelock": "embedded",
@@ -21,6 +22,7 @@ EXTRAS = {
     "platformdirs": "embedded",
     "pyspark": "spark",
     "rich": "cli",
+    "sqlalchemy": "sqlalchemy",
     "typer": "cli",
 }
 

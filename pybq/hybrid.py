@@ -9,24 +9,28 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
 from numpy.typing import ArrayLike
-from sqlalchemy import (
-    ColumnElement,
-    Double,
-    Label,
-    Select,
-    SQLColumnExpression,
-    String,
-    and_,
-    bindparam,
-    func,
-    inspect,
-    literal,
-    select,
-    type_coerce,
-)
-from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import REGCONFIG, TSVECTOR
-from sqlalchemy.sql import FromClause
+
+from pybq.errors import needed_by
+
+with needed_by("pybq.hybrid"):
+    from sqlalchemy import (
+        ColumnElement,
+        Double,
+        Label,
+        Select,
+        SQLColumnExpression,
+        String,
+        and_,
+        bindparam,
+        func,
+        inspect,
+        literal,
+        select,
+        type_coerce,
+    )
+    from sqlalchemy import cast as sql_cast
+    from sqlalchemy.dialects.postgresql import REGCONFIG, TSVECTOR
+    from sqlalchemy.sql import FromClause
 
 from pybq._codes.metric import OPERATORS, Metric, check_metric
 from pybq._codes.ranks import check_words, make_ranks

@@ -55,29 +55,33 @@ import numpy as np
 from numpy.typing import ArrayLike
 from psycopg import BaseConnection, ProgrammingError
 from psycopg.adapt import AdaptersMap, PyFormat
-from sqlalchemy import (
-    REAL,
-    BindParameter,
-    Double,
-    Integer,
-    Select,
-    SQLColumnExpression,
-    TextClause,
-    bindparam,
-    event,
-    func,
-    select,
-    text,
-    type_coerce,
-)
-from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
-from sqlalchemy.dialects.postgresql.base import ischema_names
-from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import aliased
-from sqlalchemy.pool import Pool
-from sqlalchemy.sql import ColumnElement, FromClause
-from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
+
+from pybq.errors import needed_by
+
+with needed_by("pybq.sqlalchemy"):
+    from sqlalchemy import (
+        REAL,
+        BindParameter,
+        Double,
+        Integer,
+        Select,
+        SQLColumnExpression,
+        TextClause,
+        bindparam,
+        event,
+        func,
+        select,
+        text,
+        type_coerce,
+    )
+    from sqlalchemy import cast as sql_cast
+    from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS
+    from sqlalchemy.dialects.postgresql.base import ischema_names
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.orm import aliased
+    from sqlalchemy.pool import Pool
+    from sqlalchemy.sql import ColumnElement, FromClause
+    from sqlalchemy.types import NullType, TypeEngine, UserDefinedType
 
 from pybq._codes.metric import OPERATORS, Metric, check_metric
 from pybq._codes.quantizer import Quantizer, name_type, share_quantizer

@@ -105,9 +105,12 @@ for name in ("Table", "adopt", "Table"):
 @pytest.mark.parametrize(
     ("module", "missing", "extra"),
     [
+        ("alembic", "alembic", "sqlalchemy"),
+        ("hybrid", "sqlalchemy", "sqlalchemy"),
         ("langchain", "langchain_core", "langchain"),
         ("llama_index", "llama_index", "llama-index"),
         ("llama_index", "llama_index.core", "llama-index"),
+        ("sqlalchemy", "sqlalchemy", "sqlalchemy"),
     ],
 )
 def test_modules_over_frameworks_say_what_to_install(module, missing, extra):
