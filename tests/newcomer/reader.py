@@ -23,12 +23,15 @@ from typing import Any
 
 if __name__ == "__main__":  # here, and not for what pages import
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-from pages import ROOT, RUN, Block, Reader, read_blocks  # noqa: E402
+from pages import NOT_RUN, ROOT, RUN, Block, Reader, read_blocks  # noqa: E402
 
 # What a page, or a section, says above its first block of where it begins.
 GOES_ON = re.compile(
     r"\b[Gg]o(?:es)? on from \[[^\]]+\]\((?P<page>[^)#]*)(?:#(?P<section>[^)]+))?\)"
 )
+
+# What a page installs in the midst of a sentence
+INLINE = re.compile(r"`(pip install [^`]+)`")
 
 # The words of the command that stays, in a terminal of its own
 SERVE = re.compile(r"pybq serve\b")
@@ -52,9 +55,22 @@ def steps(page: Path, section: str | None) -> Iterator[tuple[Path, Block]]:
         if before is not None:
             other = (page.parent / before["page"]).resolve() if before["page"] else page
             yield from steps(other, before["section"])
-    for block in read_blocks(page):
-        if block.language in RUN and (section is None or anchor(block.section) == section):
+    for block in sorted([*read_blocks(page), *read_inline(page)], key=lambda block: block.line):
+        why_not = NOT_RUN.match(block.comment)
+        if block.language not in RUN or (why_not and why_not["why"].startswith("needs")):
+            continue
+        if section is None or anchor(block.section) == section:
             yield page, block
+
+
+def read_inline(page: Path) -> Iterator[Block]:
+    """Lines for pip outside of blocks."""
+    section = ""
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if line.startswith("##"):
+            section = line.lstrip("# ")
+        for found in INLINE.finditer(line):
+            yield Block("sh", found[1] + "\n", None, "", number, section)
 
 
 class Newcomer(Reader):
