@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pages import ROOT
+from rich import box
 from rich.console import Console
 from rich.table import Table as Grid
 
@@ -156,10 +157,15 @@ def main() -> int:
     if unknown:
         parser.error(f"no such page: {', '.join(sorted(unknown))}")
     console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(f"pybq is {options.wheel.name}, as it is on no index of packages yet.")
-    grid = Grid("page", "installs", box=None)
-    for heading in ("MB", "pip, s", "to the first hit, s", "both", "pip, warm", "to", "both"):
-        grid.add_column(heading, justify="right")
+    console.print(
+        f"pybq is {options.wheel.name}, as no index of packages has it yet. Caches, of pip and of\n"
+        "compiled extensions: empty, and then as the first time has left them."
+    )
+    grid = Grid("page", "installs", box=box.SIMPLE_HEAD)
+    grid.add_column("MB", justify="right")
+    for caches in ("empty", "filled"):
+        for heading in ("pip, s", "then to\na hit, s", "both, s"):
+            grid.add_column(f"{caches}\n{heading}", justify="right")
     failures = 0
     for name in options.pages or [*PAGES, DEMO]:
         cells = []

@@ -27,7 +27,7 @@ from pages import NOT_RUN, ROOT, RUN, Block, Reader, read_blocks  # noqa: E402
 
 # What a page, or a section, says above its first block of where it begins.
 GOES_ON = re.compile(
-    r"\b[Gg]o(?:es)? on from \[[^\]]+\]\((?P<page>[^)#]*)(?:#(?P<section>[^)]+))?\)"
+    r"\b[Gg]o(?:es)? on from\s+\[[^\]]+\]\((?P<page>[^)#]*)(?:#(?P<section>[^)]+))?\)"
 )
 
 # What a page installs in the midst of a sentence

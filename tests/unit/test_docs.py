@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
-from pages import DOCS, PAGES, ROOT
+from newcomer.__main__ import PAGES as FOR_NEWCOMERS
+from newcomer.reader import steps
+from pages import DOCS, PAGES, ROOT, read_blocks
 
 import pybq
 
@@ -31,6 +34,24 @@ def test_every_page_is_of_some_test() -> None:
     others = {path.name for path in DOCS.glob("*.md")} - {page.name for page in PAGES}
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert {name for name in others if f'"{name}"' not in tests} == set()
+
+
+def test_a_comment_belongs_to_the_block_just_below(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- of no block -->\n\n```python\n## no heading\n```\n\n## Two\n\n"
+        "<!-- not run: slow -->\n```python\n# a/b.py\n```\n"
+    )
+    found = [(block.comment, block.section, block.file) for block in read_blocks(page)]
+    assert found == [("", "", None), ("<!-- not run: slow -->", "Two", "a/b.py")]
+
+
+@pytest.mark.parametrize("name", FOR_NEWCOMERS)
+def test_a_page_begins_by_installing_what_it_needs(name: str) -> None:
+    """Or goes on from one that does; `make newcomer` sees whether that is enough."""
+    page, *section = FOR_NEWCOMERS[name]
+    _, first = next(steps(ROOT / page, *section or [None]))
+    assert first.text.startswith("pip install ")
 
 
 def test_the_reference_names_all_that_is_public() -> None:
