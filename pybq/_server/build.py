@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -81,6 +82,8 @@ def installed(postgres: int) -> Path:
         target = cache / f"pg{postgres}-{key}"
         bin_dir = Path(package.name) / INSTALLS[postgres] / "bin"
         if not target.exists():
+            if sys.stderr.isatty():  # who waits is told what for
+                print("pybq: compiling the extension, once; half a minute", file=sys.stderr)
             _clone(package / INSTALLS[postgres], build / "server" / bin_dir.parent)
             # shared libraries, found by the programs relative to themselves
             for libs in (package.parent / f"{package.name}.libs", package / ".dylibs"):

@@ -406,9 +406,10 @@ with pybq.serve() as server:
 
 
 @pytest.mark.once
-def test_environments_with_the_same_server_share_a_build(folder, monkeypatch):
+def test_environments_with_the_same_server_share_a_build(folder, monkeypatch, capsys):
     monkeypatch.setenv("PYBQ_CACHE_DIR", str(folder / "cache"))
     monkeypatch.setattr(build, "make", lambda *_: None)  # it takes long
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     found = []
     for name, content in (
         ("one", "a"),
@@ -433,6 +434,7 @@ def test_environments_with_the_same_server_share_a_build(folder, monkeypatch):
             patch.syspath_prepend(str(site))
             found.append(build.installed(18))
     assert found[0] == found[1] and len(set(found)) == 4
+    assert capsys.readouterr().err.count("compiling the extension, once") == 4
 
 
 def test_unused_builds_are_removed(folder, monkeypatch):
