@@ -476,9 +476,8 @@ def test_the_page_runs(scratch: Project, tmp_path: Path) -> None:
     page = DOCS / "django.md"
     folder = tmp_path / "page"
     folder.mkdir()
-    databases = re.search(
-        r"^DATABASES = .*$", (scratch.folder / "project_settings.py").read_text(), re.M
-    )
+    settings = (scratch.folder / "project_settings.py").read_text()
+    (databases,) = re.findall(r"^DATABASES = .*$", settings, re.M)
     with Reader(page, folder) as reader:
         for block in read_blocks(page):
             if NOT_RUN.match(block.comment):
