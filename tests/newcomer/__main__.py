@@ -48,6 +48,7 @@ PAGES: dict[str, tuple[str, ...]] = {
             "settings",
             "filters",
             "operating",
+            "troubleshooting",
             "codes",
             "hybrid",
             "pools",

@@ -26,8 +26,8 @@ if __name__ == "__main__":  # here, and not for what pages import
 from pages import NOT_RUN, ROOT, RUN, Block, Reader, read_blocks  # noqa: E402
 
 # What a page, or a section, says above its first block of where it begins.
-GOES_ON = re.compile(
-    r"\b[Gg]o(?:es)? on from\s+\[[^\]]+\]\((?P<page>[^)#]*)(?:#(?P<section>[^)]+))?\)"
+CONTINUES = re.compile(
+    r"\bcontinues? from\s+\[[^\]]+\]\((?P<page>[^)#]*)(?:#(?P<section>[^)]+))?\)"
 )
 
 # What a page installs in the midst of a sentence
@@ -42,7 +42,7 @@ def anchor(heading: str) -> str:
 
 
 def steps(page: Path, section: str | None) -> Iterator[tuple[Path, Block]]:
-    """Blocks of what a page, or a section, goes on from, and then its own."""
+    """Blocks of what a page, or a section, continues from, and then its own."""
     text = page.read_text()
     if page.suffix == ".md":
         if section is not None:
@@ -51,7 +51,7 @@ def steps(page: Path, section: str | None) -> Iterator[tuple[Path, Block]]:
                 for part in re.split(r"^##+ ", text, flags=re.M)[1:]
                 if anchor(part.partition("\n")[0]) == section
             )
-        before = GOES_ON.search(text.partition("```")[0])
+        before = CONTINUES.search(text.partition("```")[0])
         if before is not None:
             other = (page.parent / before["page"]).resolve() if before["page"] else page
             yield from steps(other, before["section"])

@@ -48,7 +48,7 @@ def test_a_comment_belongs_to_the_block_just_below(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FOR_NEWCOMERS)
 def test_a_page_begins_by_installing_what_it_needs(name: str) -> None:
-    """Or goes on from one that does; `make newcomer` sees whether that is enough."""
+    """Or continues from one that does; `make newcomer` sees whether that is enough."""
     page, *section = FOR_NEWCOMERS[name]
     _, first = next(steps(ROOT / page, *section or [None]))
     assert first.text.startswith("pip install ")
