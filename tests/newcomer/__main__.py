@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -128,10 +129,11 @@ def demo(folder: Path, caches: Path) -> dict[str, Any]:
         assert process.stdout is not None
         for line in process.stdout:
             said += line
-            if hit is None and "0." in line and "s," not in line:
+            if hit is None and re.match(r" +0\.\d\d ", line):  # similarity, text
                 hit = time.monotonic() - start - pip
     first = None if hit is None else {"pip": pip, "hit": hit, "downloads": 0.0}
-    return {"first": first, "failed": said if process.returncode else None, "pip": ["make demo"]}
+    failed = said if process.returncode or hit is None else None
+    return {"first": first, "failed": failed, "pip": ["make demo"]}
 
 
 def go(name: str, wheel: Path) -> Iterator[dict[str, Any]]:
@@ -159,8 +161,8 @@ def main() -> int:
         parser.error(f"no such page: {', '.join(sorted(unknown))}")
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(
-        f"pybq is {options.wheel.name}, as no index of packages has it yet. Caches, of pip and of\n"
-        "compiled extensions: empty, and then as the first time has left them."
+        f"pybq is {options.wheel.name}, as no index of packages has it yet.\n"
+        "Caches of pip and of compiled extensions: empty, and then as the first time left them."
     )
     grid = Grid("page", "installs", box=box.SIMPLE_HEAD)
     grid.add_column("MB", justify="right")
