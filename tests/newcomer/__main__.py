@@ -65,6 +65,8 @@ PAGES: dict[str, tuple[str, ...]] = {
     "encoding": ("docs/encoding.md",),
 }
 DEMO = "demo"
+# Programs that pip does not install, beside make and a C compiler
+NEEDS = {"encoding": "java"}
 # What pip and the server of a newcomer would find of ours.
 OURS = ("PYTHON", "PYBQ_", "PG", "VIRTUAL_ENV", "MAKE", "MFLAGS", "DJANGO_")
 
@@ -171,6 +173,9 @@ def main() -> int:
             grid.add_column(f"{caches}\n{heading}", justify="right")
     failures = 0
     for name in options.pages or [*PAGES, DEMO]:
+        if name in NEEDS and shutil.which(NEEDS[name]) is None:
+            grid.add_row(name, f"not run: there is no {NEEDS[name]} here", *["-"] * 7)
+            continue
         cells = []
         for taken in go(name, options.wheel.resolve()):
             first = taken["first"]
@@ -180,7 +185,9 @@ def main() -> int:
             if first is None:
                 cells = ["-"] * 7
                 break
-            megabytes = [] if cells else [f"{first['downloads']:.0f}"]
+            megabytes = (
+                [] if cells else [f"{first['downloads']:.0f}" if first["downloads"] else "?"]
+            )
             seconds = (first["pip"], first["hit"], first["pip"] + first["hit"])
             cells += megabytes + [f"{each:.1f}" for each in seconds]
         installs = ", ".join(line.removeprefix("pip install ") for line in taken["pip"])
