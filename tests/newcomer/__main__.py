@@ -185,11 +185,10 @@ def main() -> int:
             if first is None:
                 cells = ["-"] * 7
                 break
-            megabytes = (
-                [] if cells else [f"{first['downloads']:.0f}" if first["downloads"] else "?"]
-            )
+            if not cells:  # the second time, less is fetched
+                cells = [f"{first['downloads']:.0f}" if first["downloads"] else "?"]
             seconds = (first["pip"], first["hit"], first["pip"] + first["hit"])
-            cells += megabytes + [f"{each:.1f}" for each in seconds]
+            cells += [f"{each:.1f}" for each in seconds]
         installs = ", ".join(line.removeprefix("pip install ") for line in taken["pip"])
         grid.add_row(name, installs.replace("[", r"\["), *cells)
         console.print(f"{name} {' '.join(cells)}")
