@@ -139,3 +139,22 @@ def test_what_recall_costs_is_within_what_was_measured(recall: float) -> None:
     assert found is not None
     said = found.groups()[:2] if recall == 0.98 else found.groups()[2:]
     assert said == (f"{min(times):.1f}", f"{max(times):.1f}")
+
+
+def test_figures_beside_other_extensions_are_those_of_the_table() -> None:
+    """What docs/comparison.md says in words of what `make bench` measured."""
+    at = {row[0]: (row[4], row[8]) for row in cells("docs/comparison.md", "at recall@10")}
+    chord = [at[f"VectorChord vchordrq, {kind} @ second"] for kind in ("vector", "halfvec")]
+    scale = at["pgvectorscale diskann, vector @ second"]
+    low, high = (sorted(column, key=float) for column in zip(*chord, strict=True))
+    text = " ".join((DOCS / "comparison.md").read_text().split())
+    assert (
+        f"At recall .95 VectorChord took {' to '.join(low)} times as long as bq, pgvectorscale "
+        f"{scale[0]} times; at .99, {' to '.join(high)} and {scale[1]}."
+    ) in text
+    exact = next(
+        row[1]
+        for row in cells("docs/comparison.md", "at recall@10")
+        if row[0] == "exact scan, halfvec"
+    )
+    assert f"it takes [{exact} ms](#what-one-command-measures)" in text
