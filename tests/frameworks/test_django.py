@@ -471,8 +471,9 @@ def test_codes_are_dumped_and_loaded(shop: Any) -> None:
     assert list(modelform_factory(shop.Sample, fields="__all__").base_fields) == []
 
 
-def test_the_page_runs(scratch: Project, tmp_path: Path) -> None:
+def test_the_page_runs(scratch: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its project, but for the database."""
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE", raising=False)  # of other tests
     page = DOCS / "django.md"
     folder = tmp_path / "page"
     folder.mkdir()
