@@ -24,14 +24,16 @@ def open_table(
     metric: Metric | None = None,
     content_column: str = "content",
     metadata_column: str | None = "metadata",
+    metadata_columns: Sequence[str] | None = None,
     **_: Any,
 ) -> Table:
     """Open a table of documents; create it if there is none: text, and JSON for all metadata.
 
-    Takes all options of a store, of which those count that name both columns.
+    Takes all options of a store, of which those count that name columns.
     """
     if run(find_table(BlockingDatabase(conn), name, None)) is not None:
         return Table(conn, name, dim, metric)
+    _refuse_new(name, metadata_columns)
     columns = name_columns(content_column, metadata_column)
     return Table(conn, name, dim, metric, id_type="text", columns=columns)
 
@@ -63,11 +65,16 @@ def open_indexed(
     """
     db = BlockingDatabase(conn)
     if run(find_table(db, name, schema)) is None:
-        if fields:
-            raise TableError(f"no table {name!r}; create it, with columns {', '.join(fields)}")
+        _refuse_new(name, fields)
         kept = [sql.SQL("({} ->> {})").format(sql.Identifier(json or ""), f) for f in indexed]
         run(_create_indexed(db, name, schema, dim, metric, store, columns, kept))
     return Table(conn, name, dim, metric, schema=schema, column=column)
+
+
+def _refuse_new(name: str, fields: Sequence[str] | None) -> None:
+    """Columns of metadata have types, which nobody has said."""
+    if fields:
+        raise TableError(f"no table {name!r}; create it, with columns {', '.join(fields)}")
 
 
 async def _create_indexed(

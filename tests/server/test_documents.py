@@ -460,3 +460,9 @@ def test_no_vector_no_distance(conn: Conn, own: Documents) -> None:
     conn.execute("INSERT INTO own (body) VALUES ('wordy')")
     (found,) = own.do(find, [1] * DIM, 5, Compare("body", "eq", "wordy"), text="wordy")
     assert found.distance is not None and math.isnan(found.distance) and found.score
+
+
+def test_a_new_table_has_no_columns_that_only_a_name_is_known_of(conn: Conn) -> None:
+    with pytest.raises(pybq.TableError, match="no table 'new'; create it, with columns lang, year"):
+        open_table(conn, "new", DIM, metadata_columns=["lang", "year"])
+    assert conn.execute("SELECT to_regclass('new')").fetchone() == (None,)
