@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.document_stores.types import FilterPolicy
 from haystack.document_stores.types.filter_policy import apply_filter_policy
 
-from pybq.haystack.store import PUBLIC, BQDocumentStore, Filters
+from pybq.haystack.store import PUBLIC, BQDocumentStore, Filters, in_thread
 
 
 class _Retriever:
@@ -113,16 +112,7 @@ class BQEmbeddingRetriever(_Retriever):
         """Find documents; arguments that are given take the place of the retriever's."""
         return self._search(query_embedding, None, filters, top_k, recall=recall)
 
-    @component.output_types(documents=list[Document])
-    async def run_async(
-        self,
-        query_embedding: list[float],
-        filters: Filters | None = None,
-        top_k: int | None = None,
-        recall: float | None = None,
-    ) -> dict[str, list[Document]]:
-        """As `run`, in a thread."""
-        return await asyncio.to_thread(self.run, query_embedding, filters, top_k, recall)
+    run_async = in_thread(run)
 
 
 @component
@@ -167,12 +157,7 @@ class BQKeywordRetriever(_Retriever):
         """
         return self._search(None, query, filters, top_k)
 
-    @component.output_types(documents=list[Document])
-    async def run_async(
-        self, query: str, filters: Filters | None = None, top_k: int | None = None
-    ) -> dict[str, list[Document]]:
-        """As `run`, in a thread."""
-        return await asyncio.to_thread(self.run, query, filters, top_k)
+    run_async = in_thread(run)
 
 
 @component
@@ -232,14 +217,4 @@ class BQHybridRetriever(_Retriever):
         """
         return self._search(query_embedding, query, filters, top_k, recall=recall)
 
-    @component.output_types(documents=list[Document])
-    async def run_async(
-        self,
-        query_embedding: list[float],
-        query: str,
-        filters: Filters | None = None,
-        top_k: int | None = None,
-        recall: float | None = None,
-    ) -> dict[str, list[Document]]:
-        """As `run`, in a thread."""
-        return await asyncio.to_thread(self.run, query_embedding, query, filters, top_k, recall)
+    run_async = in_thread(run)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     _P = ParamSpec("_P")
 
+_Self = TypeVar("_Self")
 _T = TypeVar("_T")
 
 Filters = dict[str, Any]
@@ -45,14 +46,14 @@ ON_CONFLICT: dict[DuplicatePolicy, OnConflict] = {
 _ENVIRONMENT = Secret.from_env_var("PYBQ_DSN")
 
 
-def _in_thread(
-    method: Callable[Concatenate[BQDocumentStore, _P], _T],
-) -> Callable[Concatenate[BQDocumentStore, _P], Coroutine[Any, Any, _T]]:
+def in_thread(
+    method: Callable[Concatenate[_Self, _P], _T],
+) -> Callable[Concatenate[_Self, _P], Coroutine[Any, Any, _T]]:
     """Make the asynchronous method of one that waits."""
 
     @wraps(method)
-    async def waiting(store: BQDocumentStore, /, *given: _P.args, **options: _P.kwargs) -> _T:
-        return await asyncio.to_thread(method, store, *given, **options)
+    async def waiting(self: _Self, /, *given: _P.args, **options: _P.kwargs) -> _T:
+        return await asyncio.to_thread(method, self, *given, **options)
 
     waiting.__name__ = f"{method.__name__}_async"
     return waiting
@@ -246,14 +247,14 @@ class BQDocumentStore:
 
     # -- the same without blocking an event loop ------------------------------------------
 
-    count_documents_async = _in_thread(count_documents)
-    count_documents_by_filter_async = _in_thread(count_documents_by_filter)
-    filter_documents_async = _in_thread(filter_documents)
-    write_documents_async = _in_thread(write_documents)
-    delete_documents_async = _in_thread(delete_documents)
-    delete_all_documents_async = _in_thread(delete_all_documents)
-    delete_by_filter_async = _in_thread(delete_by_filter)
-    update_by_filter_async = _in_thread(update_by_filter)
+    count_documents_async = in_thread(count_documents)
+    count_documents_by_filter_async = in_thread(count_documents_by_filter)
+    filter_documents_async = in_thread(filter_documents)
+    write_documents_async = in_thread(write_documents)
+    delete_documents_async = in_thread(delete_documents)
+    delete_all_documents_async = in_thread(delete_all_documents)
+    delete_by_filter_async = in_thread(delete_by_filter)
+    update_by_filter_async = in_thread(update_by_filter)
 
     # -- the connection -------------------------------------------------------------------
 
