@@ -115,8 +115,8 @@ async def put(
         made = iter(await _make_keys(table, columns, missing))
         keys = [next(made) if key is None else key for key in keys]
     conflict: OnConflict = "error" if missing == n else "update"
-    await write(table, columns, keys, contents, metadatas, vectors, on_conflict=conflict)
-    return [columns.to_id(columns.to_key(key)) for key in keys]
+    await _write(table, columns, keys, contents, metadatas, vectors, {}, conflict)
+    return [columns.to_id(key) for key in keys]
 
 
 async def write(
@@ -133,8 +133,22 @@ async def write(
 
     `others` are columns of what else they have.
     """
-    values = columns.to_values(contents, metadatas, others or {})
-    keys = [columns.to_key(each) for each in ids]
+    keys = columns.to_keys(ids)
+    given = (keys, contents, metadatas, vectors, others or {}, on_conflict)
+    return await _write(table, columns, *given)
+
+
+async def _write(
+    table: BaseTable,
+    columns: Columns,
+    keys: list[Any],
+    contents: Sequence[str | None],
+    metadatas: Sequence[Mapping[str, Any]],
+    vectors: ArrayLike | Sequence[ArrayLike | None],
+    others: Mapping[str, Sequence[Any]],
+    on_conflict: OnConflict,
+) -> int:
+    values = columns.to_values(contents, metadatas, others)
     given: Any = vectors
     missing = None
     if not isinstance(given, np.ndarray) and any(each is None for each in given):
@@ -244,10 +258,8 @@ async def read(
         for key, vector, *row in rows
     ]
     if ids is not None:
-        places = {
-            columns.to_id(columns.to_key(each)): place
-            for place, each in reversed([*enumerate(ids)])
-        }
+        keys = columns.to_keys(ids)
+        places = {columns.to_id(key): place for place, key in reversed([*enumerate(keys)])}
         found.sort(key=lambda each: places[each.id])
     return found
 
