@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
+    AsyncExitStack,
     asynccontextmanager,
     nullcontext,
     suppress,
@@ -251,12 +252,9 @@ class AsyncDatabase(Database):
             if begin.exception() is None:
                 await copy.__aexit__(type(error), error, error.__traceback__)
             raise
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(copy)
             yield stream
-        except BaseException as error:
-            await copy.__aexit__(type(error), error, error.__traceback__)
-            raise
-        await copy.__aexit__(None, None, None)
 
     async def wait_for(self, future: Future[T]) -> T:
         return await asyncio.wrap_future(future)
