@@ -11,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import psycopg
+import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from shared import Conn
@@ -186,3 +189,14 @@ def _settings(conn: Conn) -> object:
     return conn.execute(
         "SELECT name, setting FROM pg_settings WHERE source = 'command line' ORDER BY name"
     ).fetchall()
+
+
+def need_library(config: pytest.Config, name: str, target: str) -> None:
+    """Skip a test unless the installation of --bin has a library; `target` of make names one."""
+    folder = config.getoption("bin")
+    if not folder:
+        pytest.skip(f"needs a server with {name}: make {target} PG_CONFIG=...")
+    program = Path(folder, "pg_config")
+    libraries = subprocess.run([program, "--pkglibdir"], capture_output=True, check=True).stdout
+    if not Path(libraries.decode().strip(), f"{name}.so").exists():
+        pytest.skip(f"the server of {folder} has no {name}")

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import psycopg
 import pytest
+from databases import need_library
 from shared import SEED, Conn
 
 import pybq
@@ -25,13 +24,7 @@ ODD = 'The "50%" Body\'s'
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[pybq.Server]:
-    folder = request.config.getoption("bin")
-    if not folder:
-        pytest.skip("needs a server with pg_textsearch: make test-bm25 PG_CONFIG=...")
-    program = Path(folder, "pg_config")
-    libraries = subprocess.run([program, "--pkglibdir"], capture_output=True, check=True).stdout
-    if not Path(libraries.decode().strip(), "pg_textsearch.so").exists():
-        pytest.skip(f"the server of {folder} has no pg_textsearch")
+    need_library(request.config, "pg_textsearch", "test-bm25")
     settings = {"shared_preload_libraries": "pg_textsearch"}
     with pybq.serve(postgres=request.config.getoption("postgres"), settings=settings) as server:
         with psycopg.connect(server.dsn, autocommit=True) as conn:

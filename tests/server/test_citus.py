@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import re
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from databases import need_library
 from indexlib import clustered_vectors, run_threads
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shared import SEED, Conn, Vectors, exact_distances
@@ -59,13 +59,7 @@ def rows(conn: Conn, statement: str, parameters: Any = None) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def servers(request: pytest.FixtureRequest) -> Iterator[list[pybq.Server]]:
-    folder = request.config.getoption("bin")
-    if not folder:
-        pytest.skip("needs a server with Citus: make test-citus PG_CONFIG=...")
-    program = Path(folder, "pg_config")
-    libraries = subprocess.run([program, "--pkglibdir"], capture_output=True, check=True).stdout
-    if not Path(libraries.decode().strip(), "citus.so").exists():
-        pytest.skip(f"the server of {folder} has no Citus")
+    need_library(request.config, "citus", "test-citus")
     settings: dict[str, Any] = {
         "shared_preload_libraries": "citus",
         "wal_level": "logical",  # shards are moved beside writers
