@@ -254,11 +254,15 @@ def draw(results: Result, path: Path) -> None:
 
 
 def _styles(results: Result) -> dict[str, tuple[str, str, str]]:
-    """Colour, marker and line of each system that was measured."""
+    """Colour, marker and line of each system that was measured.
+
+    Those of other servers that the embedded one has, too, tell servers apart: in the table only.
+    """
     used = dict.fromkeys(STYLES, 0)
     styles = {}
     for name, peer in results["peers"].items():
-        if peer.get("curve"):
+        base, _, server = name.partition(" @ ")
+        if peer.get("curve") and not (server and base in results["peers"]):
             of_kind = STYLES[peer["kind"]]
             styles[name] = of_kind[used[peer["kind"]] % len(of_kind)]
             used[peer["kind"]] += 1
